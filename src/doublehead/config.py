@@ -1,0 +1,301 @@
+"""Every setting of a run, with its meaning and its default. Unknown keys are refused.
+
+A run is a `Config`: `model` (what is built), `data` (how images reach it) and `train` (how it learns).
+`model` travels in each checkpoint; the whole `Config` is written into the run folder.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from doublehead.errors import DoubleheadError
+
+Block = Literal["up", "bottleneck", "non-local"]
+
+CONV_HEAD_FORMS: dict[str, tuple[Block, ...]] = {
+    "paper": ("up", "non-local", "bottleneck", "non-local", "bottleneck"),
+    "mmdetection": ("up", "bottleneck", "bottleneck", "bottleneck", "bottleneck"),
+}
+
+
+class Strict(BaseModel):
+    """Refuses unknown keys and cannot be changed once made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BranchConfig(Strict):
+    """One branch of a box head: a trunk, and the weight of each task in its loss (paper, section 4)."""
+
+    trunk: Literal["fc", "conv"]
+    classify: float = Field(ge=0, description="Weight of the classification loss; 0: no such predictor.")
+    regress: float = Field(ge=0, description="Weight of the box regression loss; 0: no such predictor.")
+    roi_scale: float | None = Field(
+        default=None, gt=0, description="Enlarges each RoI about its centre; None: 1.0 for fc, 1.3 for conv."
+    )
+
+    @model_validator(mode="after")
+    def _learns_something(self) -> BranchConfig:
+        if self.classify == 0 and self.regress == 0:
+            raise ValueError("a branch must classify or regress: give one of its weights a value above 0")
+        return self
+
+    @property
+    def scale(self) -> float:
+        """The RoI scale in force."""
+        return self.roi_scale or {"fc": 1.0, "conv": 1.3}[self.trunk]
+
+    @property
+    def only_regresses(self) -> bool:
+        """Whether proposals without an object mean nothing to this branch."""
+        return self.classify == 0
+
+
+class BackboneConfig(Strict):
+    """ResNet with a feature pyramid."""
+
+    name: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet50"
+    norm: Literal["frozen", "batch", "group"] = Field(
+        default="frozen", description="frozen: BatchNorm with fixed statistics; group: for training from scratch."
+    )
+    weights: str | None = Field(
+        default="imagenet",
+        description="imagenet: torchvision's, downloaded once; a path to a .pth or .safetensors file; or null.",
+    )
+    trainable_stages: int = Field(default=3, ge=0, le=5, description="How many of the 5 stages learn, last first.")
+    fpn_channels: int = Field(default=256, ge=1)
+
+
+class FCHeadConfig(Strict):
+    """The fc-head: flatten, then fully connected layers with ReLU."""
+
+    layers: int = Field(default=2, ge=1)
+    width: int = Field(default=1024, ge=1)
+
+
+class ConvHeadConfig(Strict):
+    """The conv-head: blocks at 7x7, then global average pooling."""
+
+    blocks: tuple[Block, ...] = Field(
+        default=CONV_HEAD_FORMS["paper"], description="A list of blocks, or the form `paper` or `mmdetection`."
+    )
+    width: int = Field(default=1024, ge=1)
+    bottleneck_width: int = Field(default=256, ge=1)
+    non_local_width: int = Field(default=512, ge=1)
+    non_local_groups: int = Field(default=4, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_form(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("blocks"), str):
+            if values["blocks"] not in CONV_HEAD_FORMS:
+                raise ValueError(f"blocks is a list, or one of {', '.join(CONV_HEAD_FORMS)}")
+            return {**values, "blocks": CONV_HEAD_FORMS[values["blocks"]]}
+        return values
+
+    @model_validator(mode="after")
+    def _fits(self) -> ConvHeadConfig:
+        if not self.blocks or self.blocks[0] != "up" or "up" in self.blocks[1:]:
+            raise ValueError("blocks must begin with `up`, which widens the RoI features, and hold no other `up`")
+        if self.non_local_width % self.non_local_groups:
+            raise ValueError("non_local_width must be a multiple of non_local_groups")
+        return self
+
+
+class RPNConfig(Strict):
+    """The region proposal network (torchvision's), with the recipe's numbers."""
+
+    anchor_sizes: tuple[float, ...] = Field(
+        default=(32, 64, 128, 256, 512), min_length=5, max_length=5, description="One size for each of P2..P6."
+    )
+    aspect_ratios: tuple[float, ...] = Field(default=(0.5, 1.0, 2.0), min_length=1)
+    foreground_iou: float = 0.7
+    background_iou: float = 0.3
+    sampled: int = Field(default=256, ge=1, description="Anchors sampled per image for the loss.")
+    positive_fraction: float = 0.5
+    nms_iou: float = 0.7
+    before_nms_training: int = Field(default=2000, description="Proposals kept per level before NMS.")
+    before_nms_inference: int = Field(default=1000, description="Proposals kept per level before NMS.")
+    proposals_training: int = Field(default=2000, description="Proposals kept per image after NMS.")
+    proposals_inference: int = Field(default=1000, description="Proposals kept per image after NMS.")
+
+
+class RoIConfig(Strict):
+    """Sampling of proposals, which of them a regress-only branch sees, and post-processing."""
+
+    sampled: int = Field(default=512, ge=1, description="Proposals sampled per image in training.")
+    positive_fraction: float = 0.25
+    foreground_iou: float = 0.5
+    training_proposals: Literal["positives", "all"] = Field(
+        default="positives", description="What a branch that only regresses sees in training."
+    )
+    inference_proposals: Literal["owners", "all"] = Field(
+        default="owners",
+        description="What a branch that only regresses sees at inference: owners of candidate detections, or all.",
+    )
+    fusion: Literal["complementary", "average", "maximum"] = Field(
+        default="complementary", description="How the scores of several classifying branches become one (paper, 4.3)."
+    )
+    class_agnostic: bool = Field(default=False, description="One box per proposal rather than one per class.")
+    score_threshold: float = Field(default=0.05, ge=0, le=1)
+    nms_iou: float = Field(default=0.5, ge=0, le=1)
+    detections: int = Field(default=100, ge=1, description="Best detections kept per image.")
+
+
+class InputConfig(Strict):
+    """How an image becomes the network's input."""
+
+    short_side: int = Field(default=800, ge=32, description="Images are resized to this short side,")
+    long_side: int = Field(default=1333, ge=32, description="unless the long side would pass this.")
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+
+class ModelConfig(Strict):
+    """What is built. `doublehead models` lists the presets."""
+
+    preset: str = Field(default="custom", description="The preset this came from, for people to read.")
+    branches: tuple[BranchConfig, ...] = Field(min_length=1)
+    input: InputConfig = InputConfig()
+    backbone: BackboneConfig = BackboneConfig()
+    rpn: RPNConfig = RPNConfig()
+    roi: RoIConfig = RoIConfig()
+    fc_head: FCHeadConfig = FCHeadConfig()
+    conv_head: ConvHeadConfig = ConvHeadConfig()
+    head_norm: Literal["batch", "group"] = Field(default="batch", description="Norm of the conv-head's blocks.")
+
+    @model_validator(mode="after")
+    def _both_tasks(self) -> ModelConfig:
+        if not any(b.classify for b in self.branches) or not any(b.regress for b in self.branches):
+            raise ValueError("branches: one of them must classify and one must regress")
+        return self
+
+
+class AugmentConfig(Strict):
+    """Augmentation of training images, done by torchvision.transforms.v2."""
+
+    short_sides: tuple[int, ...] | None = Field(
+        default=None, description="Short sides to choose from at random; None: the model's own input size."
+    )
+    horizontal_flip: float = Field(default=0.5, ge=0, le=1, description="Probability.")
+    vertical_flip: float = Field(default=0.0, ge=0, le=1, description="Probability.")
+    colour: float = Field(default=0.0, ge=0, le=1, description="Strength of the change of colour; 0: none.")
+    iou_crop: float = Field(default=0.0, ge=0, le=1, description="Probability of a crop that keeps some object whole.")
+
+
+class DataConfig(Strict):
+    """How images reach the model."""
+
+    train_split: str = "train"
+    val_split: str | None = Field(default="val", description="Split measured during training; null: none.")
+    augment: AugmentConfig = AugmentConfig()
+    workers: int | None = Field(default=None, ge=0, description="Loader processes per rank; None: by the cores.")
+    check: Literal["decode", "header", "none"] = Field(
+        default="decode", description="How every image is looked at before training starts."
+    )
+
+
+class TrainConfig(Strict):
+    """How the model learns."""
+
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = Field(default=0.02, gt=0, description="Peak learning rate, for `batch_size` images a step.")
+    momentum: float = 0.9
+    weight_decay: float = Field(default=1e-4, ge=0)
+    schedule: Literal["steps", "cosine"] = "steps"
+    milestones: tuple[float, ...] = Field(
+        default=(2 / 3, 8 / 9), description="`steps`: where the rate falls tenfold, as fractions of the run."
+    )
+    warmup_steps: int = Field(default=500, ge=0)
+    warmup_start: float = Field(default=1 / 3, ge=0, le=1, description="First rate, as a fraction of the peak.")
+    steps: int | None = Field(default=90_000, ge=1, description="Length of the run in optimiser steps,")
+    epochs: float | None = Field(default=None, gt=0, description="or in epochs. Exactly one of the two is set.")
+    batch_size: int = Field(default=16, ge=1, description="Images per step, over all ranks and accumulation.")
+    accumulate: int = Field(default=1, ge=1, description="Forward passes per step, to save memory.")
+    clip_norm: float | None = Field(default=None, gt=0, description="Largest norm of the gradient; null: no limit.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        default="auto", description="auto: bf16 where the device computes in it, otherwise fp32."
+    )
+    ema: float | None = Field(default=None, gt=0, lt=1, description="Decay of the weights' moving average; null: none.")
+    seed: int = 0
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
+    evaluate_every: float = Field(default=1.0, gt=0, description="Epochs between measurements on the val split.")
+    log_every: int = Field(default=20, ge=1, description="Steps between rows of training.csv.")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainConfig:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give the run's length as steps or as epochs, and set the other to null")
+        return self
+
+
+class Config(Strict):
+    """A whole run."""
+
+    model: ModelConfig
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+
+
+def sentence(error: ValidationError) -> str:
+    """Pydantic's findings as one sentence: each names its key and what is wrong with it."""
+    findings = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            findings.append(f"unknown key `{key}`")
+        else:
+            findings.append(f"`{key}`: {item['msg'].removeprefix('Value error, ')}" if key else item["msg"])
+    return "; ".join(findings)
+
+
+def override(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
+    """Return a copy of nested `values` with `a.b=c` assignments made; c is read as YAML.
+
+    Raises:
+        DoubleheadError: an assignment has no `=`, or goes through a value that has no keys.
+    """
+    result: dict[str, Any] = yaml.safe_load(yaml.safe_dump(values))
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise DoubleheadError(f"--set {assignment}: write it as key=value, such as train.epochs=10")
+        *parents, last = key.strip().split(".")
+        node: Any = result
+        for parent in parents:
+            node = node.setdefault(parent, {}) if isinstance(node, dict) else None
+        if isinstance(node, list) and last.isdigit() and int(last) < len(node):
+            node[int(last)] = yaml.safe_load(text)
+        elif isinstance(node, dict):
+            node[last] = yaml.safe_load(text)
+        else:
+            raise DoubleheadError(f"--set {assignment}: `{'.'.join(parents)}` has no keys")
+    return result
+
+
+def merge(values: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Return `values` with `other` laid over it, key by key at every depth."""
+    result = dict(values)
+    for key, value in other.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = merge(result[key], value) if both else value
+    return result
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping.
+
+    Raises:
+        DoubleheadError: the file is missing, is not YAML, or holds something else.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise DoubleheadError(f"{path}: cannot be read as YAML ({str(error).splitlines()[0]})") from error
+    if not isinstance(values, dict):
+        raise DoubleheadError(f"{path}: must hold `key: value` lines")
+    return values

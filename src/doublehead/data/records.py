@@ -1,0 +1,65 @@
+"""What the readers give: one record per image, the categories, and a count of what they met."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Categories:
+    """Class names and the dataset's own ids. Label k (1..C) inside the model is `names[k - 1]`, `ids[k - 1]`."""
+
+    names: tuple[str, ...]
+    ids: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One annotated image, as the dataset has it; sizes and boxes in pixels after EXIF orientation."""
+
+    image_id: int
+    path: Path
+    width: int
+    height: int
+    boxes: np.ndarray  # (N, 4) float32 xyxy, as annotated
+    labels: np.ndarray  # (N,) int64, 1..C
+    crowd: np.ndarray  # (N,) bool: kept for evaluation, left out of training
+    areas: np.ndarray  # (N,) float32, as annotated (COCO: of the mask), for the size ranges of evaluation
+
+    def training_boxes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes (M, 4) clipped to the image, and their labels (M,), without crowds."""
+        keep = ~self.crowd
+        boxes = self.boxes[keep].copy()
+        boxes[:, 0::2] = boxes[:, 0::2].clip(0, self.width)
+        boxes[:, 1::2] = boxes[:, 1::2].clip(0, self.height)
+        return boxes, self.labels[keep]
+
+
+@dataclass
+class Findings:
+    """What a reader met and mended: kind -> how often, with a few examples."""
+
+    counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    examples: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, kind: str, example: str) -> None:
+        self.counts[kind] += 1
+        if len(self.examples[kind]) < 3:
+            self.examples[kind].append(example)
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of a dataset: its records, in the dataset's order."""
+
+    name: str
+    records: list[Record]
+    categories: Categories
+    findings: Findings

@@ -1,0 +1,1 @@
+"""COCO metrics and curves of detections against annotations."""

@@ -1,0 +1,1 @@
+"""Images to detections. Knows no files and no command line."""

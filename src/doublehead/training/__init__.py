@@ -1,0 +1,1 @@
+"""The training loop, its schedule, its distribution and its run folder."""
