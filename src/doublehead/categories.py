@@ -1,0 +1,16 @@
+"""The classes of a dataset or of a model: what both speak of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Categories:
+    """Class names and the dataset's own ids. Label k (1..C) inside the model is `names[k - 1]`, `ids[k - 1]`."""
+
+    names: tuple[str, ...]
+    ids: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.names)

@@ -1,0 +1,74 @@
+"""The one idea: a box head is a tuple of branches, and every system of the paper is one row of a table.
+
+From a row follow the layers (weight 0: no such predictor), the losses (the weights) and the inference rule
+(scores of all classifying branches fused; boxes from the branch with the largest regress weight).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from doublehead.config import BranchConfig, ModelConfig
+from doublehead.model.trunks import ConvHead, FCHead
+
+
+def _fc(classify: float, regress: float) -> BranchConfig:
+    return BranchConfig(trunk="fc", classify=classify, regress=regress)
+
+
+def _conv(classify: float, regress: float) -> BranchConfig:
+    return BranchConfig(trunk="conv", classify=classify, regress=regress)
+
+
+VARIANTS: dict[str, tuple[BranchConfig, ...]] = {
+    "single-fc": (_fc(1.0, 1.0),),
+    "single-conv": (_conv(1.0, 1.0),),
+    "double-fc": (_fc(1.0, 0.0), _fc(0.0, 1.0)),
+    "double-conv": (_conv(1.0, 0.0), _conv(0.0, 1.0)),
+    "double-head-reverse": (_conv(2.5, 0.0), _fc(0.0, 2.0)),
+    "double-head": (_fc(2.0, 0.0), _conv(0.0, 2.5)),
+    "double-head-ext": (_fc(1.4, 0.6), _conv(0.5, 2.0)),
+}
+"""The paper's sections 4 and 5.1; weights are w_fc = 2.0 and w_conv = 2.5 shared out by l_fc and l_conv."""
+
+
+class Branch(nn.Module):
+    """A trunk and its predictors.
+
+    Args:
+        config: which trunk, and the weight of each task.
+        model: widths and forms of the trunks.
+        classes: number of classes C without the background.
+        resolution: side of the pooled RoI features.
+    """
+
+    def __init__(self, config: BranchConfig, model: ModelConfig, classes: int, resolution: int) -> None:
+        super().__init__()
+        self.config = config
+        channels = model.backbone.fpn_channels
+        self.trunk: FCHead | ConvHead
+        if config.trunk == "fc":
+            self.trunk = FCHead(channels, resolution, model.fc_head)
+        else:
+            self.trunk = ConvHead(channels, model.conv_head, model.head_norm)
+        boxes = 1 if model.roi.class_agnostic else classes + 1
+        self.classifier = _predictor(self.trunk.width, classes + 1, 0.01) if config.classify else None
+        self.regressor = _predictor(self.trunk.width, 4 * boxes, 0.001) if config.regress else None
+
+    def forward(self, rois: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """RoI features (N, channels, 7, 7) to class logits (N, C + 1) and box deltas (N, 4 (C + 1)), in float32.
+
+        What the branch does not predict is None. With class-agnostic boxes the deltas are (N, 4).
+        """
+        hidden = self.trunk(rois)
+        logits = self.classifier(hidden).float() if self.classifier is not None else None
+        deltas = self.regressor(hidden).float() if self.regressor is not None else None
+        return logits, deltas
+
+
+def _predictor(width: int, outputs: int, std: float) -> nn.Linear:
+    """A linear layer initialised as published: weights N(0, std), biases 0."""
+    layer = nn.Linear(width, outputs)
+    nn.init.normal_(layer.weight, std=std)
+    nn.init.zeros_(layer.bias)
+    return layer

@@ -1,0 +1,120 @@
+"""Checkpoints: safetensors with the model's config, its classes and the version in the header. No code runs on load.
+
+Besides the weights a file may hold the state of a training run, its tensors under `training/`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+import doublehead
+from doublehead.categories import Categories
+from doublehead.config import ModelConfig, sentence
+from doublehead.errors import DoubleheadError
+from doublehead.model.detector import Detector
+
+FORMAT = "doublehead"
+FORMAT_VERSION = 1
+TRAINING = "training/"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds."""
+
+    config: ModelConfig
+    categories: Categories
+    weights: dict[str, Tensor]
+    training: dict[str, Tensor]  # tensors of a training run's state, without the prefix; empty if there is none
+    notes: dict[str, Any]  # whatever the writer added: step, metrics, the state's scalars
+
+    def build(self) -> Detector:
+        """The detector with these weights, in inference mode."""
+        model = Detector(self.config, len(self.categories))
+        model.load_state_dict(self.weights)
+        return model.eval()
+
+
+def save_checkpoint(
+    path: Path,
+    config: ModelConfig,
+    categories: Categories,
+    weights: dict[str, Tensor],
+    notes: dict[str, Any],
+    training: dict[str, Tensor] | None = None,
+) -> None:
+    """Write a checkpoint under a temporary name, then rename it, so that a whole one always stands at `path`."""
+    header = {
+        "format": FORMAT,
+        "format_version": str(FORMAT_VERSION),
+        "doublehead": doublehead.__version__,
+        "model": config.model_dump_json(),
+        "categories": json.dumps({"names": categories.names, "ids": categories.ids}),
+        "notes": json.dumps(notes),
+    }
+    tensors = weights | {TRAINING + key: value for key, value in (training or {}).items()}
+    temporary = path.with_name(f".{path.name}.writing")
+    save_file({key: value.detach().contiguous() for key, value in tensors.items()}, temporary, metadata=header)
+    os.replace(temporary, path)
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a checkpoint onto the CPU.
+
+    Raises:
+        DoubleheadError: the file is missing, damaged, no checkpoint of this package, or of a newer version of it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DoubleheadError(f"{path}: there is no such file; give the path of a checkpoint such as best.safetensors")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118: not a mapping
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DoubleheadError(f"{path}: is damaged or no safetensors file ({error})") from error
+    if header.get("format") != FORMAT:
+        raise DoubleheadError(f"{path}: is a safetensors file, but no doublehead checkpoint")
+    try:
+        if int(header["format_version"]) > FORMAT_VERSION:
+            raise DoubleheadError(
+                f"{path}: was written by doublehead {header['doublehead']}, which is newer than this one "
+                f"({doublehead.__version__}): pip install --upgrade doublehead"
+            )
+        config = ModelConfig.model_validate_json(header["model"])
+        categories = json.loads(header["categories"])
+        result = Checkpoint(
+            config,
+            Categories(tuple(categories["names"]), tuple(categories["ids"])),
+            {key: value for key, value in tensors.items() if not key.startswith(TRAINING)},
+            {key.removeprefix(TRAINING): value for key, value in tensors.items() if key.startswith(TRAINING)},
+            json.loads(header["notes"]),
+        )
+    except ValidationError as error:
+        raise DoubleheadError(f"{path}: its model config does not fit this version: {sentence(error)}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise DoubleheadError(f"{path}: its header is damaged ({error!r})") from error
+    return result
+
+
+def load_model(path: str | Path) -> tuple[Detector, Checkpoint]:
+    """A detector in inference mode, and the checkpoint it came from.
+
+    Raises:
+        DoubleheadError: as `load_checkpoint`; or weights are missing, left over or of another shape.
+    """
+    checkpoint = load_checkpoint(path)
+    try:
+        return checkpoint.build(), checkpoint
+    except RuntimeError as error:
+        detail = str(error).splitlines()[-1].strip()
+        raise DoubleheadError(f"{path}: its weights do not fit its model config ({detail})") from error

@@ -1,0 +1,60 @@
+"""What a model costs: parameters, and GFLOPs with every proposal in every branch or with the owners alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from doublehead.config import ModelConfig
+from doublehead.model.detector import Detector
+from doublehead.model.roi_heads import RESOLUTION
+
+TYPICAL_OWNERS = 100
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Parameters, and GFLOPs (a multiply and an add are two) of one image of the model's own input size."""
+
+    parameters: int
+    gflops: float  # a regress-only branch sees TYPICAL_OWNERS proposals
+    gflops_all: float  # every branch sees every proposal
+    size: tuple[int, int]  # height, width
+
+
+def cost(config: ModelConfig, classes: int = 80) -> Cost:
+    """Count a model's parameters and GFLOPs without running it: shapes alone pass through its layers."""
+    with torch.device("meta"):
+        model = Detector(config, classes).eval()
+    height = -(-config.input.short_side // 32) * 32
+    width = -(-config.input.long_side // 32) * 32
+    with FlopCounterMode(display=False) as whole:
+        features = model.backbone(torch.empty(1, 3, height, width, device="meta"))
+        model.rpn.head(list(features.values()))
+    proposals = config.rpn.proposals_inference
+
+    def branches(owners: int) -> int:
+        flops = 0
+        for branch in model.roi_heads.branches:
+            seen = owners if branch.config.only_regresses else proposals
+            rois = torch.empty(seen, config.backbone.fpn_channels, RESOLUTION, RESOLUTION, device="meta")
+            with FlopCounterMode(display=False) as counter:
+                branch(rois)
+            flops += counter.get_total_flops()
+        return flops
+
+    base = whole.get_total_flops()
+    return Cost(
+        parameters=parameters(model),
+        gflops=(base + branches(min(TYPICAL_OWNERS, proposals))) / 1e9,
+        gflops_all=(base + branches(proposals)) / 1e9,
+        size=(height, width),
+    )
+
+
+def parameters(module: nn.Module) -> int:
+    """How many parameters a module has, frozen ones included."""
+    return sum(p.numel() for p in module.parameters())

@@ -1,0 +1,132 @@
+"""The whole path at once: images to features, features to proposals, proposals to detections."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+from torchvision.transforms.v2 import functional as images_v2
+
+from doublehead.config import InputConfig, ModelConfig, RPNConfig
+from doublehead.model.backbone import build_backbone
+from doublehead.model.roi_heads import RoIHeads
+
+Target = dict[str, Tensor]
+
+
+class Detector(nn.Module):
+    """A two-stage detector with a box head of branches.
+
+    Args:
+        config: what to build.
+        classes: number of classes C without the background.
+        pretrained: whether to fetch `config.backbone.weights`.
+
+    Raises:
+        DoubleheadError: the backbone's weights cannot be fetched or do not fit.
+    """
+
+    def __init__(self, config: ModelConfig, classes: int, pretrained: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = build_backbone(config.backbone, pretrained)
+        self.rpn = build_rpn(config.rpn, config.backbone.fpn_channels)
+        self.roi_heads = RoIHeads(config, classes)
+        self.register_buffer("mean", torch.tensor(config.input.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config.input.std).view(3, 1, 1), persistent=False)
+
+    def losses(self, images: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
+        """Losses to add up, of images that already have their training size.
+
+        Args:
+            images: RGB, uint8 (3, H, W) in 0..255 or float in 0..1.
+            targets: per image, `boxes` (M, 4) float32 xyxy pixels and `labels` (M,) int64 in 1..C.
+        """
+        batch, features = self._features(images)
+        proposals, rpn_losses = self.rpn(batch, features, targets)
+        result = {
+            "rpn_classify": rpn_losses["loss_objectness"],
+            "rpn_regress": rpn_losses["loss_rpn_box_reg"],
+        }
+        return result | self.roi_heads.losses(_levels(features), proposals, targets)
+
+    @torch.no_grad()
+    def detect(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        """Detections in the pixels of the images given.
+
+        Args:
+            images: RGB of any sizes, uint8 (3, H, W) in 0..255 or float in 0..1.
+
+        Returns:
+            Per image `boxes` (D, 4) float32 xyxy, `scores` (D,) falling, `labels` (D,) int64 in 1..C.
+        """
+        if not images:
+            return []
+        resized = [resize(image, self.config.input) for image in images]
+        batch, features = self._features(resized)
+        proposals, _ = self.rpn(batch, features)
+        results = self.roi_heads.detections(_levels(features), proposals, batch.image_sizes)
+        for image, (height, width), result in zip(images, batch.image_sizes, results, strict=True):
+            ratio = torch.tensor([image.shape[-1] / width, image.shape[-2] / height], device=result["boxes"].device)
+            result["boxes"] = result["boxes"] * ratio.repeat(2)
+        return results
+
+    def forward(self, images: list[Tensor], targets: list[Target] | None = None) -> object:
+        """`losses` where targets are given, else `detect`: the way in for DistributedDataParallel."""
+        return self.detect(images) if targets is None else self.losses(images, targets)
+
+    def _features(self, images: list[Tensor]) -> tuple[ImageList, OrderedDict[str, Tensor]]:
+        """The padded batch, and its maps P2..P6 in float32 (anchors take the maps' type: bf16 would move them)."""
+        sizes = [(image.shape[-2], image.shape[-1]) for image in images]
+        height, width = (-(-max(side) // 32) * 32 for side in zip(*sizes, strict=True))
+        batch = self.mean.new_zeros(len(images), 3, height, width)
+        for slot, image in zip(batch, images, strict=True):
+            slot[:, : image.shape[-2], : image.shape[-1]] = (unit_range(image.to(batch.device)) - self.mean) / self.std
+        features = self.backbone(batch)
+        return ImageList(batch, sizes), OrderedDict((name, f.float()) for name, f in features.items())
+
+
+class _RPNHead(RPNHead):
+    """torchvision's, giving float32 under autocast: proposals are decoded and sorted from its outputs."""
+
+    def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        logits, deltas = super().forward(x)
+        return [t.float() for t in logits], [t.float() for t in deltas]
+
+
+def build_rpn(config: RPNConfig, channels: int) -> RegionProposalNetwork:
+    """torchvision's region proposal network with our numbers."""
+    anchors = AnchorGenerator(tuple((s,) for s in config.anchor_sizes), (config.aspect_ratios,) * 5)
+    return RegionProposalNetwork(
+        anchors,
+        _RPNHead(channels, len(config.aspect_ratios)),
+        config.foreground_iou,
+        config.background_iou,
+        config.sampled,
+        config.positive_fraction,
+        {"training": config.before_nms_training, "testing": config.before_nms_inference},
+        {"training": config.proposals_training, "testing": config.proposals_inference},
+        config.nms_iou,
+    )
+
+
+def resize(image: Tensor, config: InputConfig) -> Tensor:
+    """The image (3, H, W) at the short side wanted, or smaller where the long side would pass its limit."""
+    height, width = image.shape[-2:]
+    ratio = min(config.short_side / min(height, width), config.long_side / max(height, width))
+    size = [max(1, round(height * ratio)), max(1, round(width * ratio))]
+    return images_v2.resize(image, size, antialias=True)
+
+
+def unit_range(image: Tensor) -> Tensor:
+    """uint8 as float in 0..1; float as it is."""
+    return image / 255 if image.dtype == torch.uint8 else image
+
+
+def _levels(features: OrderedDict[str, Tensor]) -> list[Tensor]:
+    """P2..P5, those that RoIs are pooled from."""
+    return [features[str(i)] for i in range(4)]

@@ -1,0 +1,60 @@
+"""Multi-level RoIAlign with a scale per branch. The level is chosen by the unscaled box (reference: the authors)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import roi_align
+
+
+class RoIPooler(nn.Module):
+    """Pools RoIs from the pyramid levels P2..P5.
+
+    Args:
+        resolution: side of the output.
+        sampling: sampling points per bin and side; 0: adaptive.
+        aligned: whether box coordinates are shifted by half a pixel.
+    """
+
+    def __init__(self, resolution: int = 7, sampling: int = 2, aligned: bool = False) -> None:
+        super().__init__()
+        self.resolution = resolution
+        self.sampling = sampling
+        self.aligned = aligned
+
+    def forward(self, levels: list[Tensor], boxes: list[Tensor], scale: float = 1.0) -> Tensor:
+        """Pool the boxes of a batch of images.
+
+        Args:
+            levels: feature maps P2, P3, P4, P5 of strides 4, 8, 16, 32; each (B, C, H, W).
+            boxes: per image, (N, 4) xyxy in input pixels.
+            scale: enlarges each box about its centre before pooling; it may pass the image's edge.
+
+        Returns:
+            (sum of N, C, resolution, resolution)
+        """
+        flat = torch.cat(boxes)
+        level = pyramid_level(flat)
+        image = torch.cat([flat.new_full((len(b), 1), i) for i, b in enumerate(boxes)])
+        rois = torch.cat([image, enlarge(flat, scale)], dim=1)
+        pooled = levels[0].new_zeros(len(flat), levels[0].shape[1], self.resolution, self.resolution)
+        for i, features in enumerate(levels):
+            here = torch.where(level == i)[0]
+            part = roi_align(features, rois[here], self.resolution, 1 / 2 ** (i + 2), self.sampling, self.aligned)
+            pooled = pooled.index_put((here,), part.to(pooled.dtype))
+        return pooled
+
+
+def pyramid_level(boxes: Tensor) -> Tensor:
+    """Index into (P2, P3, P4, P5) for boxes (N, 4): floor(4 + log2(sqrt(area) / 224)), clamped (FPN, equation 1)."""
+    side = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).clamp(min=1e-6).sqrt()
+    return (4 + torch.log2(side / 224) + 1e-6).floor().clamp(2, 5).long() - 2
+
+
+def enlarge(boxes: Tensor, scale: float) -> Tensor:
+    """Boxes (N, 4) xyxy enlarged by `scale` about their centres."""
+    if scale == 1.0:
+        return boxes
+    centre = (boxes[:, :2] + boxes[:, 2:]) / 2
+    half = (boxes[:, 2:] - boxes[:, :2]) / 2 * scale
+    return torch.cat([centre - half, centre + half], dim=1)

@@ -1,0 +1,129 @@
+"""From class scores to detections, asking for boxes only where the answer can matter.
+
+A candidate detection is a proposal and a class with a score above the threshold; the proposal is its owner.
+Greedy NMS visits candidates in falling score order, so what it keeps among the first k never depends on the rest:
+once the detections wanted are kept, the boxes of all other owners are never computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchvision.ops import clip_boxes_to_image, nms
+
+from doublehead.config import RoIConfig
+
+FIRST_ROUND = 128
+"""Owners per image whose boxes are computed at first; each further round doubles them."""
+
+SMALLEST_SIDE = 1e-2
+"""Boxes with a side under this many pixels are dropped, as in torchvision."""
+
+Boxes = Callable[[list[Tensor]], list[Tensor]]
+"""Per image, indices of proposals (M,) to their boxes (M, classes + 1, 4), in input pixels."""
+
+
+def fuse(scores: list[Tensor], rule: str) -> Tensor:
+    """Softmax scores (N, C + 1) of several classifying branches as one (paper, section 4.3)."""
+    if len(scores) == 1:
+        return scores[0]
+    stack = torch.stack(scores)
+    if rule == "average":
+        return stack.mean(0)
+    if rule == "maximum":
+        return stack.amax(0)
+    return 1 - (1 - stack).prod(0)
+
+
+@dataclass
+class _Image:
+    """Candidates of one image, best score first, and how far the work on them has come."""
+
+    size: tuple[int, int]
+    scores: Tensor  # (K,)
+    labels: Tensor  # (K,)
+    rank: Tensor  # (K,) the owner's place in `owners`
+    owners: Tensor  # (M,) proposals that own a candidate, by their best score
+    first: Tensor  # (M,) place of each owner's best candidate
+    boxes: list[Tensor]  # (m, C + 1, 4) of the owners done so far, round by round
+    done: int = 0
+    result: dict[str, Tensor] | None = None
+
+
+def detect(
+    scores: list[Tensor], boxes: Boxes, sizes: list[tuple[int, int]], config: RoIConfig, staged: bool
+) -> list[dict[str, Tensor]]:
+    """The best detections of each image.
+
+    Args:
+        scores: per image, (N, C + 1) class scores with the background first.
+        boxes: gives the boxes of chosen proposals; called once for all images in each round.
+        sizes: per image, (height, width) of its part of the input.
+        config: threshold, NMS and the number of detections.
+        staged: whether to ask for boxes best owners first, in rounds, or for all owners at once.
+
+    Returns:
+        Per image `boxes` (D, 4), `scores` (D,) falling, `labels` (D,) in 1..C, `proposals` (D,) their owners.
+    """
+    images = [_candidates(s, size, config.score_threshold) for s, size in zip(scores, sizes, strict=True)]
+    count = FIRST_ROUND
+    while any(image.result is None for image in images):
+        chosen = [
+            image.owners[image.done : count if staged else None] if image.result is None else image.owners[:0]
+            for image in images
+        ]
+        for image, indices, found in zip(images, chosen, boxes(chosen), strict=True):
+            if image.result is None:
+                image.boxes.append(found)
+                image.done += len(indices)
+                image.result = _finish(image, config)
+        count *= 2
+    return [image.result for image in images if image.result is not None]
+
+
+def _candidates(scores: Tensor, size: tuple[int, int], threshold: float) -> _Image:
+    proposal, label = torch.where(scores[:, 1:] > threshold)
+    score, order = scores[proposal, label + 1].sort(descending=True, stable=True)
+    proposal, label = proposal[order], label[order] + 1
+    place = torch.arange(len(score), device=scores.device)
+    first = place.new_full((len(scores),), len(score)).scatter_reduce(0, proposal, place, "amin")
+    first, owners = first.sort()
+    owners = owners[: int((first < len(score)).sum())]
+    rank = torch.empty_like(first).scatter(0, owners, torch.arange(len(owners), device=scores.device))
+    return _Image(size, score, label, rank[proposal], owners, first[: len(owners)], [])
+
+
+def _finish(image: _Image, config: RoIConfig) -> dict[str, Tensor] | None:
+    """The image's detections, or None where boxes not yet computed could still change them."""
+    everything = image.done == len(image.owners)
+    known = len(image.scores) if everything else int(image.first[image.done])
+    rank, labels = image.rank[:known], image.labels[:known]
+    found = torch.cat(image.boxes)
+    box_class = labels if found.shape[1] > 1 else torch.zeros_like(labels)
+    candidates = clip_boxes_to_image(found[rank, box_class], image.size)
+    big = torch.where(((candidates[:, 2:] - candidates[:, :2]) >= SMALLEST_SIDE).all(1))[0]
+    keep = big[class_nms(candidates[big], image.scores[big], labels[big], config.nms_iou)]
+    if len(keep) < config.detections and not everything:
+        return None
+    keep = keep[: config.detections]
+    return {
+        "boxes": candidates[keep],
+        "scores": image.scores[keep],
+        "labels": labels[keep],
+        "proposals": image.owners[rank[keep]],
+    }
+
+
+def class_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float) -> Tensor:
+    """Indices kept by NMS within each class, best score first.
+
+    Classes are moved apart by an offset and suppressed in one call. In float64 the offset leaves every IoU as it is,
+    which float32 would not: there, what is kept would depend on the largest coordinate at hand.
+    """
+    if len(boxes) == 0:
+        return labels
+    moved = boxes.double() + (labels.double() * (boxes.max().double() + 1))[:, None]
+    return nms(moved, scores.double(), iou)

@@ -1,0 +1,168 @@
+"""The second stage: sample proposals, pool, run the branches; losses in training, detections at inference."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, BoxCoder, Matcher
+from torchvision.ops import box_iou
+
+from doublehead.config import ModelConfig
+from doublehead.model.branches import Branch
+from doublehead.model.pooling import RoIPooler
+from doublehead.model.postprocess import detect, fuse
+
+RESOLUTION = 7
+
+
+@dataclass
+class Sample:
+    """Proposals drawn for the loss; all images of the batch in a row, positives of each image first."""
+
+    boxes: list[Tensor]  # per image, (N, 4) xyxy
+    labels: list[Tensor]  # per image, (N,): 0 is background
+    targets: list[Tensor]  # per image, (N, 4): box deltas to the matched object
+
+
+class RoIHeads(nn.Module):
+    """Branches over pooled proposals.
+
+    Args:
+        config: the branches and how proposals are sampled and post-processed.
+        classes: number of classes C without the background.
+    """
+
+    def __init__(self, config: ModelConfig, classes: int) -> None:
+        super().__init__()
+        self.config = config.roi
+        self.pooler = RoIPooler(RESOLUTION)
+        self.branches = nn.ModuleList(Branch(b, config, classes, RESOLUTION) for b in config.branches)
+        self.names = branch_names(config)
+        self.box_branch = max(range(len(config.branches)), key=lambda i: config.branches[i].regress)
+        self.coder = BoxCoder((10.0, 10.0, 5.0, 5.0))
+        self.matcher = Matcher(config.roi.foreground_iou, config.roi.foreground_iou, allow_low_quality_matches=False)
+        self.sampler = BalancedPositiveNegativeSampler(config.roi.sampled, config.roi.positive_fraction)
+
+    def losses(self, levels: list[Tensor], proposals: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Losses of all branches, weighted (paper, equations 2 to 4).
+
+        Args:
+            levels: P2..P5.
+            proposals: per image, (N, 4).
+            targets: per image, `boxes` (M, 4) and `labels` (M,).
+        """
+        sample = self.sample(proposals, targets)
+        labels, deltas_wanted = torch.cat(sample.labels), torch.cat(sample.targets)
+        positive = torch.where(labels > 0)[0]
+        result: dict[str, Tensor] = {}
+        for name, branch in zip(self.names, self.branches, strict=True):
+            sees_positives = branch.config.only_regresses and self.config.training_proposals == "positives"
+            boxes, seen = sample.boxes, torch.arange(len(labels), device=labels.device)
+            if sees_positives and len(positive):
+                boxes, seen = [b[la > 0] for b, la in zip(sample.boxes, sample.labels, strict=True)], positive
+            elif sees_positives:
+                # Without positives one background proposal runs at weight zero, so that every parameter has a
+                # gradient on every rank: DistributedDataParallel waits for it.
+                boxes, seen = _first_of_batch(sample.boxes), seen[:1]
+            logits, deltas = branch(self.pooler(levels, boxes, branch.config.scale))
+            if logits is not None:
+                result[f"{name}_classify"] = branch.config.classify * functional.cross_entropy(logits, labels[seen])
+            if deltas is not None:
+                result[f"{name}_regress"] = branch.config.regress * box_loss(
+                    deltas, labels[seen], deltas_wanted[seen], len(labels)
+                )
+        return result
+
+    @torch.no_grad()
+    def sample(self, proposals: list[Tensor], targets: list[dict[str, Tensor]]) -> Sample:
+        """Match proposals (the objects themselves among them) to objects and draw `roi.sampled` per image."""
+        boxes, labels, deltas = [], [], []
+        for proposal, target in zip(proposals, targets, strict=True):
+            truth = target["boxes"].to(proposal.dtype)
+            candidates = torch.cat([proposal, truth])
+            if len(truth):
+                match = self.matcher(box_iou(truth, candidates))
+                label = target["labels"][match.clamp(min=0)] * (match >= 0)
+                matched = truth[match.clamp(min=0)]
+            else:
+                label = torch.zeros(len(candidates), dtype=torch.int64, device=candidates.device)
+                matched = candidates
+            positive, negative = (mask[0].bool() for mask in self.sampler([label]))
+            chosen = torch.cat([torch.where(positive)[0], torch.where(negative)[0]])
+            boxes.append(candidates[chosen])
+            labels.append(label[chosen])
+            deltas.append(self.coder.encode_single(matched[chosen], candidates[chosen]))
+        return Sample(boxes, labels, deltas)
+
+    def detections(
+        self, levels: list[Tensor], proposals: list[Tensor], sizes: list[tuple[int, int]]
+    ) -> list[dict[str, Tensor]]:
+        """The best detections of each image, in input pixels; see `postprocess.detect`.
+
+        Args:
+            levels: P2..P5.
+            proposals: per image, (N, 4).
+            sizes: per image, (height, width) of its part of the input.
+        """
+        counts = [len(p) for p in proposals]
+        box_branch = self.branches[self.box_branch]
+        staged = box_branch.config.only_regresses and self.config.inference_proposals == "owners"
+        classified: list[Tensor] = []
+        deltas: Tensor | None = None
+        for i, branch in enumerate(self.branches):
+            if branch.config.only_regresses and (staged or i != self.box_branch):
+                continue
+            logits, found = branch(self.pooler(levels, proposals, branch.config.scale))
+            if logits is not None:
+                classified.append(logits.softmax(1))
+            if i == self.box_branch:
+                deltas = found
+        scores = fuse(classified, self.config.fusion).split(counts)
+
+        def boxes(chosen: list[Tensor]) -> list[Tensor]:
+            owners = [p[c] for p, c in zip(proposals, chosen, strict=True)]
+            if deltas is None:
+                _, found = box_branch(self.pooler(levels, owners, box_branch.config.scale))
+            else:
+                found = torch.cat([d[c] for d, c in zip(deltas.split(counts), chosen, strict=True)])
+            decoded = self.coder.decode_single(found, torch.cat(owners)).unflatten(1, (-1, 4))
+            return list(decoded.split([len(o) for o in owners]))
+
+        return detect(list(scores), boxes, sizes, self.config, staged)
+
+
+def branch_names(config: ModelConfig) -> list[str]:
+    """A short name for each branch: its trunk, numbered where there are several of a kind."""
+    kinds = Counter(b.trunk for b in config.branches)
+    seen: Counter[str] = Counter()
+    names = []
+    for branch in config.branches:
+        seen[branch.trunk] += 1
+        names.append(branch.trunk if kinds[branch.trunk] == 1 else f"{branch.trunk}{seen[branch.trunk]}")
+    return names
+
+
+def box_loss(deltas: Tensor, labels: Tensor, wanted: Tensor, sampled: int) -> Tensor:
+    """Smooth L1 (beta 1) on the positives, divided by the number of all sampled proposals.
+
+    Args:
+        deltas: (N, 4 (C + 1)), or (N, 4) where boxes are class-agnostic.
+        labels: (N,), 0 for background.
+        wanted: (N, 4).
+        sampled: how many proposals were drawn in the batch.
+    """
+    positive = torch.where(labels > 0)[0]
+    per_class = deltas.unflatten(1, (-1, 4))
+    which = labels[positive] if per_class.shape[1] > 1 else torch.zeros_like(positive)
+    loss = functional.smooth_l1_loss(per_class[positive, which], wanted[positive], reduction="sum")
+    return loss / max(sampled, 1)
+
+
+def _first_of_batch(boxes: list[Tensor]) -> list[Tensor]:
+    """The boxes of a batch cut down to the very first one."""
+    first = next((i for i, b in enumerate(boxes) if len(b)), 0)
+    return [b[: int(i == first)] for i, b in enumerate(boxes)]

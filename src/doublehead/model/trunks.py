@@ -1,0 +1,139 @@
+"""The two trunks of the paper (section 4.1, figure 5): fully connected, and convolutional in blocks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from doublehead.config import ConvHeadConfig, FCHeadConfig
+
+Norm = Callable[[int], nn.Module]
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm with 32 groups, or with as many as divide the channels."""
+    return nn.GroupNorm(math.gcd(32, channels), channels)
+
+
+NORMS: dict[str, Norm] = {"batch": nn.BatchNorm2d, "group": group_norm}
+
+
+class FCHead(nn.Module):
+    """The fc-head: flatten, then fully connected layers with ReLU. Every position has weights of its own."""
+
+    def __init__(self, channels: int, resolution: int, config: FCHeadConfig) -> None:
+        super().__init__()
+        self.width = config.width
+        inputs = [channels * resolution**2] + [config.width] * (config.layers - 1)
+        self.layers = nn.ModuleList(nn.Linear(i, config.width) for i in inputs)
+        for layer in self.layers:
+            nn.init.kaiming_uniform_(layer.weight, a=1)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, rois: Tensor) -> Tensor:
+        """RoI features (N, channels, 7, 7) to (N, width)."""
+        x = rois.flatten(1)
+        for layer in self.layers:
+            x = functional.relu(layer(x))
+        return x
+
+
+class ConvHead(nn.Module):
+    """The conv-head: a list of blocks, then global average pooling. Weights are shared over positions."""
+
+    def __init__(self, channels: int, config: ConvHeadConfig, norm: str) -> None:
+        super().__init__()
+        self.width = config.width
+        make_norm = NORMS[norm]
+
+        def block(kind: str) -> nn.Module:
+            if kind == "up":
+                return UpBlock(channels, config.width, make_norm)
+            if kind == "bottleneck":
+                return BottleneckBlock(config.width, config.bottleneck_width, make_norm)
+            return NonLocalBlock(config.width, config.non_local_width, config.non_local_groups, make_norm)
+
+        self.blocks = nn.Sequential(*(block(kind) for kind in config.blocks))
+
+    def forward(self, rois: Tensor) -> Tensor:
+        """RoI features (N, channels, 7, 7) to (N, width)."""
+        return self.feature_map(rois).mean((2, 3))
+
+    def feature_map(self, rois: Tensor) -> Tensor:
+        """The output before pooling, (N, width, 7, 7): what the paper's figure 4 correlates over positions."""
+        return self.blocks(rois)
+
+
+class UpBlock(nn.Module):
+    """Widens the RoI features (figure 6a): 3x3 and 1x1, beside a 1x1 skip."""
+
+    def __init__(self, channels: int, width: int, norm: Norm) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = _conv(channels, channels, 3), norm(channels)
+        self.conv2, self.norm2 = _conv(channels, width, 1), norm(width)
+        self.skip, self.skip_norm = _conv(channels, width, 1), norm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, channels, H, W) to (N, width, H, W)."""
+        y = functional.relu(self.norm1(self.conv1(x)))
+        return functional.relu(self.norm2(self.conv2(y)) + self.skip_norm(self.skip(x)))
+
+
+class BottleneckBlock(nn.Module):
+    """The residual bottleneck (figure 6b): 1x1 down, 3x3, 1x1 up."""
+
+    def __init__(self, width: int, inner: int, norm: Norm) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = _conv(width, inner, 1), norm(inner)
+        self.conv2, self.norm2 = _conv(inner, inner, 3), norm(inner)
+        self.conv3, self.norm3 = _conv(inner, width, 1), norm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, width, H, W) to the same shape."""
+        y = functional.relu(self.norm1(self.conv1(x)))
+        y = functional.relu(self.norm2(self.conv2(y)))
+        return functional.relu(x + self.norm3(self.conv3(y)))
+
+
+class NonLocalBlock(nn.Module):
+    """Attention over the positions of one RoI (figure 6c), as dot product without softmax, in groups.
+
+    It starts as the identity (followed by ReLU): the output convolution is initialised to zero.
+    """
+
+    def __init__(self, width: int, inner: int, groups: int, norm: Norm) -> None:
+        super().__init__()
+        self.groups = groups
+        self.theta = nn.Conv2d(width, inner, 1)
+        self.phi = nn.Conv2d(width, inner, 1)
+        self.g = nn.Conv2d(width, inner, 1)
+        self.out = nn.Conv2d(inner, width, 1)
+        self.norm = norm(width)
+        for layer in (self.theta, self.phi, self.g):
+            nn.init.kaiming_uniform_(layer.weight, a=1)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, width, H, W) to the same shape."""
+        n, _, height, width = x.shape
+
+        def by_group(projection: nn.Conv2d) -> Tensor:
+            return projection(x).unflatten(1, (self.groups, -1)).flatten(3)  # (N, groups, inner / groups, H W)
+
+        theta, phi, g = by_group(self.theta), by_group(self.phi), by_group(self.g)
+        f = theta.transpose(2, 3) @ phi / (height * width)  # (N, groups, H W, H W)
+        y = (f @ g.transpose(2, 3)).transpose(2, 3)
+        return functional.relu(x + self.norm(self.out(y.reshape(n, -1, height, width))))
+
+
+def _conv(inputs: int, outputs: int, kernel: int) -> nn.Conv2d:
+    layer = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
+    with torch.no_grad():
+        nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    return layer
