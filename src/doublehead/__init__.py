@@ -1,3 +1,11 @@
 """Double-Head R-CNN: two-stage detectors with one head that classifies and one that localises."""
 
 __version__ = "0.1.0"
+
+from doublehead.detections import Detections
+from doublehead.errors import DoubleheadError
+from doublehead.evaluation.evaluate import evaluate
+from doublehead.prediction import Predictor, load
+from doublehead.training.loop import train
+
+__all__ = ["Detections", "DoubleheadError", "Predictor", "evaluate", "load", "train"]

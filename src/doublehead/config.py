@@ -190,6 +190,7 @@ class AugmentConfig(Strict):
 class DataConfig(Strict):
     """How images reach the model."""
 
+    path: str = Field(default="", description="The dataset: a folder, or a YAML file that names its splits.")
     train_split: str = "train"
     val_split: str | None = Field(default="val", description="Split measured during training; null: none.")
     augment: AugmentConfig = AugmentConfig()
@@ -223,7 +224,10 @@ class TrainConfig(Strict):
     ema: float | None = Field(default=None, gt=0, lt=1, description="Decay of the weights' moving average; null: none.")
     seed: int = 0
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
-    evaluate_every: float = Field(default=1.0, gt=0, description="Epochs between measurements on the val split.")
+    evaluate_every: float | None = Field(
+        default=None, gt=0, description="Epochs between measurements on the val split; null: a twentieth of the run."
+    )
+    save_minutes: float = Field(default=10.0, gt=0, description="Longest time between two savings of `last`.")
     log_every: int = Field(default=20, ge=1, description="Steps between rows of training.csv.")
 
     @model_validator(mode="after")

@@ -43,7 +43,14 @@ def precision_recall(metrics: Metrics, path: str | Path) -> Path:
             axes.plot(RECALLS, precision, **(style if few else {"color": _GREY, "lw": 0.7}))
         if len(measured) > 1:
             name = f"mean of {len(measured)}  {100 * metrics[total]:.1f}"
-            axes.plot(RECALLS, np.mean(curves, axis=0), color="black", lw=1.5 if few else 2.5, ls="--", label=name)
+            axes.plot(
+                RECALLS,
+                np.mean(curves, axis=0),
+                color="black",
+                lw=1.5 if few else 2.5,
+                ls="--" if few else "-",
+                label=name,
+            )
         _dress(axes, f"IoU {iou}", "recall", "precision" if iou == "0.5" else "")
         axes.set(xlim=(0, 1), ylim=(0, 1.02))
         if measured:
@@ -65,10 +72,10 @@ def training_curves(training_csv: str | Path, validation_csv: str | Path | None,
         DoubleheadError: matplotlib is not installed, or the training file is absent, without rows or not numbers.
     """
     training = _columns(Path(training_csv))
-    if not training or "step" not in training or not len(training["step"]):
+    if not len(training.get("step", ())):
         raise DoubleheadError(f"{training_csv}: there are no training steps to plot")
-    present = validation_csv is not None and Path(validation_csv).is_file()
-    validation = _columns(Path(validation_csv)) if present and validation_csv is not None else {}
+    measured = validation_csv is not None and Path(validation_csv).is_file()
+    validation = _columns(Path(validation_csv)) if measured else {}  # type: ignore[arg-type]
     figure = _figure(15, 4.6)
     losses, rate, figures = figure.subplots(1, 3, width_ratios=(1.5, 0.8, 1.2))
     steps = training["step"]
@@ -78,11 +85,10 @@ def training_curves(training_csv: str | Path, validation_csv: str | Path | None,
     for place, name in enumerate(parts):
         colour = "black" if name == "loss" else _rgb(place)
         values = np.where(training[name] > 0, training[name], np.nan)  # a log scale has no place for 0
-        axes_style = {"color": colour, "lw": 2.2 if name == "loss" else 1.5}
         if window > 1:
             losses.plot(steps, values, color=colour, lw=0.6, alpha=0.22)
-        losses.plot(steps, _smoothed(values, window), **axes_style, label=name.removeprefix("loss_"))
-    _dress(losses, "training loss" + (f" (mean of {window} rows)" if window > 1 else ""), "step", "")
+        losses.plot(steps, _smoothed(values, window), color=colour, lw=2.2 if name == "loss" else 1.5, label=name)
+    _dress(losses, "training loss, smoothed" if window > 1 else "training loss", "step", "")
     if any(np.nansum(training[name]) > 0 for name in parts):
         losses.set_yscale("log")
     if parts:
@@ -91,7 +97,7 @@ def training_curves(training_csv: str | Path, validation_csv: str | Path | None,
     if "lr" in training:
         rate.plot(steps, training["lr"], color="black", lw=1.8)
         rate.set_ylim(bottom=0)
-        rate.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
+        rate.yaxis.set_major_formatter("{x:.3g}")
     _dress(rate, "learning rate", "step", "")
 
     _validation_panel(figures, validation)
@@ -157,7 +163,7 @@ def _validation_panel(axes: Axes, validation: dict[str, np.ndarray]) -> None:
     names = [name for name in names if name in ("AP", "AP50", "AP75")] or names
     _dress(axes, "validation, %", "step", "")
     axes.set_ylim(0, 100)
-    if not names or not len(validation["step"]):
+    if not names or not len(validation.get("step", ())):
         axes.text(0.5, 0.5, "not measured yet", ha="center", va="center", color="0.4", transform=axes.transAxes)
         return
     for place, name in enumerate(names, 1):
@@ -200,13 +206,13 @@ def _columns(path: Path) -> dict[str, np.ndarray]:
     """The columns of a CSV with a header; an empty cell is NaN, and a last line cut short by a crash is left out."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            header, *rows = list(csv.reader(file)) or [[]]
+            header, *rows = list(csv.reader(file)) or [[]]  # an empty file has no header either
         table = [[float(cell) if cell else math.nan for cell in row] for row in rows if len(row) == len(header)]
     except OSError as error:
         raise DoubleheadError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise DoubleheadError(f"{path}: {error}; every cell below the header must be a number") from error
-    values = np.array(table, dtype=np.float64).reshape(-1, len(header))
+    values = np.array(table, dtype=np.float64).reshape(len(table), len(header))
     return {name: values[:, place] for place, name in enumerate(header)}
 
 

@@ -8,16 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from doublehead.categories import Categories as Categories
 
-@dataclass(frozen=True)
-class Categories:
-    """Class names and the dataset's own ids. Label k (1..C) inside the model is `names[k - 1]`, `ids[k - 1]`."""
-
-    names: tuple[str, ...]
-    ids: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return len(self.names)
+FLOAT32_LIMIT = 3.0e38  # a coordinate beyond it would turn infinite in an array
 
 
 @dataclass(frozen=True)
@@ -50,9 +43,26 @@ class Findings:
     examples: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     def add(self, kind: str, example: str) -> None:
+        """Count one more of `kind`; the first three are kept as examples."""
         self.counts[kind] += 1
         if len(self.examples[kind]) < 3:
             self.examples[kind].append(example)
+
+
+def note_box(
+    box: tuple[float, float, float, float], width: float, height: float, where: str, findings: Findings
+) -> bool:
+    """Say whether a box (xyxy) has area inside its image, and count it in `findings` if it has none or passes the edge.
+
+    Half a pixel past the edge is rounding and not worth a word.
+    """
+    x1, y1, x2, y2 = box
+    if min(x2, width) <= max(x1, 0) or min(y2, height) <= max(y1, 0):
+        findings.add("boxes without area left out", where)
+        return False
+    if x1 < -0.5 or y1 < -0.5 or x2 > width + 0.5 or y2 > height + 0.5:
+        findings.add("boxes past the image's edge clipped for training", where)
+    return True
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,9 @@ class RoIHeads(nn.Module):
         self.matcher = Matcher(config.roi.foreground_iou, config.roi.foreground_iou, allow_low_quality_matches=False)
         self.sampler = BalancedPositiveNegativeSampler(config.roi.sampled, config.roi.positive_fraction)
 
-    def losses(self, levels: list[Tensor], proposals: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    def losses(
+        self, levels: list[Tensor], proposals: list[Tensor], targets: list[dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
         """Losses of all branches, weighted (paper, equations 2 to 4).
 
         Args:

@@ -1,0 +1,154 @@
+"""The command line: one function per command, each of which hands over to the package."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+import doublehead
+from doublehead import plots, prediction
+from doublehead.config import Config, read_yaml
+from doublehead.console import Console
+from doublehead.data import synthetic
+from doublehead.data.dataset import open_dataset
+from doublehead.errors import DoubleheadError
+from doublehead.evaluation.evaluate import evaluate as evaluate_model
+from doublehead.model.cost import TYPICAL_OWNERS, cost
+from doublehead.model.presets import PRESETS, preset
+from doublehead.training.loop import Interrupted
+from doublehead.training.loop import train as train_model
+from doublehead.training.recipes import RECIPES, resolve
+from doublehead.training.run import RunFolder
+
+app = typer.Typer(
+    help="Double-Head R-CNN: detectors with one head that classifies and one that localises.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps")]
+Batch = Annotated[int, typer.Option(help="Images that go through the model at once.", min=1)]
+
+
+def main() -> None:
+    """Run a command. A user's mistake ends in one sentence and exit code 2, Ctrl-C in 130."""
+    try:
+        app()
+    except DoubleheadError as error:
+        sys.exit(_fail(f"error: {error}", 2))
+    except (Interrupted, KeyboardInterrupt):
+        sys.exit(130)
+
+
+def _fail(sentence: str, code: int) -> int:
+    print(sentence, file=sys.stderr)
+    return code
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(doublehead.__version__)
+
+
+@app.command()
+def models() -> None:
+    """List the models that --model takes, with their parameters and cost."""
+    columns = ("model", "parameters, M", "GFLOPs", "GFLOPs, all proposals", "input")
+    table = Table(*columns, caption=f"80 classes; a branch that only regresses sees {TYPICAL_OWNERS} proposals, or all")
+    for name in PRESETS:
+        c = cost(preset(name))
+        figures = (f"{c.parameters / 1e6:.1f}", f"{c.gflops:.0f}", f"{c.gflops_all:.0f}")
+        table.add_row(name, *figures, f"{c.size[0]}x{c.size[1]}")
+    Console.out(table)
+
+
+@app.command()
+def synthesize(
+    directory: Annotated[Path, typer.Argument(help="An empty or new folder.")],
+    train: Annotated[int, typer.Option(help="Training images.", min=0)] = 400,
+    val: Annotated[int, typer.Option(help="Validation images.", min=0)] = 60,
+    test: Annotated[int, typer.Option(help="Test images.", min=0)] = 100,
+    seed: Annotated[int, typer.Option(help="Another seed, other images.", min=0)] = 0,
+) -> None:
+    """Write a COCO dataset of wholes and parts: shapes to detect among fragments of such shapes."""
+    counts = {"train": train, "val": val, "test": test}
+    with Console().progress("drawing", sum(counts.values())) as advance:
+        synthetic.synthesize(directory, counts, seed, progress=advance)
+    print(f"{sum(counts.values())} images are in {directory}")
+
+
+@app.command()
+def train(
+    data: Annotated[str | None, typer.Argument(help="The dataset's folder, or a YAML that names its splits.")] = None,
+    model: Annotated[str | None, typer.Option(help="A preset; `doublehead models` lists them.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The run folder; else a new one in runs.")
+    ] = None,
+    recipe: Annotated[str | None, typer.Option(help=f"{', '.join(RECIPES)}; else by the model.")] = None,
+    config: Annotated[Path | None, typer.Option(help="A YAML with any settings, such as a run's config.yaml.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as train.epochs=10.")
+    ] = None,
+) -> None:
+    """Train a model on annotated images."""
+    flags = {"data": {"path": data} if data else {}, "train": {"device": device} if device else {}}
+    resolved = resolve(model, recipe, config, settings, flags)
+    name = f"{Path(resolved.data.path).resolve().name}-{resolved.model.preset}"
+    train_model(resolved, output or RunFolder.free(name))
+
+
+@app.command()
+def resume(run: Annotated[Path, typer.Argument(help="The folder of the run.")]) -> None:
+    """Go on with a run that was stopped, as if it had never been."""
+    train_model(Config.model_validate(read_yaml(RunFolder(run).config)), run, resume=True)
+
+
+@app.command()
+def evaluate(
+    weights: Annotated[Path, typer.Argument(help="A checkpoint, such as a run's best.safetensors.")],
+    data: Annotated[str, typer.Argument(help="The dataset's folder or YAML.")],
+    split: Annotated[str, typer.Option(help="Which split to measure.")] = "val",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for what is written.")] = None,
+    batch_size: Batch = 4,
+    device: Device = "auto",
+) -> None:
+    """Measure a model on annotated images: COCO's figures, AP per class, precision-recall curves."""
+    predictor = prediction.load(weights, device)
+    with Console().progress("measuring", len(open_dataset(data).read(split).records)) as advance:
+        result = evaluate_model(predictor, data, split, batch_size, progress=advance)
+    output = output or weights.parent / f"evaluation-{split}"
+    result.save(output)
+    Console.out(result.metrics.table(), result.metrics.totals_table())
+    try:
+        plots.precision_recall(result.metrics, output / "precision_recall.png")
+    except DoubleheadError as error:
+        print(f"no curves drawn: {error}")
+    print(f"metrics.json, predictions.json and curves are in {output}")
+
+
+@app.command()
+def predict(
+    weights: Annotated[Path, typer.Argument(help="A checkpoint, such as a run's best.safetensors.")],
+    sources: Annotated[list[str], typer.Argument(help="Image files, folders, or globs such as 'photos/*.jpg'.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for what is written.")] = Path("predictions"),
+    score: Annotated[float, typer.Option(help="Leave out detections below this score.", min=0, max=1)] = 0.5,
+    batch_size: Batch = 4,
+    device: Device = "auto",
+) -> None:
+    """Detect objects in images: pictures with boxes, and predictions.json."""
+    predictor, files = prediction.load(weights, device), prediction.find_images(sources)
+    with Console().progress("predicting", len(files)) as advance:
+        faults = prediction.predict_files(predictor, files, output, score, batch_size, advance)
+    print(f"{len(files) - len(faults)} pictures and predictions.json are in {output}")
+    if faults:
+        raise DoubleheadError(f"{len(faults)} of {len(files)} images could not be read: {'; '.join(faults[:10])}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""Any image file, or any PIL image a user hands over, to the RGB that people see."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from doublehead.errors import DoubleheadError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".jp2")
+
+_ORIENTATION = 0x0112  # the EXIF tag; its values 5..8 exchange width and height
+
+
+def read_image(path: Path) -> Image.Image:
+    """Read an image file as RGB, 8 bits a channel, turned upright as its EXIF orientation says.
+
+    Raises:
+        DoubleheadError: the file is missing, damaged, cut short, no image, or larger than Pillow's pixel limit.
+    """
+    try:
+        with Image.open(path) as image:
+            return to_rgb(image)
+    except Exception as error:  # decoders raise nearly anything on damaged bytes: whatever it is, the file is at fault
+        raise _unreadable(path, error) from error
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height in pixels after EXIF orientation; the pixels of a JPEG are not decoded.
+
+    Raises:
+        DoubleheadError: the file is missing or its header is no image's.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            return (height, width) if image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8) else (width, height)
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Turn a PIL image of any mode upright and into RGB.
+
+    Transparent pixels are laid on white, as on a page: what lies hidden under alpha 0 is often black or noise,
+    and would be new to a person who looks at the picture. 16-bit grey is scaled by 1/257, so 65535 becomes 255.
+
+    Raises:
+        DoubleheadError: 32-bit values whose range nobody can know.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        return _from_wide(image).convert("RGB")
+    if image.has_transparency_data:
+        if image.mode == "La":  # Pillow converts it to LA only
+            image = image.convert("LA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+def to_tensor(image: Image.Image) -> torch.Tensor:
+    """Return an RGB image as a uint8 tensor (3, height, width)."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def _from_wide(image: Image.Image) -> Image.Image:
+    """16-bit grey (also where Pillow hands it over as 32-bit integers) to 8 bits; plain conversion would clip."""
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+        raise DoubleheadError(f"has 32-bit values (mode {image.mode}) of unknown range: save it with 8 or 16 bits")
+    return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
+
+
+def _unreadable(path: Path, error: Exception) -> DoubleheadError:
+    if isinstance(error, FileNotFoundError):
+        return DoubleheadError(f"{path}: there is no such image file")
+    if isinstance(error, DoubleheadError):
+        return DoubleheadError(f"{path}: {error}")
+    if isinstance(error, Image.UnidentifiedImageError):
+        return DoubleheadError(f"{path}: is not an image that can be read; replace the file or leave it out")
+    if isinstance(error, Image.DecompressionBombError):
+        return DoubleheadError(f"{path}: has more pixels than Pillow's limit; scale it down or cut it into tiles")
+    cause = (str(error).splitlines() or [type(error).__name__])[0]
+    return DoubleheadError(f"{path}: is damaged or cut short ({cause}); replace the file or leave it out")

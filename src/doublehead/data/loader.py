@@ -1,0 +1,229 @@
+"""Batches: the same for every number of workers, for a run resumed as for one never stopped, split among the ranks."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from torchvision import tv_tensors
+
+from doublehead.data.check import read_record
+from doublehead.data.images import to_tensor
+from doublehead.data.records import Record, Split
+from doublehead.errors import DoubleheadError
+
+Key = tuple[int, int]  # epoch, index of the record: all that an augmented image depends on, besides the seed
+Target = dict[str, Any]
+
+
+class DetectionDataset(torch.utils.data.Dataset[tuple[torch.Tensor, Target]]):
+    """Augmented training images; `dataset[epoch, index]` is always the same for the same seed.
+
+    Gives an image, uint8 (3, H, W), and its target: `boxes` float32 (N, 4) xyxy, `labels` int64 (N,), `image_id`
+    and `index` of the record.
+    """
+
+    def __init__(self, split: Split, transform: Callable[..., Any], seed: int) -> None:
+        self.records = split.records
+        self.transform = transform
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, key: Key) -> tuple[torch.Tensor, Target]:
+        epoch, index = key
+        record = self.records[index]
+        image = tv_tensors.Image(to_tensor(read_record(record)))
+        xyxy, labels = record.training_boxes()
+        size = (record.height, record.width)
+        boxes = tv_tensors.BoundingBoxes(torch.from_numpy(xyxy), format="XYXY", canvas_size=size)
+        with torch.random.fork_rng(devices=[]):
+            # the CPU's generator alone: torch.manual_seed would also reset the devices' without giving them back
+            torch.default_generator.manual_seed(_mix(self.seed, epoch, index))
+            image, boxes, chosen = self.transform(image, boxes, torch.from_numpy(labels))
+        return image.as_subclass(torch.Tensor), {
+            "boxes": boxes.as_subclass(torch.Tensor),
+            "labels": chosen,
+            "image_id": record.image_id,
+            "index": index,
+        }
+
+
+def steps_per_epoch(images: int, batch_size: int) -> int:
+    """Full batches in one pass over the images; at least one."""
+    return max(1, images // batch_size)
+
+
+def epoch_batches(sizes: Sequence[tuple[int, int]], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """Shuffle the images of one epoch into full batches of indices.
+
+    Each batch is of one orientation, so that little padding is needed; what is left of both fills mixed batches at
+    the end, and what fills none is left out of this epoch. Fewer images than a batch are repeated to fill one.
+
+    Args:
+        sizes: (width, height) of each image in pixels.
+        batch_size: images per step, over all ranks and accumulation.
+        seed: of the run.
+        epoch: from 0.
+    """
+    order = np.random.default_rng(_mix(seed, epoch)).permutation(len(sizes)).tolist()
+    if len(order) < batch_size:
+        return [(order * -(-batch_size // len(order)))[:batch_size]]
+    batches: list[list[int]] = []
+    waiting: dict[bool, list[int]] = {True: [], False: []}
+    for index in order:
+        width, height = sizes[index]
+        group = waiting[width >= height]
+        group.append(index)
+        if len(group) == batch_size:
+            batches.append(group.copy())
+            group.clear()
+    rest = waiting[True] + waiting[False]
+    return batches + ([rest[:batch_size]] if len(rest) >= batch_size else [])
+
+
+def training_loader(
+    dataset: DetectionDataset,
+    batch_size: int,
+    micro_batch: int,
+    rank: int,
+    world: int,
+    seed: int,
+    start_step: int,
+    steps: int,
+    workers: int,
+) -> Iterator[tuple[list[torch.Tensor], list[Target]]]:
+    """Micro-batches (images, targets) of one rank, from `start_step` up to, not including, `steps`.
+
+    Step s takes batch s of the endless row of epochs, whatever came before: resuming needs nothing but the step.
+    A rank takes its contiguous part of each batch of `batch_size` images, in `batch_size / world / micro_batch` pieces.
+
+    Raises:
+        DoubleheadError: there are no images, the batch cannot be shared out, or an image cannot be read.
+    """
+    if not len(dataset):
+        raise DoubleheadError("the training split holds no images")
+    if batch_size % (world * micro_batch):
+        raise DoubleheadError(
+            f"train.batch_size {batch_size} cannot be shared among {world} processes in pieces of {micro_batch}; "
+            f"make it a multiple of {world * micro_batch}"
+        )
+    plan = _Plan(dataset, batch_size, micro_batch, rank, world, seed, start_step, steps)
+    return _load(_Guarded(dataset.__getitem__), plan, workers)
+
+
+def evaluation_loader(
+    split: Split, batch_size: int, workers: int, rank: int = 0, world: int = 1
+) -> Iterator[tuple[list[torch.Tensor], list[Record]]]:
+    """Images, uint8 (3, H, W) in their original size, and their records, in order; a rank takes each `world`-th.
+
+    Raises:
+        DoubleheadError: an image cannot be read.
+    """
+    indices = range(rank, len(split.records), world)
+    batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+    for images, places in _load(_Guarded(_Originals(split.records)), batches, workers):
+        yield images, [split.records[place] for place in places]
+
+
+def default_workers(world: int = 1) -> int:
+    """Loader processes per rank: the cores this process may use, shared among ranks, one left to compute; 1 to 8."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(8, cores // world - 1))
+
+
+class _Plan:
+    """The keys of every micro-batch of a run, epoch by epoch."""
+
+    def __init__(
+        self,
+        dataset: DetectionDataset,
+        batch_size: int,
+        micro_batch: int,
+        rank: int,
+        world: int,
+        seed: int,
+        start_step: int,
+        steps: int,
+    ) -> None:
+        self.sizes = [(record.width, record.height) for record in dataset.records]
+        self.batch_size, self.micro_batch, self.seed = batch_size, micro_batch, seed
+        self.share = range(rank * batch_size // world, (rank + 1) * batch_size // world, micro_batch)
+        self.steps = range(start_step, steps)
+
+    def __len__(self) -> int:
+        return len(self.steps) * len(self.share)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        per_epoch = steps_per_epoch(len(self.sizes), self.batch_size)
+        current, batches = -1, []
+        for step in self.steps:
+            epoch, place = divmod(step, per_epoch)
+            if epoch != current:
+                current, batches = epoch, epoch_batches(self.sizes, self.batch_size, self.seed, epoch)
+            for start in self.share:
+                yield [(epoch, index) for index in batches[place][start : start + self.micro_batch]]
+
+
+class _Originals:
+    """An image as it is, and its index."""
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        self.records = records
+
+    def __call__(self, index: int) -> tuple[torch.Tensor, int]:
+        return to_tensor(read_record(self.records[index])), index
+
+
+class _Guarded(torch.utils.data.Dataset[Any]):
+    """Items of a whole batch; a mistake comes back as a value, since torch would bury its sentence in a traceback."""
+
+    def __init__(self, item: Callable[[Any], tuple[torch.Tensor, Any]]) -> None:
+        self.item = item
+
+    def __getitem__(self, keys: Sequence[Any]) -> tuple[list[torch.Tensor], list[Any]] | DoubleheadError:
+        try:
+            images, others = zip(*map(self.item, keys), strict=True)
+        except DoubleheadError as error:
+            return error
+        return list(images), list(others)
+
+
+def _load(items: _Guarded, batches: Any, workers: int) -> Iterator[tuple[list[torch.Tensor], list[Any]]]:
+    loader = DataLoader(
+        items,
+        batch_size=None,
+        sampler=batches,
+        num_workers=workers,
+        collate_fn=_as_is,
+        worker_init_fn=_quiet,
+        generator=torch.Generator(),  # or it would draw from the global one, and a resumed run would differ
+    )
+    for batch in loader:
+        if isinstance(batch, DoubleheadError):
+            raise batch
+        yield batch
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
+def _quiet(_: int) -> None:
+    """Leave Ctrl-C to the main process, which has something to save, and undo its handlers in the worker.
+
+    (Workers compute with one thread: torch sees to it.)
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _mix(*parts: int) -> int:
+    """One 64-bit seed out of several numbers."""
+    return int(np.random.SeedSequence([part % 2**64 for part in parts]).generate_state(1, np.uint64)[0])

@@ -1,0 +1,145 @@
+"""Pascal VOC (XML with ImageSets) to records."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+from xml.etree.ElementTree import ParseError
+
+import numpy as np
+from defusedxml.common import DefusedXmlException
+from defusedxml.ElementTree import parse
+
+from doublehead.data.images import IMAGE_SUFFIXES, image_size
+from doublehead.data.records import FLOAT32_LIMIT, Categories, Findings, Record, Split, note_box
+from doublehead.errors import DoubleheadError
+
+
+def voc_categories(root: Path) -> Categories:
+    """Class names found in all of `root/Annotations`, in alphabetical order with ids 1..C: alike for every split.
+
+    Raises:
+        DoubleheadError: an XML file cannot be read, or there is no object at all.
+    """
+    files = sorted((root / "Annotations").glob("*.xml"))
+    names = sorted({_text(file, item, "name") for file in files for item in _parse(file).findall("object")})
+    if not names:
+        raise DoubleheadError(f"{root / 'Annotations'}: no XML file there holds an object, so there are no classes")
+    return Categories(tuple(names), tuple(range(1, len(names) + 1)))
+
+
+def read_voc(name: str, root: Path, list_file: Path, categories: Categories | None = None) -> Split:
+    """Read the split whose image names `list_file` holds, one a line, such as `ImageSets/Main/train.txt`.
+
+    Boxes are continuous edges (xmin, ymin, xmax, ymax), as LabelImg and CVAT write them: a box with xmin = xmax has
+    no area. (The original VOC files count pixels from 1 and include the last: a difference of at most one pixel.)
+    `difficult` objects become crowds: left out of training, and neither right nor wrong in evaluation, as in VOC.
+    An image's id is its place in the list, from 1. Without `categories` they are collected by `voc_categories`.
+
+    Raises:
+        DoubleheadError: a file is missing or malformed; it names the file and the field.
+    """
+    categories = categories or voc_categories(root)
+    label_of = {category: label for label, category in enumerate(categories.names, start=1)}
+    image_of = _images(root / "JPEGImages")
+    findings = Findings()
+    records = [
+        _record(number, root, stem, image_of, label_of, findings)
+        for number, stem in enumerate(_stems(root, list_file, findings), start=1)
+    ]
+    return Split(name, records, categories, findings)
+
+
+def _stems(root: Path, list_file: Path, findings: Findings) -> Iterable[str]:
+    try:
+        lines = list_file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DoubleheadError(f"{list_file}: cannot be read as a list of image names ({error})") from error
+    stems: dict[str, None] = {}
+    for line in filter(None, map(str.strip, lines)):
+        # VOC's lists per class put 1, 0 or -1 behind the name; a name may itself hold blanks
+        stem = line if (root / "Annotations" / f"{line}.xml").exists() else re.sub(r"\s+(-1|0|1)$", "", line)
+        if stem in stems:
+            findings.add("images listed twice, read once", f"{stem} in {list_file.name}")
+        stems[stem] = None
+    return stems
+
+
+def _images(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise DoubleheadError(f"{folder}: there is no such folder of images")
+    return {file.stem: file for file in sorted(folder.iterdir()) if file.suffix.lower() in IMAGE_SUFFIXES}
+
+
+def _record(
+    number: int, root: Path, stem: str, image_of: dict[str, Path], label_of: dict[str, int], findings: Findings
+) -> Record:
+    path = root / "Annotations" / f"{stem}.xml"
+    tree = _parse(path)
+    file = _image(path, tree, image_of)
+    width, height = (int(_number(path, tree, f"size/{side}", default=0)) for side in ("width", "height"))
+    if width <= 0 or height <= 0:
+        width, height = image_size(file)
+
+    boxes, labels, crowd = [], [], []
+    for item in tree.findall("object"):
+        category = _text(path, item, "name")
+        if category not in label_of:
+            raise DoubleheadError(f"{path}: class `{category}` is not among {', '.join(label_of)}")
+        x1, y1, x2, y2 = (_number(path, item, f"bndbox/{edge}") for edge in ("xmin", "ymin", "xmax", "ymax"))
+        if note_box((x1, y1, x2, y2), width, height, f"{file.name} ({category})", findings):
+            boxes.append((x1, y1, x2, y2))
+            labels.append(label_of[category])
+            crowd.append(_number(path, item, "difficult", default=0) != 0)
+    edges = np.array(boxes, dtype=np.float32).reshape(-1, 4)
+    return Record(
+        image_id=number,
+        path=file,
+        width=width,
+        height=height,
+        boxes=edges,
+        labels=np.array(labels, dtype=np.int64),
+        crowd=np.array(crowd, dtype=bool),
+        areas=(edges[:, 2] - edges[:, 0]) * (edges[:, 3] - edges[:, 1]),
+    )
+
+
+def _image(path: Path, tree: Any, image_of: dict[str, Path]) -> Path:
+    """The image of an XML file: of the same stem, as VOC has it; `<filename>` decides only where that is missing."""
+    stem = Path((tree.findtext("filename") or "").strip()).stem
+    file = image_of.get(path.stem) or image_of.get(stem)
+    if file is None:
+        raise DoubleheadError(f"{path}: its image `{path.stem}` is not in {path.parent.parent / 'JPEGImages'}")
+    return file
+
+
+def _parse(path: Path) -> Any:
+    try:
+        return parse(path)
+    except FileNotFoundError as error:
+        raise DoubleheadError(f"{path}: there is no such file, but the list names it") from error
+    except (OSError, ParseError, ValueError, DefusedXmlException) as error:
+        raise DoubleheadError(f"{path}: cannot be read as XML ({error})") from error
+
+
+def _text(path: Path, node: Any, field: str) -> str:
+    text = (node.findtext(field) or "").strip()
+    if not text:
+        raise DoubleheadError(f"{path}: an object has no <{field}>")
+    return text
+
+
+def _number(path: Path, node: Any, field: str, default: float | None = None) -> float:
+    text = (node.findtext(field) or "").strip()
+    if not text and default is not None:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not abs(value) < FLOAT32_LIMIT:  # so written that NaN fails too
+        raise DoubleheadError(f"{path}: <{field}> must be a finite number, not `{text}`")
+    return value

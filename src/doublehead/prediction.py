@@ -1,0 +1,197 @@
+"""Files in, detections out: a model with its classes and a device."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from doublehead.categories import Categories
+from doublehead.data.images import IMAGE_SUFFIXES, read_image, to_rgb, to_tensor
+from doublehead.detections import Detections
+from doublehead.device import pick_device
+from doublehead.errors import DoubleheadError
+from doublehead.model.checkpoint import load_model
+from doublehead.model.detector import Detector
+
+ImageLike = str | Path | Image.Image | np.ndarray | Tensor
+"""A path, a PIL image, an array (H, W, 3) or (H, W), or a tensor (3, H, W); uint8, or float in 0..1. RGB."""
+
+
+class Predictor:
+    """A trained detector ready for use; `doublehead.load` makes one.
+
+    Args:
+        model: the detector.
+        categories: its classes.
+        device: where it computes.
+    """
+
+    def __init__(self, model: Detector, categories: Categories, device: torch.device) -> None:
+        self.model = model.to(device).eval()
+        self.categories = categories
+        self.device = device
+
+    @overload
+    def predict(self, images: ImageLike, batch_size: int = 4) -> Detections: ...
+    @overload
+    def predict(self, images: Sequence[ImageLike], batch_size: int = 4) -> list[Detections]: ...
+    def predict(self, images: ImageLike | Sequence[ImageLike], batch_size: int = 4) -> Detections | list[Detections]:
+        """Detect objects in one image, or in each of several.
+
+        Args:
+            images: see ImageLike; one gives one Detections, a list gives a list.
+            batch_size: how many images go through the model at once.
+
+        Raises:
+            DoubleheadError: a file is no readable image, or an array has a shape that no image has.
+        """
+        if isinstance(images, list | tuple):
+            found: list[Detections] = []
+            for start in range(0, len(images), batch_size):
+                pictures = [as_picture(image) for image in images[start : start + batch_size]]
+                results = self.detect([to_tensor(picture) for picture in pictures])
+                found += [
+                    Detections(d.boxes, d.scores, d.labels, d.names, d.category_ids, picture)
+                    for d, picture in zip(results, pictures, strict=True)
+                ]
+            return found
+        return self.predict([images])[0]  # type: ignore[list-item]
+
+    def detect(self, images: list[Tensor]) -> list[Detections]:
+        """Detect objects in RGB tensors uint8 (3, H, W) of any sizes."""
+        return [self._detections(result) for result in self.model.detect(images)]
+
+    def _detections(self, result: dict[str, Tensor]) -> Detections:
+        boxes, scores, labels = (result[key].cpu().numpy() for key in ("boxes", "scores", "labels"))
+        return Detections(boxes, scores, labels, self.categories.names, self.categories.ids)
+
+
+def load(path: str | Path, device: str = "auto") -> Predictor:
+    """Load a checkpoint, such as a run's best.safetensors, for prediction.
+
+    Raises:
+        DoubleheadError: the file is no whole checkpoint, or there is no such device.
+    """
+    model, checkpoint = load_model(path)
+    return Predictor(model, checkpoint.categories, pick_device(device))
+
+
+def as_picture(image: ImageLike) -> Image.Image:
+    """Any kind of image as a PIL image in RGB.
+
+    Raises:
+        DoubleheadError: the file cannot be read, or the shape or type is not an image's.
+    """
+    if isinstance(image, str | Path):
+        return read_image(Path(image))
+    if isinstance(image, Image.Image):
+        return to_rgb(image)
+    array = image.detach().cpu().permute(1, 2, 0).numpy() if isinstance(image, Tensor) and image.ndim == 3 else image
+    array = np.asarray(array)
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim != 3 or array.shape[2] not in (1, 3) or 0 in array.shape:
+        wanted = "(3, H, W)" if isinstance(image, Tensor) else "(H, W, 3)"
+        raise DoubleheadError(f"an image must be {wanted}, not of shape {tuple(image.shape)}")
+    if np.issubdtype(array.dtype, np.floating):
+        if array.size and (array.min() < 0 or array.max() > 1):
+            raise DoubleheadError("an image of floats must lie in 0..1; give uint8 for 0..255")
+        array = (array * 255).round().astype(np.uint8)
+    if array.dtype != np.uint8:
+        raise DoubleheadError(f"an image must be uint8 or float, not {array.dtype}")
+    return Image.fromarray(np.ascontiguousarray(array.repeat(3, 2) if array.shape[2] == 1 else array))
+
+
+def find_images(sources: Iterable[str]) -> list[Path]:
+    """The image files that files, folders (searched to every depth) and globs name, each once, in order.
+
+    Raises:
+        DoubleheadError: a source names no image.
+    """
+    found: dict[Path, None] = {}
+    for source in sources:
+        path = Path(source).expanduser()
+        if path.is_dir():
+            matches = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+        elif path.is_file():
+            matches = [path]
+        else:
+            root = Path(path.anchor) if path.is_absolute() else Path()
+            pattern = str(path.relative_to(path.anchor)) if path.is_absolute() else str(path)
+            matches = sorted(p for p in root.glob(pattern) if p.is_file()) if any(c in source for c in "*?[") else []
+        if not matches:
+            raise DoubleheadError(
+                f"{source}: no image found there; give files, folders or globs such as 'photos/*.jpg'"
+            )
+        found.update(dict.fromkeys(matches))
+    return list(found)
+
+
+def predict_files(
+    predictor: Predictor,
+    files: Sequence[Path],
+    output: Path,
+    score: float,
+    batch_size: int = 4,
+    progress: Callable[[int], object] | None = None,
+) -> list[str]:
+    """Detect objects in image files; write a picture of each, and predictions.json for all.
+
+    predictions.json has COCO's layout (`images`, `categories`, `annotations` with `score`), so that annotation tools
+    open it. A picture keeps its file's name; files of one name from several folders are numbered.
+
+    Args:
+        predictor: the model.
+        files: image files.
+        output: folder to write into.
+        score: detections below it are neither drawn nor written.
+        batch_size: images that go through the model at once.
+        progress: told how many files are done.
+
+    Returns:
+        One sentence for each file that could not be read; the others are done all the same.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    faults: list[str] = []
+    taken: set[str] = set()
+    for start in range(0, len(files), batch_size):
+        readable: list[tuple[Path, Image.Image]] = []
+        for file in files[start : start + batch_size]:
+            try:
+                readable.append((file, read_image(file)))
+            except DoubleheadError as error:
+                faults.append(str(error))
+        for (file, picture), found in zip(readable, predictor.predict([p for _, p in readable]), strict=True):
+            number = len(images) + 1
+            found = found.above(score)
+            found.save(output / _free_name(file, taken), score=0)
+            images.append({"id": number, "file_name": str(file), "width": picture.width, "height": picture.height})
+            for item in found.to_coco(number):
+                area = item["bbox"][2] * item["bbox"][3]
+                annotations.append({"id": len(annotations) + 1, "iscrowd": 0, "area": area, **item})
+        if progress:
+            progress(len(files[start : start + batch_size]))
+    pairs = zip(predictor.categories.ids, predictor.categories.names, strict=True)
+    categories = [{"id": category, "name": name} for category, name in pairs]
+    content = {"images": images, "categories": categories, "annotations": annotations}
+    (output / "predictions.json").write_text(json.dumps(content), encoding="utf-8")
+    return faults
+
+
+def _free_name(file: Path, taken: set[str]) -> str:
+    """The picture's name: the file's, as JPEG, with a number where it is taken."""
+    number, name = 1, f"{file.stem}.jpg"
+    while name in taken:
+        number += 1
+        name = f"{file.stem}-{number}.jpg"
+    taken.add(name)
+    return name

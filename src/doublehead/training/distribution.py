@@ -1,0 +1,64 @@
+"""One process or many: torchrun and torch.distributed."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from doublehead.device import pick_device
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """This process among those of the run."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @classmethod
+    def start(cls, device: str) -> Distribution:
+        """Join the other processes where torchrun started this one; otherwise stand alone.
+
+        Raises:
+            DoubleheadError: the device is not to be had here.
+        """
+        if "WORLD_SIZE" not in os.environ:
+            return cls(0, 1, pick_device(device))
+        chosen = pick_device(device)
+        if chosen.type == "cuda":
+            chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(chosen)
+        if not dist.is_initialized():
+            dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        return cls(dist.get_rank(), dist.get_world_size(), chosen)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes files and speaks."""
+        return self.rank == 0
+
+    def gather(self, values: list[Any]) -> list[Any]:
+        """The lists of all processes, joined in the order of their ranks."""
+        if self.world == 1:
+            return values
+        parts: list[list[Any]] = [[] for _ in range(self.world)]
+        dist.all_gather_object(parts, values)
+        return [value for part in parts for value in part]
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is up in any process."""
+        if self.world == 1:
+            return flag
+        tensor = torch.tensor(float(flag), device=self.device)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return bool(tensor.item())
+
+    def stop(self) -> None:
+        """Leave the other processes."""
+        if self.world > 1:
+            dist.destroy_process_group()

@@ -1,0 +1,332 @@
+"""The training loop: one function from a Config to a run folder."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from doublehead.config import Config
+from doublehead.console import Console
+from doublehead.data.check import check_images
+from doublehead.data.dataset import open_dataset, summary
+from doublehead.data.loader import DetectionDataset, default_workers, steps_per_epoch, training_loader
+from doublehead.data.records import Split
+from doublehead.data.transforms import training_transform
+from doublehead.device import pick_precision
+from doublehead.errors import DoubleheadError
+from doublehead.evaluation.coco import Metrics, evaluate_detections
+from doublehead.evaluation.evaluate import predict_split, require_same_classes
+from doublehead.model.checkpoint import load_checkpoint
+from doublehead.model.detector import Detector
+from doublehead.prediction import Predictor
+from doublehead.training.distribution import Distribution
+from doublehead.training.pictures import draw_run
+from doublehead.training.run import RunFolder, append_row, cut_rows
+from doublehead.training.schedule import learning_rate
+from doublehead.training.state import TrainingState
+
+MEASUREMENTS = 20
+"""How often a run is measured where `train.evaluate_every` does not say: so many times, each epoch at most once."""
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, and has been saved."""
+
+
+def train(config: Config, output: Path, resume: bool = False) -> Path:
+    """Train a detector; everything about the run is written into `output`.
+
+    Args:
+        config: the whole run; `data.path` names the dataset.
+        output: the run folder; a new one, or with `resume` that of the run to go on with.
+        resume: go on from last.safetensors. The weights will be those of a run that was never stopped.
+
+    Returns:
+        The path of the best checkpoint.
+
+    Raises:
+        DoubleheadError: the data, the config or the folder has a mistake, or a loss is not finite.
+        Interrupted: Ctrl-C or SIGTERM; the run is saved.
+    """
+    processes = Distribution.start(config.train.device)
+    try:
+        with stop_signals() as asked_to_stop:
+            return _Training(config, output, resume, processes, asked_to_stop).run()
+    finally:
+        processes.stop()
+
+
+class _Training:
+    """One run in one process. Built in the order in which mistakes are cheapest to find: data, folder, model."""
+
+    def __init__(
+        self, config: Config, output: Path, resume: bool, processes: Distribution, asked_to_stop: Callable[[], bool]
+    ) -> None:
+        self.config, self.processes, self.asked_to_stop = config, processes, asked_to_stop
+        self.console = Console(processes.leads)
+        settings = config.train
+        if settings.batch_size % (processes.world * settings.accumulate):
+            raise DoubleheadError(
+                f"train.batch_size {settings.batch_size} cannot be shared among {processes.world} processes with "
+                f"train.accumulate {settings.accumulate}: make it a multiple of their product"
+            )
+        if config.model.backbone.weights is None and config.model.backbone.trainable_stages < 5:
+            raise DoubleheadError(
+                "a backbone without weights must learn all its stages: set model.backbone.trainable_stages=5, "
+                "or give model.backbone.weights"
+            )
+        self.split, self.val = self._read_data(check=not resume)
+        self.per_epoch = steps_per_epoch(len(self.split.records), settings.batch_size)
+        self.total = settings.steps or max(1, round((settings.epochs or 0) * self.per_epoch))
+        self.run_folder = RunFolder(output)
+        if processes.leads and not resume:
+            RunFolder.create(output, config)
+        precision = pick_precision(settings.precision, processes.device)
+        self.autocast = torch.autocast(processes.device.type, precision, enabled=precision is not None)
+        torch.manual_seed(settings.seed)
+        model = Detector(config.model, len(self.split.categories), pretrained=not resume).to(processes.device)
+        self.state = TrainingState.create(model, settings, processes.device, precision is torch.float16)
+        if resume:
+            checkpoint = load_checkpoint(self.run_folder.last)
+            require_same_classes(checkpoint.categories, self.split.categories)
+            self.state.restore(checkpoint, self.run_folder.last)
+            if processes.leads:
+                cut_rows(self.run_folder.training, self.state.step)
+                cut_rows(self.run_folder.validation, self.state.measured)
+        self.saved = time.monotonic()
+
+    def _read_data(self, check: bool) -> tuple[Split, Split | None]:
+        data = self.config.data
+        if not data.path:
+            raise DoubleheadError("which data? give the dataset's folder, or data.path in the config")
+        dataset = open_dataset(data.path)
+        split = dataset.read(data.train_split)
+        val = dataset.read(data.val_split) if data.val_split and dataset.has(data.val_split) else None
+        for part in filter(None, (split, val)):
+            self.console.say(summary(part))
+        if val is None:
+            self.console.say("no val split: nothing is measured during training, and `best` will be the last weights")
+        else:
+            require_same_classes(split.categories, val.categories)
+        if not sum(len(record.training_boxes()[1]) for record in split.records):
+            raise DoubleheadError(f"{data.path}: split `{split.name}` has no boxes to learn from")
+        if check and self.processes.leads:
+            records = split.records + (val.records if val else [])
+            with self.console.progress("checking images", len(records)) as advance:
+                check_images(records, data.check, advance)
+        return split, val
+
+    def run(self) -> Path:
+        """Train to the end."""
+        state, console = self.state, self.console
+        console.say(
+            f"training {self.config.model.preset} for {self.total} steps "
+            f"({self.total / self.per_epoch:.1f} epochs) on {self.processes.world} x {self.processes.device} "
+            f"into {self.run_folder.path}"
+        )
+        try:
+            self._learn()
+        except (Interrupted, KeyboardInterrupt) as error:
+            if self.processes.leads:
+                self._save()
+                console.say(
+                    f"stopped at step {state.step} and saved; go on with: doublehead resume {self.run_folder.path}"
+                )
+            raise Interrupted from error
+        if self.processes.leads:
+            if self.val is None:
+                state.save(self.run_folder.best, self.config, self.split.categories, weights_only=True)
+            draw_run(self.run_folder, self.val or self.split, self._predictor(), console)
+            best = f", best AP {state.best:.3f}" if self.val else ""
+            console.say(f"done in {state.seconds / 60:.1f} minutes{best}; everything is in {self.run_folder.path}:")
+            for path in sorted(self.run_folder.path.iterdir()):
+                console.say(f"  {path}")
+        return self.run_folder.best
+
+    def _learn(self) -> None:
+        state = self.state
+        if self._due(state.step):  # stopped while measuring
+            self._measure()
+        learner: nn.Module = state.model
+        if self.processes.world > 1:
+            learner = DistributedDataParallel(state.model, broadcast_buffers=True)
+        with self.console.training(self.total, state.step) as show:
+            batches = self._batches()
+            for step in range(state.step, self.total):
+                began = time.monotonic()
+                losses = self._step(learner, step, batches)
+                state.step = step + 1
+                state.seconds += time.monotonic() - began
+                self._log(losses)
+                show(state.step, losses, state.best if self.val else None)
+                if self.processes.any(self.asked_to_stop()):
+                    raise Interrupted
+                if self._due(state.step):
+                    self._measure()
+                elif self.processes.leads and time.monotonic() - self.saved > 60 * self.config.train.save_minutes:
+                    self._save()
+        self._save_if_leading()
+
+    def _batches(self) -> Iterator[tuple[list[Tensor], list[dict[str, Any]]]]:
+        settings, data, processes = self.config.train, self.config.data, self.processes
+        size = self.config.model.input
+        return training_loader(
+            DetectionDataset(
+                self.split, training_transform(data.augment, size.short_side, size.long_side), settings.seed
+            ),
+            settings.batch_size,
+            settings.batch_size // (processes.world * settings.accumulate),
+            processes.rank,
+            processes.world,
+            settings.seed,
+            self.state.step,
+            self.total,
+            default_workers(processes.world) if data.workers is None else data.workers,
+        )
+
+    def _step(
+        self, learner: nn.Module, step: int, batches: Iterator[tuple[list[Tensor], list[dict[str, Any]]]]
+    ) -> dict[str, float]:
+        """One optimiser step; the losses by name, averaged over the accumulated parts."""
+        settings, state = self.config.train, self.state
+        # Each step draws its own numbers, so that a resumed run draws the same.
+        torch.manual_seed((settings.seed * 1_000_003 + step) * 1_009 + self.processes.rank)
+        state.model.train()
+        sums: dict[str, float] = {}
+        for part in range(settings.accumulate):
+            images, targets = next(batches)
+            truth = [{k: target[k].to(self.processes.device) for k in ("boxes", "labels")} for target in targets]
+            last = part == settings.accumulate - 1
+            with _no_sync(learner, wait=not last):
+                with self.autocast:
+                    losses = learner(images, truth)
+                loss = torch.stack(list(losses.values())).sum()
+                for name, value in zip(["loss", *losses], torch.stack([loss, *losses.values()]).tolist(), strict=True):
+                    sums[name] = sums.get(name, 0.0) + value / settings.accumulate
+                if not math.isfinite(sums["loss"]):
+                    self._not_finite(step, sums, targets)
+                state.scaler.scale(loss / settings.accumulate).backward()
+        for group in state.optimizer.param_groups:
+            group["lr"] = learning_rate(settings, step, self.total)
+        if settings.clip_norm:
+            state.scaler.unscale_(state.optimizer)
+            nn.utils.clip_grad_norm_(state.model.parameters(), settings.clip_norm)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        state.optimizer.zero_grad(set_to_none=True)
+        if state.average is not None:
+            state.average.update_parameters(state.model)
+        return sums
+
+    def _not_finite(self, step: int, losses: dict[str, float], targets: list[dict[str, Any]]) -> None:
+        bad = [name for name, value in losses.items() if not math.isfinite(value) and name != "loss"]
+        files = ", ".join(str(self.split.records[target["index"]].path) for target in targets)
+        raise DoubleheadError(
+            f"the loss ({', '.join(bad)}) is not finite at step {step} on {files}: lower train.lr, set "
+            f"train.clip_norm, or look at the boxes of these images; the run's last checkpoint is kept"
+        )
+
+    def _due(self, step: int) -> bool:
+        """Whether the val split is to be measured after so many steps, and has not been yet."""
+        if self.val is None or step == 0 or self.state.measured == step:
+            return False
+        epochs = self.config.train.evaluate_every or max(1.0, self.total / self.per_epoch / MEASUREMENTS)
+        every = epochs * self.per_epoch
+        return step == self.total or math.floor(step / every) > math.floor((step - 1) / every)
+
+    def _measure(self) -> None:
+        """Measure the val split, shared among the processes, and keep the best weights."""
+        assert self.val is not None
+        state, processes = self.state, self.processes
+        with self.console.progress(
+            "measuring", len(range(processes.rank, len(self.val.records), processes.world))
+        ) as advance:
+
+            def went_on(images: int) -> None:
+                advance(images)
+                if processes.world == 1 and self.asked_to_stop():
+                    raise Interrupted
+
+            part = predict_split(
+                self._predictor(), self.val, 4, self.config.data.workers, processes.rank, processes.world, went_on
+            )
+        results = processes.gather(part)
+        metrics = evaluate_detections(self.val.records, self.val.categories, results)
+        state.measured = state.step
+        improved = not math.isnan(metrics["AP"]) and metrics["AP"] > state.best
+        state.best = metrics["AP"] if improved else state.best
+        if processes.leads:
+            self._report(metrics)
+            if improved or not self.run_folder.best.exists():
+                state.save(self.run_folder.best, self.config, self.split.categories, weights_only=True)
+            self._save()
+
+    def _report(self, metrics: Metrics) -> None:
+        state = self.state
+        append_row(
+            self.run_folder.validation, {"step": state.step, "epoch": state.step / self.per_epoch, **metrics.totals}
+        )
+        self.console.say(
+            f"step {state.step} of {self.total}, {state.seconds / 60:.1f} minutes: AP {metrics['AP']:.3f}, "
+            f"AP50 {metrics['AP50']:.3f}, AP75 {metrics['AP75']:.3f} on {self.val.name if self.val else ''}"
+        )
+
+    def _predictor(self) -> Predictor:
+        return Predictor(self.state.for_use, self.split.categories, self.processes.device)
+
+    def _log(self, losses: dict[str, float]) -> None:
+        state = self.state
+        if self.processes.leads and (state.step % self.config.train.log_every == 0 or state.step == self.total):
+            rate = state.optimizer.param_groups[0]["lr"]
+            row = {"step": state.step, "epoch": state.step / self.per_epoch, "lr": rate, **losses}
+            append_row(self.run_folder.training, row)
+
+    def _save_if_leading(self) -> None:
+        if self.processes.leads:
+            self._save()
+
+    def _save(self) -> None:
+        self.state.save(self.run_folder.last, self.config, self.split.categories)
+        self.saved = time.monotonic()
+
+
+@contextmanager
+def _no_sync(learner: nn.Module, wait: bool) -> Iterator[None]:
+    """Let DistributedDataParallel exchange gradients only with the last of the accumulated parts."""
+    if wait and isinstance(learner, DistributedDataParallel):
+        with learner.no_sync():
+            yield
+    else:
+        yield
+
+
+@contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C or SIGTERM into a flag that the loop looks at; a second Ctrl-C stops at once."""
+    asked = False
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked = True
+
+    try:
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread: there, no signal arrives
+        before = {}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,37 @@
+"""What a finished run shows: its curves, and its predictions beside the truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from doublehead.console import Console
+from doublehead.data.check import read_record
+from doublehead.data.records import Split
+from doublehead.errors import DoubleheadError
+from doublehead.plots import training_curves, truth_and_predictions
+from doublehead.prediction import Predictor
+from doublehead.training.run import RunFolder
+
+ROWS = 8
+
+
+def draw_run(run: RunFolder, split: Split, predictor: Predictor, console: Console) -> None:
+    """Draw curves.png (where matplotlib is installed) and predictions.jpg."""
+    try:
+        training_curves(run.training, run.validation, run.curves)
+    except DoubleheadError as error:
+        console.say(f"no curves drawn: {error}")
+    draw_predictions(split, predictor, run.pictures)
+
+
+def draw_predictions(split: Split, predictor: Predictor, path: Path) -> Path:
+    """Truth and predictions of images spread evenly over a split, side by side."""
+    places = np.unique(np.linspace(0, len(split.records) - 1, ROWS).round().astype(int))
+    pairs = []
+    for record in (split.records[place] for place in places):
+        detections = predictor.predict(read_record(record))
+        assert detections.image is not None
+        pairs.append((detections.image, *record.training_boxes(), detections))
+    return truth_and_predictions(pairs, path)

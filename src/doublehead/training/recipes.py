@@ -1,0 +1,90 @@
+"""Recipes: named settings of `data` and `train`; and how a run's Config comes about from all that was said of it."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from doublehead.config import Config, merge, override, read_yaml, sentence
+from doublehead.errors import DoubleheadError
+from doublehead.model.presets import preset_values
+
+RECIPES: dict[str, dict[str, Any]] = {
+    # The paper's "1x": flip, 800/1333, SGD 0.02 for 16 images, 90k steps, tenfold falls at 60k and 80k.
+    "coco-1x": {"train": {"steps": 90_000, "epochs": None, "clip_norm": None}},
+    # A user's own images from ImageNet weights: short sides at random, a quarter of the batch and of its rate.
+    "finetune": {
+        "data": {"augment": {"short_sides": [640, 672, 704, 736, 768, 800]}},
+        "train": {
+            "steps": None,
+            "epochs": 24,
+            "batch_size": 4,
+            "lr": 0.005,
+            "warmup_steps": 200,
+            "clip_norm": 10.0,
+        },
+    },
+    # Small data without pretrained weights.
+    "scratch": {
+        "data": {"augment": {"colour": 0.5, "iou_crop": 0.3}},
+        "train": {
+            "optimizer": "adamw",
+            "lr": 4e-4,
+            "weight_decay": 0.05,
+            "schedule": "cosine",
+            "warmup_steps": 100,
+            "warmup_start": 0.01,
+            "steps": None,
+            "epochs": 60,
+            "batch_size": 4,
+            "clip_norm": 10.0,
+            "ema": 0.998,
+        },
+    },
+}
+
+
+def resolve(
+    model: str | None = None,
+    recipe: str | None = None,
+    file: Path | None = None,
+    assignments: list[str] | None = None,
+    values: dict[str, Any] | None = None,
+) -> Config:
+    """The Config of a run. Later words win: preset, recipe, file, `values` (the command's flags), assignments.
+
+    Args:
+        model: a preset's name; None where `file` describes the model.
+        recipe: a row of RECIPES; None: `scratch` for a backbone without weights, else `finetune`, and none where
+            `file` holds a `train` part.
+        file: YAML with any part of a Config, such as the config.yaml of an earlier run.
+        assignments: `a.b=c` each.
+        values: nested values.
+
+    Raises:
+        DoubleheadError: an unknown preset, recipe or key, or a value that does not fit.
+    """
+    from_file = read_yaml(file) if file else {}
+    if model is None and "model" not in from_file:
+        raise DoubleheadError(
+            "which model? give --model, such as --model double-head-r50; `doublehead models` lists them"
+        )
+    start: dict[str, Any] = {"model": preset_values(model)} if model else {}
+    said = override(merge(merge(start, from_file), values or {}), assignments or [])
+    if recipe is None and not from_file.get("train"):
+        backbone = said.get("model", {}).get("backbone") or {}
+        recipe = "scratch" if backbone.get("weights", "imagenet") is None else "finetune"
+    if recipe is not None and recipe not in RECIPES:
+        near = difflib.get_close_matches(recipe, RECIPES, 1) or list(RECIPES)
+        raise DoubleheadError(f"unknown recipe `{recipe}`: did you mean {' or '.join(near)}?")
+    whole = merge(RECIPES[recipe], said) if recipe else said
+    length = (said.get("train") or {}).keys() & {"steps", "epochs"}
+    if len(length) == 1:  # a length that was said takes the place of the recipe's
+        whole["train"][({"steps", "epochs"} - length).pop()] = None
+    try:
+        return Config.model_validate(whole)
+    except ValidationError as error:
+        raise DoubleheadError(f"{file or 'configuration'}: {sentence(error)}") from error

@@ -1,0 +1,102 @@
+"""Everything a run must remember to go on as if it had never stopped: as tensors and plain numbers, without pickle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from doublehead.categories import Categories
+from doublehead.config import Config, TrainConfig
+from doublehead.errors import DoubleheadError
+from doublehead.model.checkpoint import Checkpoint, save_checkpoint
+from doublehead.model.detector import Detector
+
+
+@dataclass
+class TrainingState:
+    """The model that learns, its average, the optimiser, and how far the run has come.
+
+    Random numbers need no memory: each step seeds its own (see `loop.py`), and so does each augmented image.
+    """
+
+    model: Detector
+    average: AveragedModel | None
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    step: int = 0
+    measured: int = -1  # the step last measured on the val split
+    best: float = -1.0  # the highest AP so far
+    seconds: float = 0.0  # of training, over all resumptions
+
+    @classmethod
+    def create(cls, model: Detector, config: TrainConfig, device: torch.device, fp16: bool) -> TrainingState:
+        """The state before the first step."""
+        average = (
+            AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+            if config.ema
+            else None
+        )
+        return cls(model, average, make_optimizer(model, config), torch.amp.GradScaler(device.type, enabled=fp16))
+
+    @property
+    def for_use(self) -> Detector:
+        """The model to measure and to keep: the average where there is one."""
+        return self.average.module if self.average is not None else self.model  # type: ignore[return-value]
+
+    def save(self, path: Path, config: Config, categories: Categories, weights_only: bool = False) -> None:
+        """Write the weights for use, and unless `weights_only` the state beside them."""
+        notes: dict[str, Any] = {"step": self.step, "best": self.best}
+        tensors: dict[str, Tensor] = {}
+        if not weights_only:
+            tensors = {f"model/{key}": value for key, value in self.model.state_dict().items()} if self.average else {}
+            if self.average is not None:
+                tensors["averaged"] = self.average.n_averaged
+            optimizer = self.optimizer.state_dict()
+            for index, values in optimizer["state"].items():
+                tensors |= {f"optimizer/{index}/{k}": v for k, v in values.items() if isinstance(v, Tensor)}
+            notes |= {"measured": self.measured, "seconds": self.seconds, "scaler": self.scaler.state_dict()}
+        save_checkpoint(path, config.model, categories, self.for_use.state_dict(), notes, tensors)
+
+    def restore(self, checkpoint: Checkpoint, path: Path) -> None:
+        """Go back to what `save` wrote.
+
+        Raises:
+            DoubleheadError: the file holds no state of a run.
+        """
+        notes, tensors = checkpoint.notes, checkpoint.training
+        if "measured" not in notes:
+            raise DoubleheadError(f"{path}: holds weights, but no state of a run to resume")
+        self.for_use.load_state_dict(checkpoint.weights)
+        if self.average is not None:
+            self.model.load_state_dict(_under(tensors, "model/"))
+            self.average.n_averaged.copy_(tensors["averaged"])
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in _under(tensors, "optimizer/").items():
+            index, name = key.split("/")
+            state.setdefault(int(index), {})[name] = value
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        if notes["scaler"]:
+            self.scaler.load_state_dict(notes["scaler"])
+        self.step, self.measured, self.best = notes["step"], notes["measured"], notes["best"]
+        self.seconds = notes["seconds"]
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """SGD with the published decay on every weight, or AdamW with decay on matrices and kernels alone."""
+    learning = [p for p in model.parameters() if p.requires_grad]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(learning, config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    groups = [
+        {"params": [p for p in learning if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in learning if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, config.lr)
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
