@@ -41,8 +41,8 @@ class Predictor:
     @overload
     def predict(self, images: ImageLike, batch_size: int = 4) -> Detections: ...
     @overload
-    def predict(self, images: Sequence[ImageLike], batch_size: int = 4) -> list[Detections]: ...
-    def predict(self, images: ImageLike | Sequence[ImageLike], batch_size: int = 4) -> Detections | list[Detections]:
+    def predict(self, images: list[ImageLike], batch_size: int = 4) -> list[Detections]: ...
+    def predict(self, images: ImageLike | list[ImageLike], batch_size: int = 4) -> Detections | list[Detections]:
         """Detect objects in one image, or in each of several.
 
         Args:
@@ -52,7 +52,7 @@ class Predictor:
         Raises:
             DoubleheadError: a file is no readable image, or an array has a shape that no image has.
         """
-        if isinstance(images, list | tuple):
+        if isinstance(images, list):
             found: list[Detections] = []
             for start in range(0, len(images), batch_size):
                 pictures = [as_picture(image) for image in images[start : start + batch_size]]
@@ -62,7 +62,7 @@ class Predictor:
                     for d, picture in zip(results, pictures, strict=True)
                 ]
             return found
-        return self.predict([images])[0]  # type: ignore[list-item]
+        return self.predict([images])[0]
 
     def detect(self, images: list[Tensor]) -> list[Detections]:
         """Detect objects in RGB tensors uint8 (3, H, W) of any sizes."""

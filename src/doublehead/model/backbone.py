@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
@@ -33,7 +34,7 @@ def build_backbone(config: BackboneConfig, pretrained: bool) -> BackboneWithFPN:
         pretrained: whether to fetch `config.weights`; False where a checkpoint will fill the layers.
     """
     from_scratch = config.weights is None
-    body = torchvision.models.get_model(
+    body: Any = torchvision.models.get_model(
         config.name, weights=None, norm_layer=NORMS[config.norm], zero_init_residual=from_scratch
     )
     if pretrained and config.weights is not None:
@@ -59,7 +60,7 @@ def _load(body: nn.Module, name: str, weights: str) -> None:
         DoubleheadError: the weights cannot be fetched or read, or are of another network.
     """
     if weights == "imagenet":
-        entry = torchvision.models.get_model_weights(name).IMAGENET1K_V1
+        entry = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
         try:
             state = entry.get_state_dict(progress=True, check_hash=True)
         except (OSError, RuntimeError) as error:

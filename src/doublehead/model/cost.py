@@ -38,7 +38,7 @@ def cost(config: ModelConfig, classes: int = 80) -> Cost:
 
     def branches(owners: int) -> int:
         flops = 0
-        for branch in model.roi_heads.branches:
+        for branch in model.roi_heads:
             seen = owners if branch.config.only_regresses else proposals
             rois = torch.empty(seen, config.backbone.fpn_channels, RESOLUTION, RESOLUTION, device="meta")
             with FlopCounterMode(display=False) as counter:

@@ -30,6 +30,9 @@ class Detector(nn.Module):
         DoubleheadError: the backbone's weights cannot be fetched or do not fit.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, config: ModelConfig, classes: int, pretrained: bool = False) -> None:
         super().__init__()
         self.config = config

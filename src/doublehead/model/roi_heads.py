@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -47,6 +48,11 @@ class RoIHeads(nn.Module):
         self.matcher = Matcher(config.roi.foreground_iou, config.roi.foreground_iou, allow_low_quality_matches=False)
         self.sampler = BalancedPositiveNegativeSampler(config.roi.sampled, config.roi.positive_fraction)
 
+    def __iter__(self) -> Iterator[Branch]:
+        for branch in self.branches:
+            assert isinstance(branch, Branch)
+            yield branch
+
     def losses(
         self, levels: list[Tensor], proposals: list[Tensor], targets: list[dict[str, Tensor]]
     ) -> dict[str, Tensor]:
@@ -61,7 +67,7 @@ class RoIHeads(nn.Module):
         labels, deltas_wanted = torch.cat(sample.labels), torch.cat(sample.targets)
         positive = torch.where(labels > 0)[0]
         result: dict[str, Tensor] = {}
-        for name, branch in zip(self.names, self.branches, strict=True):
+        for name, branch in zip(self.names, self, strict=True):
             sees_positives = branch.config.only_regresses and self.config.training_proposals == "positives"
             boxes, seen = sample.boxes, torch.arange(len(labels), device=labels.device)
             if sees_positives and len(positive):
@@ -111,11 +117,11 @@ class RoIHeads(nn.Module):
             sizes: per image, (height, width) of its part of the input.
         """
         counts = [len(p) for p in proposals]
-        box_branch = self.branches[self.box_branch]
+        box_branch = list(self)[self.box_branch]
         staged = box_branch.config.only_regresses and self.config.inference_proposals == "owners"
         classified: list[Tensor] = []
         deltas: Tensor | None = None
-        for i, branch in enumerate(self.branches):
+        for i, branch in enumerate(self):
             if branch.config.only_regresses and (staged or i != self.box_branch):
                 continue
             logits, found = branch(self.pooler(levels, proposals, branch.config.scale))

@@ -29,10 +29,11 @@ class FCHead(nn.Module):
         super().__init__()
         self.width = config.width
         inputs = [channels * resolution**2] + [config.width] * (config.layers - 1)
-        self.layers = nn.ModuleList(nn.Linear(i, config.width) for i in inputs)
-        for layer in self.layers:
+        layers = [nn.Linear(i, config.width) for i in inputs]
+        for layer in layers:
             nn.init.kaiming_uniform_(layer.weight, a=1)
             nn.init.zeros_(layer.bias)
+        self.layers = nn.ModuleList(layers)
 
     def forward(self, rois: Tensor) -> Tensor:
         """RoI features (N, channels, 7, 7) to (N, width)."""
@@ -121,7 +122,7 @@ class NonLocalBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, width, H, W) to the same shape."""
-        n, _, height, width = x.shape
+        height, width = x.shape[2:]
 
         def by_group(projection: nn.Conv2d) -> Tensor:
             return projection(x).unflatten(1, (self.groups, -1)).flatten(3)  # (N, groups, inner / groups, H W)
@@ -129,7 +130,7 @@ class NonLocalBlock(nn.Module):
         theta, phi, g = by_group(self.theta), by_group(self.phi), by_group(self.g)
         f = theta.transpose(2, 3) @ phi / (height * width)  # (N, groups, H W, H W)
         y = (f @ g.transpose(2, 3)).transpose(2, 3)
-        return functional.relu(x + self.norm(self.out(y.reshape(n, -1, height, width))))
+        return functional.relu(x + self.norm(self.out(y.flatten(1, 2).unflatten(2, (height, width)))))
 
 
 def _conv(inputs: int, outputs: int, kernel: int) -> nn.Conv2d:

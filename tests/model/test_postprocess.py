@@ -1,0 +1,116 @@
+import pytest
+import torch
+from torch import Tensor
+from torchvision.ops import box_iou
+
+from doublehead.config import RoIConfig
+from doublehead.model.postprocess import FIRST_ROUND, class_nms, detect, fuse
+
+SIZE = (200, 300)
+
+
+def scene(seed: int, images: int, classes: int, spread: float) -> tuple[list[Tensor], list[Tensor]]:
+    """Scores (N, C + 1) and boxes (N, C + 1, 4) of random proposals, crowded so that NMS has work."""
+    g = torch.Generator().manual_seed(seed)
+    scores, boxes = [], []
+    for _ in range(images):
+        n = int(torch.randint(0, 600, (), generator=g))
+        scores.append((torch.randn(n, classes + 1, generator=g) * spread).softmax(1))
+        corner = torch.rand(n, classes + 1, 2, generator=g) * torch.tensor([280.0, 180.0]) - 10
+        side = torch.rand(n, classes + 1, 2, generator=g) * 60
+        boxes.append(torch.cat([corner, corner + side], dim=2))
+    return scores, boxes
+
+
+def run(scores: list[Tensor], boxes: list[Tensor], config: RoIConfig, staged: bool) -> tuple[list[dict[str, Tensor]], int]:
+    """Detections, and how many boxes were asked for."""
+    asked = [0]
+
+    def give(chosen: list[Tensor]) -> list[Tensor]:
+        asked[0] += sum(len(c) for c in chosen)
+        return [b[c] for b, c in zip(boxes, chosen, strict=True)]
+
+    return detect(scores, give, [SIZE] * len(scores), config, staged), asked[0]
+
+
+def by_definition(scores: Tensor, boxes: Tensor, config: RoIConfig) -> list[tuple[int, int]]:
+    """(proposal, class) of the detections: greedy NMS per class, written out one candidate at a time."""
+    candidates = [
+        (float(scores[p, c]), p, c)
+        for p in range(len(scores))
+        for c in range(1, scores.shape[1])
+        if scores[p, c] > config.score_threshold
+    ]
+    kept: list[tuple[int, int, Tensor]] = []
+    limit = torch.tensor([SIZE[1], SIZE[0]]).repeat(2)
+    for _, p, c in sorted(candidates, key=lambda item: -item[0]):
+        box = torch.minimum(boxes[p, c].clamp(min=0), limit)
+        if ((box[2:] - box[:2]) < 1e-2).any():
+            continue
+        same = [b for _, kc, b in kept if kc == c]
+        if not same or float(box_iou(box[None].double(), torch.stack(same).double()).max()) <= config.nms_iou:
+            kept.append((p, c, box))
+    return [(p, c) for p, c, _ in kept[: config.detections]]
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_staged_gives_the_same_as_all_at_once(seed: int) -> None:
+    """Many random batches, among them empty images, ones with few candidates and ones with thousands."""
+    classes = 1 + seed % 7
+    config = RoIConfig(
+        detections=(1, 20, 100, 300)[seed % 4], score_threshold=(0.0, 0.05, 0.3)[seed % 3], nms_iou=(0.3, 0.5)[seed % 2]
+    )
+    scores, boxes = scene(seed, images=1 + seed % 4, classes=classes, spread=(0.1, 1.0, 4.0)[seed // 20])
+    staged, _ = run(scores, boxes, config, staged=True)
+    whole, _ = run(scores, boxes, config, staged=False)
+    for one, other in zip(staged, whole, strict=True):
+        for key in one:
+            assert torch.equal(one[key], other[key])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_is_greedy_nms_within_each_class(seed: int) -> None:
+    config = RoIConfig(score_threshold=0.2, detections=40)
+    scores, boxes = scene(seed, images=2, classes=3, spread=1.5)
+    found, _ = run(scores, boxes, config, staged=True)
+    for result, s, b in zip(found, scores, boxes, strict=True):
+        pairs = list(zip(result["proposals"].tolist(), result["labels"].tolist(), strict=True))
+        assert pairs == by_definition(s, b, config)
+        assert (result["scores"][:-1] >= result["scores"][1:]).all()
+
+
+def test_boxes_are_asked_for_only_where_they_can_matter() -> None:
+    n = 1000
+    scores = torch.zeros(n, 3)
+    scores[:, 1] = torch.linspace(0.9, 0.1, n)
+    corner = torch.arange(n).float()[:, None] * torch.tensor([0.25, 0.15])  # far apart enough: no NMS at IoU 1
+    boxes = torch.cat([corner, corner + 20], dim=1)[:, None].expand(n, 3, 4)
+    config = RoIConfig(detections=100, nms_iou=1.0)
+    found, asked = run([scores], [boxes], config, staged=True)
+    assert len(found[0]["boxes"]) == 100
+    assert asked == FIRST_ROUND
+    scores[30:, 1] = 0.01
+    _, asked = run([scores], [boxes], config, staged=True)
+    assert asked == 30
+
+
+def test_no_candidates() -> None:
+    found, asked = run([torch.zeros(0, 4), torch.zeros(5, 4)], [torch.zeros(0, 4, 4), torch.zeros(5, 4, 4)], RoIConfig(), True)
+    assert asked == 0
+    assert all(len(result[key]) == 0 for result in found for key in ("boxes", "scores", "labels"))
+    assert found[0]["boxes"].shape == (0, 4)
+
+
+def test_classes_never_suppress_each_other() -> None:
+    box = torch.tensor([[0.0, 0, 1000, 1000], [0, 0, 1000, 1000], [1, 1, 1000, 1000]])
+    kept = class_nms(box, torch.tensor([0.9, 0.8, 0.7]), torch.tensor([1, 2, 1]), 0.5)
+    assert kept.tolist() == [0, 1]
+
+
+def test_fusion_rules() -> None:
+    """Complementary: s_fc + s_conv (1 - s_fc) (paper, section 4.3)."""
+    fc, conv = torch.tensor([[0.2, 0.8]]), torch.tensor([[0.5, 0.5]])
+    torch.testing.assert_close(fuse([fc, conv], "complementary"), fc + conv * (1 - fc))
+    torch.testing.assert_close(fuse([fc, conv], "average"), torch.tensor([[0.35, 0.65]]))
+    torch.testing.assert_close(fuse([fc, conv], "maximum"), torch.tensor([[0.5, 0.8]]))
+    assert fuse([fc], "average") is fc
