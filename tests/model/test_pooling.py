@@ -32,9 +32,7 @@ def test_level_follows_the_unscaled_box() -> None:
     levels = pyramid(256, 256)
     box = torch.tensor([[20.0, 20.0, 120.0, 120.0]])  # P2
     alone = [levels[0], *(torch.zeros_like(f) for f in levels[1:])]
-    torch.testing.assert_close(
-        RoIPooler()(levels, [box, box[:0]], 1.3), RoIPooler()(alone, [box, box[:0]], 1.3)
-    )
+    torch.testing.assert_close(RoIPooler()(levels, [box, box[:0]], 1.3), RoIPooler()(alone, [box, box[:0]], 1.3))
 
 
 def test_enlarging_keeps_the_centre() -> None:

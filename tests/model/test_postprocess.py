@@ -22,7 +22,9 @@ def scene(seed: int, images: int, classes: int, spread: float) -> tuple[list[Ten
     return scores, boxes
 
 
-def run(scores: list[Tensor], boxes: list[Tensor], config: RoIConfig, staged: bool) -> tuple[list[dict[str, Tensor]], int]:
+def run(
+    scores: list[Tensor], boxes: list[Tensor], config: RoIConfig, staged: bool
+) -> tuple[list[dict[str, Tensor]], int]:
     """Detections, and how many boxes were asked for."""
     asked = [0]
 
@@ -95,7 +97,9 @@ def test_boxes_are_asked_for_only_where_they_can_matter() -> None:
 
 
 def test_no_candidates() -> None:
-    found, asked = run([torch.zeros(0, 4), torch.zeros(5, 4)], [torch.zeros(0, 4, 4), torch.zeros(5, 4, 4)], RoIConfig(), True)
+    found, asked = run(
+        [torch.zeros(0, 4), torch.zeros(5, 4)], [torch.zeros(0, 4, 4), torch.zeros(5, 4, 4)], RoIConfig(), True
+    )
     assert asked == 0
     assert all(len(result[key]) == 0 for result in found for key in ("boxes", "scores", "labels"))
     assert found[0]["boxes"].shape == (0, 4)

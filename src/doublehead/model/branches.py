@@ -6,6 +6,7 @@ From a row follow the layers (weight 0: no such predictor), the losses (the weig
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from doublehead.config import BranchConfig, ModelConfig
@@ -61,9 +62,14 @@ class Branch(nn.Module):
         What the branch does not predict is None. With class-agnostic boxes the deltas are (N, 4).
         """
         hidden = self.trunk(rois)
-        logits = self.classifier(hidden).float() if self.classifier is not None else None
-        deltas = self.regressor(hidden).float() if self.regressor is not None else None
+        logits = at_least_float32(self.classifier(hidden)) if self.classifier is not None else None
+        deltas = at_least_float32(self.regressor(hidden)) if self.regressor is not None else None
         return logits, deltas
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """What autocast computed in 16 bits as float32: scores are sorted by it, boxes are decoded from it."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _predictor(width: int, outputs: int, std: float) -> nn.Linear:

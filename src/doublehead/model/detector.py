@@ -13,6 +13,7 @@ from torchvision.transforms.v2 import functional as images_v2
 
 from doublehead.config import InputConfig, ModelConfig, RPNConfig
 from doublehead.model.backbone import build_backbone
+from doublehead.model.branches import at_least_float32
 from doublehead.model.roi_heads import RoIHeads
 
 Target = dict[str, Tensor]
@@ -83,22 +84,22 @@ class Detector(nn.Module):
         return self.detect(images) if targets is None else self.losses(images, targets)
 
     def _features(self, images: list[Tensor]) -> tuple[ImageList, OrderedDict[str, Tensor]]:
-        """The padded batch, and its maps P2..P6 in float32 (anchors take the maps' type: bf16 would move them)."""
+        """The padded batch, and its maps P2..P6, not in 16 bits (anchors take the maps' type: bf16 would move them)."""
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
         height, width = (-(-max(side) // 32) * 32 for side in zip(*sizes, strict=True))
         batch = self.mean.new_zeros(len(images), 3, height, width)
         for slot, image in zip(batch, images, strict=True):
             slot[:, : image.shape[-2], : image.shape[-1]] = (unit_range(image.to(batch.device)) - self.mean) / self.std
         features = self.backbone(batch)
-        return ImageList(batch, sizes), OrderedDict((name, f.float()) for name, f in features.items())
+        return ImageList(batch, sizes), OrderedDict((name, at_least_float32(f)) for name, f in features.items())
 
 
 class _RPNHead(RPNHead):
-    """torchvision's, giving float32 under autocast: proposals are decoded and sorted from its outputs."""
+    """torchvision's, never giving 16 bits: proposals are decoded and sorted from its outputs."""
 
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         logits, deltas = super().forward(x)
-        return [t.float() for t in logits], [t.float() for t in deltas]
+        return [at_least_float32(t) for t in logits], [at_least_float32(t) for t in deltas]
 
 
 def build_rpn(config: RPNConfig, channels: int) -> RegionProposalNetwork:

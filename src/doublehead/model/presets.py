@@ -26,7 +26,7 @@ SIZES: dict[str, dict[str, Any]] = {
             "proposals_training": 500,
             "proposals_inference": 300,
         },
-        "roi": {"sampled": 128},
+        "roi": {"sampled": 64, "positive_fraction": 0.5},
         "fc_head": {"width": 512},
         "conv_head": {"width": 256, "bottleneck_width": 64, "non_local_width": 128},
         "head_norm": "group",

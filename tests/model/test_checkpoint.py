@@ -1,0 +1,85 @@
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from small_models import small_config
+
+from doublehead.categories import Categories
+from doublehead.errors import DoubleheadError
+from doublehead.model.checkpoint import load_checkpoint, load_model, save_checkpoint
+from doublehead.model.detector import Detector
+
+CATEGORIES = Categories(("cat", "dog", "stop sign"), (1, 17, 90))
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[Path, Detector]:
+    config = small_config("double-head-ext")
+    model = Detector(config, 3)
+    path = tmp_path / "best.safetensors"
+    save_checkpoint(path, config, CATEGORIES, model.state_dict(), {"step": 7}, {"averaged": torch.tensor(5)})
+    return path, model
+
+
+def test_everything_comes_back(saved: tuple[Path, Detector]) -> None:
+    path, model = saved
+    loaded, checkpoint = load_model(path)
+    assert checkpoint.config == model.config
+    assert checkpoint.categories == CATEGORIES  # ids with gaps travel along
+    assert checkpoint.notes == {"step": 7}
+    assert checkpoint.training["averaged"] == 5
+    assert not loaded.training
+    for (name, one), other in zip(loaded.state_dict().items(), model.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+    assert [p.name for p in path.parent.iterdir()] == ["best.safetensors"]
+
+
+def test_an_interrupted_save_leaves_the_old_file(saved: tuple[Path, Detector], monkeypatch: pytest.MonkeyPatch) -> None:
+    path, model = saved
+    before = path.read_bytes()
+
+    def cut(tensors: object, target: Path, metadata: object) -> None:
+        target.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr("doublehead.model.checkpoint.save_file", cut)
+    with pytest.raises(OSError, match="disk full"):
+        save_checkpoint(path, model.config, CATEGORIES, model.state_dict(), {})
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", ["cut", "noise", "pickle", "empty", "other", "newer", "config", "weights"])
+def test_a_file_that_is_no_whole_checkpoint_is_named(saved: tuple[Path, Detector], damage: str) -> None:
+    path, model = saved
+    header = {"format": "doublehead", "format_version": "1", "doublehead": "0.1.0", "notes": "{}"}
+    header |= {
+        "model": model.config.model_dump_json(),
+        "categories": json.dumps({"names": ["a"] * 3, "ids": [1, 2, 3]}),
+    }
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-1000])
+    elif damage == "noise":
+        path.write_bytes(bytes(range(256)) * 40)
+    elif damage == "pickle":
+        path.write_bytes(pickle.dumps({"model": 1}))
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "other":
+        save_file({"x": torch.zeros(1)}, path)
+    elif damage == "newer":
+        save_file({"x": torch.zeros(1)}, path, metadata=header | {"format_version": "99", "doublehead": "9.0"})
+    elif damage == "config":
+        save_file({"x": torch.zeros(1)}, path, metadata=header | {"model": '{"branches": [], "wings": 2}'})
+    else:
+        save_file({"x": torch.zeros(1)}, path, metadata=header)
+    with pytest.raises(DoubleheadError, match=r"best\.safetensors: ") as caught:
+        load_model(path)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DoubleheadError, match="no such file"):
+        load_checkpoint(tmp_path / "absent.safetensors")

@@ -1,0 +1,198 @@
+import pytest
+import torch
+from small_models import small_model, target
+from torch import nn
+
+from doublehead.model.branches import VARIANTS
+from doublehead.model.detector import Detector, resize
+from doublehead.model.roi_heads import box_loss, branch_names
+
+IMAGES = [
+    torch.randint(0, 256, (3, 90, 120), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)),
+    torch.randint(0, 256, (3, 128, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(2)),
+]
+TARGETS = [target([[10, 10, 60, 70], [5, 20, 30, 40]], [1, 3]), target([[20, 30, 80, 120]], [2])]
+
+
+def fresh_heads(model: Detector) -> Detector:
+    """Predictors with larger random weights, so that an untrained model has detections of many scores and boxes."""
+    torch.manual_seed(3)
+    for branch in model.roi_heads:
+        for layer in (branch.classifier, branch.regressor):
+            if layer is not None:
+                nn.init.normal_(layer.weight, std=2.0 if layer is branch.classifier else 0.5)
+    return model
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_layers_and_losses_follow_from_the_row(variant: str) -> None:
+    model = small_model(variant).train()
+    losses = model.losses(IMAGES, TARGETS)
+    row = VARIANTS[variant]
+    wanted = {"rpn_classify", "rpn_regress"}
+    for name, config, branch in zip(branch_names(model.config), row, model.roi_heads, strict=True):
+        wanted |= {f"{name}_{task}" for task in ("classify", "regress") if getattr(config, task)}
+        assert (branch.classifier is None) == (config.classify == 0)
+        assert (branch.regressor is None) == (config.regress == 0)
+    assert set(losses) == wanted
+    assert all(torch.isfinite(value) for value in losses.values())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_detections_are_sorted_and_inside_the_image(variant: str) -> None:
+    model = fresh_heads(small_model(variant, roi={"score_threshold": 0.0})).eval()
+    for image, found in zip(IMAGES, model.detect(IMAGES), strict=True):
+        assert len(found["boxes"])
+        assert (found["scores"].diff() <= 0).all()
+        assert found["labels"].min() >= 1
+        assert found["labels"].max() <= 4
+        height, width = image.shape[1:]
+        limit = torch.tensor([width, height, width, height]) + 1e-3
+        assert (found["boxes"] >= 0).all()
+        assert (found["boxes"] <= limit).all()
+
+
+@pytest.mark.parametrize("variant", ["double-head", "double-fc", "double-conv", "double-head-reverse"])
+@pytest.mark.parametrize("seed", range(4))
+def test_staged_inference_gives_the_detections_of_unstaged(variant: str, seed: int) -> None:
+    """The whole model on batches of several images: boxes asked for by owners, and for all proposals as published."""
+    rpn, roi = (
+        {"proposals_inference": 200},
+        {"score_threshold": (0.0, 0.1)[seed % 2], "detections": (30, 100)[seed // 2]},
+    )
+    staged = fresh_heads(small_model(variant, rpn=rpn, roi=roi)).double().eval()
+    whole = small_model(variant, rpn=rpn, roi=roi | {"inference_proposals": "all"}).double().eval()
+    whole.load_state_dict(staged.state_dict())
+    g = torch.Generator().manual_seed(seed)
+    images = [torch.rand(3, 80 + 16 * i, 120, generator=g, dtype=torch.float64) for i in range(1 + seed)]
+    for one, other in zip(staged.detect(images), whole.detect(images), strict=True):
+        assert len(one["boxes"]) or seed % 2
+        assert torch.equal(one["labels"], other["labels"])
+        torch.testing.assert_close(one["boxes"], other["boxes"], atol=1e-3, rtol=0)
+        torch.testing.assert_close(one["scores"], other["scores"])
+
+
+def test_a_regress_only_branch_sees_positives_and_owners_alone() -> None:
+    model = small_model("double-head")
+    seen: list[int] = []
+    list(model.roi_heads)[1].trunk.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    model.train().losses(IMAGES, TARGETS)
+    sampled = 64 * len(IMAGES)
+    assert 0 < seen[0] <= sampled / 2
+    everything = small_model("double-head", roi={"training_proposals": "all", "sampled": 64, "positive_fraction": 0.5})
+    list(everything.roi_heads)[1].trunk.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    everything.train().losses(IMAGES, TARGETS)
+    assert seen[1] == sampled
+    fresh_heads(model).eval()
+    seen.clear()
+    model.detect(IMAGES)
+    assert 0 < sum(seen) < model.config.rpn.proposals_inference * len(IMAGES)
+
+
+def test_positives_alone_teach_the_same_as_all_proposals() -> None:
+    """With group norm no proposal's features depend on the others': the same loss, and the same gradients."""
+    gradients = []
+    for seen in ("positives", "all"):
+        model = small_model("double-head", roi={"training_proposals": seen, "sampled": 64}).double().train()
+        torch.manual_seed(5)
+        losses = model.losses([image / 255.0 for image in map(torch.Tensor.double, IMAGES)], TARGETS)
+        torch.stack(list(losses.values())).sum().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()} | losses)
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, value in gradients[0].items():
+        torch.testing.assert_close(value, gradients[1][name], msg=name)
+
+
+@pytest.mark.parametrize("head_norm", ["group", "batch"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_odd_images_train_and_predict(variant: str, head_norm: str) -> None:
+    """Without objects, without positives, with one-pixel boxes, one-pixel images: finite losses, all gradients."""
+    model = small_model(variant, head_norm=head_norm).train()
+    nothing = target([], [])
+    one_pixel = target([[7, 7, 8, 8], [0, 0, 1, 1]], [1, 2])
+    for targets in ([nothing, nothing], [nothing, TARGETS[1]], [one_pixel, nothing]):
+        model.zero_grad()
+        losses = model.losses(IMAGES, targets)
+        loss = torch.stack(list(losses.values())).sum()
+        loss.backward()
+        assert torch.isfinite(loss)
+        missing = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+        assert not missing
+        assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    model.eval()
+    dot = torch.zeros(3, 1, 1, dtype=torch.uint8)
+    line = torch.zeros(3, 1, 500, dtype=torch.uint8)
+    for found in model.detect([dot, line, IMAGES[0]]):
+        assert all(torch.isfinite(found[key]).all() for key in ("boxes", "scores"))
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())
+    assert model.detect([]) == []
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_no_proposals_at_all(variant: str) -> None:
+    model = small_model(variant)
+    levels = [torch.randn(2, 16, 96 // s, 128 // s) for s in (4, 8, 16, 32)]
+    none = [torch.zeros(0, 4)] * 2
+    for found in model.eval().roi_heads.detections(levels, none, [(96, 128)] * 2):
+        assert len(found["boxes"]) == len(found["scores"]) == len(found["labels"]) == 0
+    losses = model.train().roi_heads.losses(levels, none, TARGETS)  # the objects themselves are proposals
+    assert all(torch.isfinite(value) for value in losses.values())
+
+
+def test_classes_of_the_same_box_or_one_box_for_all() -> None:
+    model = fresh_heads(small_model("double-head", roi={"class_agnostic": True})).eval()
+    regressor = list(model.roi_heads)[1].regressor
+    assert regressor is not None
+    assert regressor.out_features == 4
+    assert len(model.detect(IMAGES)[0]["boxes"])
+    assert torch.isfinite(model.train().losses(IMAGES, TARGETS)["conv_regress"])
+
+
+def test_boxes_come_in_the_pixels_of_the_image_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever an image is resized from: the same input, and boxes of the size it had."""
+    model = fresh_heads(small_model("double-head")).eval()
+    seen = resize(IMAGES[0], model.config.input)
+    monkeypatch.setattr("doublehead.model.detector.resize", lambda image, config: seen)
+    plain, large = model.detect([seen, torch.zeros(3, 4 * 96, 3 * 128, dtype=torch.uint8)])
+    assert len(plain["boxes"]) > 10
+    torch.testing.assert_close(large["boxes"], plain["boxes"] * torch.tensor([3.0, 4, 3, 4]))
+
+
+def test_input_size_keeps_the_shape_within_both_limits() -> None:
+    config = small_model().config.input
+    assert resize(torch.zeros(3, 300, 300, dtype=torch.uint8), config).shape == (3, 96, 96)
+    assert resize(torch.zeros(3, 100, 400, dtype=torch.uint8), config).shape == (3, 32, 128)
+    assert resize(torch.zeros(3, 2000, 1, dtype=torch.uint8), config).shape == (3, 128, 1)
+
+
+def test_box_loss_is_smooth_l1_over_positives_by_all_sampled() -> None:
+    """|d| < 1: d^2 / 2, else |d| - 1/2; only the column of the label counts."""
+    deltas = torch.zeros(3, 12)
+    deltas[0, 4:8] = torch.tensor([0.5, 2.0, 0.0, 0.0])  # label 1
+    deltas[0, 8:] = 100.0
+    deltas[2, :] = 100.0  # background
+    deltas[1, 8:] = torch.tensor([0.0, 0.0, 0.0, -3.0])  # label 2
+    loss = box_loss(deltas, torch.tensor([1, 2, 0]), torch.zeros(3, 4), 64)
+    assert float(loss) == pytest.approx((0.125 + 1.5 + 2.5) / 64)
+
+
+def test_sampling_takes_objects_as_proposals_and_a_quarter_positive() -> None:
+    heads = small_model("double-head", roi={"sampled": 16, "positive_fraction": 0.25}).roi_heads
+    near = torch.tensor([[10.0, 10, 61, 70]]).repeat(20, 1) + torch.rand(20, 4)
+    far = torch.tensor([[80.0, 80, 100, 100]]).repeat(40, 1)
+    sample = heads.sample([torch.cat([near, far])], [target([[10, 10, 60, 70]], [3])])
+    assert (sample.labels[0] == 3).sum() == 4
+    assert (sample.labels[0] == 0).sum() == 12
+    alone = heads.sample([far], [target([[10, 10, 60, 70]], [3])])
+    assert sample.labels[0].tolist()[:4] == [3] * 4  # positives first
+    assert (alone.labels[0] == 3).sum() == 1
+    torch.testing.assert_close(alone.targets[0][0], torch.zeros(4))
+
+
+def test_autocast_leaves_losses_and_boxes_in_float32() -> None:
+    model = fresh_heads(small_model("double-head-ext"))
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model.train().losses(IMAGES, TARGETS)
+        found = model.eval().detect(IMAGES)[0]
+    assert {value.dtype for value in losses.values()} == {torch.float32}
+    assert found["boxes"].dtype == found["scores"].dtype == torch.float32
