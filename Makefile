@@ -1,0 +1,37 @@
+# On a fresh machine with Python 3.11 or newer and make: `make demo` and `make test` do all the set-up.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint clean
+
+demo: .venv/user
+	rm -rf demo
+	$(BIN)/doublehead synthesize demo/data
+	$(BIN)/doublehead train demo/data --model double-head-tiny --output demo/run --set train.epochs=5
+	$(BIN)/doublehead evaluate demo/run/best.safetensors demo/data --split test --output demo/evaluation
+	$(BIN)/doublehead predict demo/run/best.safetensors demo/data/test --output demo/predictions
+	@echo
+	@echo "Run folder   demo/run (curves.png, predictions.jpg, best.safetensors)"
+	@echo "Evaluation   demo/evaluation (metrics.json, precision_recall.png)"
+	@echo "Pictures     demo/predictions"
+
+test: .venv/dev
+	$(BIN)/python -m pytest
+
+lint: .venv/dev
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv demo
+
+.venv/user: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable ".[plots]"
+	@touch $@
+
+.venv/dev: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@touch $@
