@@ -6,6 +6,6 @@ from doublehead.detections import Detections
 from doublehead.errors import DoubleheadError
 from doublehead.evaluation.evaluate import evaluate
 from doublehead.prediction import Predictor, load
-from doublehead.training.loop import train
+from doublehead.training.start import resume, train
 
-__all__ = ["Detections", "DoubleheadError", "Predictor", "evaluate", "load", "train"]
+__all__ = ["Detections", "DoubleheadError", "Predictor", "evaluate", "load", "resume", "train"]

@@ -11,18 +11,16 @@ from rich.table import Table
 
 import doublehead
 from doublehead import plots, prediction
-from doublehead.config import Config, read_yaml
+from doublehead.config import parse_settings
 from doublehead.console import Console
 from doublehead.data import synthetic
-from doublehead.data.dataset import open_dataset
 from doublehead.errors import DoubleheadError
-from doublehead.evaluation.evaluate import evaluate as evaluate_model
+from doublehead.evaluation.evaluate import evaluate as measure
 from doublehead.model.cost import TYPICAL_OWNERS, cost
 from doublehead.model.presets import PRESETS, preset
+from doublehead.training import start
 from doublehead.training.loop import Interrupted
-from doublehead.training.loop import train as train_model
-from doublehead.training.recipes import RECIPES, resolve
-from doublehead.training.run import RunFolder
+from doublehead.training.recipes import RECIPES
 
 app = typer.Typer(
     help="Double-Head R-CNN: detectors with one head that classifies and one that localises.",
@@ -38,21 +36,18 @@ def main() -> None:
     """Run a command. A user's mistake ends in one sentence and exit code 2, Ctrl-C in 130."""
     try:
         app()
-    except DoubleheadError as error:
-        sys.exit(_fail(f"error: {error}", 2))
+    except (DoubleheadError, OSError) as error:  # OSError: a full disk, a folder that may not be written
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     except (Interrupted, KeyboardInterrupt):
         sys.exit(130)
-
-
-def _fail(sentence: str, code: int) -> int:
-    print(sentence, file=sys.stderr)
-    return code
 
 
 @app.callback(invoke_without_command=True)
 def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
         print(doublehead.__version__)
+        raise typer.Exit
 
 
 @app.command()
@@ -60,6 +55,7 @@ def models() -> None:
     """List the models that --model takes, with their parameters and cost."""
     columns = ("model", "parameters, M", "GFLOPs", "GFLOPs, all proposals", "input")
     table = Table(*columns, caption=f"80 classes; a branch that only regresses sees {TYPICAL_OWNERS} proposals, or all")
+    table.columns[0].no_wrap = True
     for name in PRESETS:
         c = cost(preset(name))
         figures = (f"{c.parameters / 1e6:.1f}", f"{c.gflops:.0f}", f"{c.gflops_all:.0f}")
@@ -70,13 +66,13 @@ def models() -> None:
 @app.command()
 def synthesize(
     directory: Annotated[Path, typer.Argument(help="An empty or new folder.")],
-    train: Annotated[int, typer.Option(help="Training images.", min=0)] = 400,
+    train: Annotated[int, typer.Option(help="Training images.", min=1)] = 400,
     val: Annotated[int, typer.Option(help="Validation images.", min=0)] = 60,
     test: Annotated[int, typer.Option(help="Test images.", min=0)] = 100,
     seed: Annotated[int, typer.Option(help="Another seed, other images.", min=0)] = 0,
 ) -> None:
     """Write a COCO dataset of wholes and parts: shapes to detect among fragments of such shapes."""
-    counts = {"train": train, "val": val, "test": test}
+    counts = {split: count for split, count in {"train": train, "val": val, "test": test}.items() if count}
     with Console().progress("drawing", sum(counts.values())) as advance:
         synthetic.synthesize(directory, counts, seed, progress=advance)
     print(f"{sum(counts.values())} images are in {directory}")
@@ -97,16 +93,14 @@ def train(
     ] = None,
 ) -> None:
     """Train a model on annotated images."""
-    flags = {"data": {"path": data} if data else {}, "train": {"device": device} if device else {}}
-    resolved = resolve(model, recipe, config, settings, flags)
-    name = f"{Path(resolved.data.path).resolve().name}-{resolved.model.preset}"
-    train_model(resolved, output or RunFolder.free(name))
+    said = parse_settings(settings or [])
+    start.train(data, model, output, recipe=recipe, config=config, device=device, settings=said)
 
 
 @app.command()
 def resume(run: Annotated[Path, typer.Argument(help="The folder of the run.")]) -> None:
     """Go on with a run that was stopped, as if it had never been."""
-    train_model(Config.model_validate(read_yaml(RunFolder(run).config)), run, resume=True)
+    start.resume(run)
 
 
 @app.command()
@@ -119,9 +113,7 @@ def evaluate(
     device: Device = "auto",
 ) -> None:
     """Measure a model on annotated images: COCO's figures, AP per class, precision-recall curves."""
-    predictor = prediction.load(weights, device)
-    with Console().progress("measuring", len(open_dataset(data).read(split).records)) as advance:
-        result = evaluate_model(predictor, data, split, batch_size, progress=advance)
+    result = measure(weights, data, split, batch_size, device=device, progress=True)
     output = output or weights.parent / f"evaluation-{split}"
     result.save(output)
     Console.out(result.metrics.table(), result.metrics.totals_table())
@@ -129,7 +121,7 @@ def evaluate(
         plots.precision_recall(result.metrics, output / "precision_recall.png")
     except DoubleheadError as error:
         print(f"no curves drawn: {error}")
-    print(f"metrics.json, predictions.json and curves are in {output}")
+    print(f"everything is in {output}")
 
 
 @app.command()

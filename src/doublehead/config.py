@@ -6,11 +6,13 @@ A run is a `Config`: `model` (what is built), `data` (how images reach it) and `
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from doublehead.errors import DoubleheadError
 
@@ -199,6 +201,12 @@ class DataConfig(Strict):
         default="decode", description="How every image is looked at before training starts."
     )
 
+    @field_validator("path")
+    @classmethod
+    def _from_anywhere(cls, path: str) -> str:
+        """Absolute, so that a run can be resumed from another folder."""
+        return str(Path(path).expanduser().absolute()) if path else path
+
 
 class TrainConfig(Strict):
     """How the model learns."""
@@ -222,7 +230,7 @@ class TrainConfig(Strict):
         default="auto", description="auto: bf16 where the device computes in it, otherwise fp32."
     )
     ema: float | None = Field(default=None, gt=0, lt=1, description="Decay of the weights' moving average; null: none.")
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
     evaluate_every: float | None = Field(
         default=None, gt=0, description="Epochs between measurements on the val split; null: a twentieth of the run."
@@ -257,27 +265,40 @@ def sentence(error: ValidationError) -> str:
     return "; ".join(findings)
 
 
-def override(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
-    """Return a copy of nested `values` with `a.b=c` assignments made; c is read as YAML.
+def parse_settings(assignments: Iterable[str]) -> dict[str, Any]:
+    """What --set was given, `a.b=c` each, as settings; c is read as YAML.
 
     Raises:
-        DoubleheadError: an assignment has no `=`, or goes through a value that has no keys.
+        DoubleheadError: an assignment has no `=`, or its value is not YAML.
     """
-    result: dict[str, Any] = yaml.safe_load(yaml.safe_dump(values))
+    settings = {}
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals:
             raise DoubleheadError(f"--set {assignment}: write it as key=value, such as train.epochs=10")
-        *parents, last = key.strip().split(".")
+        try:
+            settings[key.strip()] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise DoubleheadError(f"--set {assignment}: `{text}` cannot be read as a YAML value") from error
+    return settings
+
+
+def override(values: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of nested `values` with settings such as {"model.branches.0.roi_scale": 1.2} made.
+
+    Raises:
+        DoubleheadError: a key goes through a value that has no keys, or past the end of a list.
+    """
+    result = copy.deepcopy(values)
+    for key, value in settings.items():
+        *parents, last = key.split(".")
         node: Any = result
-        for parent in parents:
-            node = node.setdefault(parent, {}) if isinstance(node, dict) else None
-        if isinstance(node, list) and last.isdigit() and int(last) < len(node):
-            node[int(last)] = yaml.safe_load(text)
-        elif isinstance(node, dict):
-            node[last] = yaml.safe_load(text)
-        else:
-            raise DoubleheadError(f"--set {assignment}: `{'.'.join(parents)}` has no keys")
+        try:
+            for parent in parents:
+                node = node[int(parent)] if isinstance(node, list) else node.setdefault(parent, {})
+            node[int(last) if isinstance(node, list) else last] = value
+        except (AttributeError, IndexError, TypeError, ValueError) as error:
+            raise DoubleheadError(f"there is no setting `{key}`") from error
     return result
 
 

@@ -15,7 +15,7 @@ class Console:
 
     def __init__(self, leads: bool = True) -> None:
         self.leads = leads
-        self.rich = RichConsole(stderr=True, highlight=False, soft_wrap=True)
+        self.rich = RichConsole(stderr=True, highlight=False, soft_wrap=True, emoji=False)
         self._bars: Progress | None = None
 
     @staticmethod
@@ -39,17 +39,17 @@ class Console:
                 bars.remove_task(task)
 
     @contextmanager
-    def training(self, total: int, done: int) -> Iterator[Callable[[int, dict[str, float], float | None], None]]:
-        """The bar of a run; call what is given with the step, its losses and the best AP."""
+    def training(self, total: int, done: int) -> Iterator[Callable[[int, dict[str, float], float], None]]:
+        """The bar of a run; call what is given with the step, its losses and the best AP, below 0 if unknown."""
         with self._up() as bars:
             task = bars.add_task("training", total=total, completed=done, details="")
             smooth: dict[str, float] = {}
 
-            def show(step: int, losses: dict[str, float], best: float | None) -> None:
+            def show(step: int, losses: dict[str, float], best: float) -> None:
                 for name, value in losses.items():
                     smooth[name] = 0.9 * smooth.get(name, value) + 0.1 * value
                 parts = [f"{name} {value:.3f}" for name, value in smooth.items()]
-                parts += [f"best AP {best:.3f}"] if best is not None and best >= 0 else []
+                parts += [f"best AP {best:.3f}"] if best >= 0 else []
                 bars.update(task, completed=step, details="  ".join(parts))
 
             yield show

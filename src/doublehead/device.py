@@ -8,13 +8,13 @@ from doublehead.errors import DoubleheadError
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The device of that name; `auto` is the first of CUDA, MPS and CPU that there is.
+    """The device of that name; `auto` is CUDA where there is a card, else the CPU.
 
     Raises:
         DoubleheadError: there is no such device here.
     """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

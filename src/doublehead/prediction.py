@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from glob import glob
 from pathlib import Path
 from typing import Any, overload
 
@@ -21,7 +22,7 @@ from doublehead.model.checkpoint import load_model
 from doublehead.model.detector import Detector
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
-"""A path, a PIL image, an array (H, W, 3) or (H, W), or a tensor (3, H, W); uint8, or float in 0..1. RGB."""
+"""A path, a PIL image, an array (H, W, 3), or a tensor (3, H, W); uint8, or float in 0..1; RGB, grey or RGBA."""
 
 
 class Predictor:
@@ -93,20 +94,22 @@ def as_picture(image: ImageLike) -> Image.Image:
         return read_image(Path(image))
     if isinstance(image, Image.Image):
         return to_rgb(image)
-    array = image.detach().cpu().permute(1, 2, 0).numpy() if isinstance(image, Tensor) and image.ndim == 3 else image
-    array = np.asarray(array)
-    if array.ndim == 2:
-        array = array[:, :, None]
-    if array.ndim != 3 or array.shape[2] not in (1, 3) or 0 in array.shape:
+    array = image.detach().cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
+    shape = array.shape
+    if isinstance(image, Tensor) and array.ndim == 3:
+        array = array.transpose(1, 2, 0)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if 0 in shape or (array.ndim != 2 and (array.ndim != 3 or array.shape[2] not in (3, 4))):
         wanted = "(3, H, W)" if isinstance(image, Tensor) else "(H, W, 3)"
-        raise DoubleheadError(f"an image must be {wanted}, not of shape {tuple(image.shape)}")
+        raise DoubleheadError(f"an image must be {wanted}, not of shape {shape}")
     if np.issubdtype(array.dtype, np.floating):
-        if array.size and (array.min() < 0 or array.max() > 1):
+        if not (array.min() >= 0 and array.max() <= 1):
             raise DoubleheadError("an image of floats must lie in 0..1; give uint8 for 0..255")
         array = (array * 255).round().astype(np.uint8)
     if array.dtype != np.uint8:
         raise DoubleheadError(f"an image must be uint8 or float, not {array.dtype}")
-    return Image.fromarray(np.ascontiguousarray(array.repeat(3, 2) if array.shape[2] == 1 else array))
+    return to_rgb(Image.fromarray(np.ascontiguousarray(array)))
 
 
 def find_images(sources: Iterable[str]) -> list[Path]:
@@ -123,9 +126,7 @@ def find_images(sources: Iterable[str]) -> list[Path]:
         elif path.is_file():
             matches = [path]
         else:
-            root = Path(path.anchor) if path.is_absolute() else Path()
-            pattern = str(path.relative_to(path.anchor)) if path.is_absolute() else str(path)
-            matches = sorted(p for p in root.glob(pattern) if p.is_file()) if any(c in source for c in "*?[") else []
+            matches = sorted(p for p in map(Path, glob(str(path), recursive=True)) if p.is_file())
         if not matches:
             raise DoubleheadError(
                 f"{source}: no image found there; give files, folders or globs such as 'photos/*.jpg'"
@@ -157,7 +158,12 @@ def predict_files(
 
     Returns:
         One sentence for each file that could not be read; the others are done all the same.
+
+    Raises:
+        DoubleheadError: `output` holds some of the files, which a picture could replace.
     """
+    if output.resolve() in {file.parent.resolve() for file in files}:
+        raise DoubleheadError(f"{output}: holds images to predict on; give another --output")
     output.mkdir(parents=True, exist_ok=True)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -170,7 +176,8 @@ def predict_files(
                 readable.append((file, read_image(file)))
             except DoubleheadError as error:
                 faults.append(str(error))
-        for (file, picture), found in zip(readable, predictor.predict([p for _, p in readable]), strict=True):
+        found_in = predictor.predict([picture for _, picture in readable], batch_size)
+        for (file, picture), found in zip(readable, found_in, strict=True):
             number = len(images) + 1
             found = found.above(score)
             found.save(output / _free_name(file, taken), score=0)

@@ -128,15 +128,17 @@ def test_odd_images_train_and_predict(variant: str, head_norm: str) -> None:
     assert model.detect([]) == []
 
 
+@pytest.mark.parametrize("head_norm", ["group", "batch"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_no_proposals_at_all(variant: str) -> None:
-    model = small_model(variant)
+def test_no_proposals_at_all(variant: str, head_norm: str) -> None:
+    model = small_model(variant, head_norm=head_norm)
     levels = [torch.randn(2, 16, 96 // s, 128 // s) for s in (4, 8, 16, 32)]
     none = [torch.zeros(0, 4)] * 2
     for found in model.eval().roi_heads.detections(levels, none, [(96, 128)] * 2):
         assert len(found["boxes"]) == len(found["scores"]) == len(found["labels"]) == 0
-    losses = model.train().roi_heads.losses(levels, none, TARGETS)  # the objects themselves are proposals
-    assert all(torch.isfinite(value) for value in losses.values())
+    for targets in (TARGETS, [target([], [])] * 2):  # objects are proposals too; without them there is nothing at all
+        losses = model.train().roi_heads.losses(levels, none, targets)
+        assert all(torch.isfinite(value) for value in losses.values())
 
 
 def test_classes_of_the_same_box_or_one_box_for_all() -> None:

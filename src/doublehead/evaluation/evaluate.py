@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from doublehead.categories import Categories
+from doublehead.console import Console
 from doublehead.data.dataset import open_dataset
 from doublehead.data.loader import default_workers, evaluation_loader
 from doublehead.data.records import Split
@@ -58,7 +59,7 @@ def evaluate(
     batch_size: int = 4,
     workers: int | None = None,
     device: str = "auto",
-    progress: Callable[[int], object] | None = None,
+    progress: bool = False,
 ) -> Evaluation:
     """Run a model over one split of a dataset and measure it as COCO does.
 
@@ -69,7 +70,7 @@ def evaluate(
         batch_size: images that go through the model at once.
         workers: processes that decode images; None: by the cores.
         device: where to compute, if `weights` is a path.
-        progress: told how many images are done.
+        progress: whether to show a bar.
 
     Raises:
         DoubleheadError: weights, data or split have a mistake, or the classes of weights and data differ.
@@ -77,7 +78,8 @@ def evaluate(
     predictor = weights if isinstance(weights, Predictor) else load(weights, device)
     chosen = open_dataset(data).read(split)
     require_same_classes(predictor.categories, chosen.categories)
-    results = predict_split(predictor, chosen, batch_size, workers, progress=progress)
+    with Console(progress).progress("measuring", len(chosen.records)) as advance:
+        results = predict_split(predictor, chosen, batch_size, workers, progress=advance)
     return Evaluation(evaluate_detections(chosen.records, chosen.categories, results), results)
 
 

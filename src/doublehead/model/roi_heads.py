@@ -92,6 +92,8 @@ class RoIHeads(nn.Module):
         for proposal, target in zip(proposals, targets, strict=True):
             truth = target["boxes"].to(proposal.dtype)
             candidates = torch.cat([proposal, truth])
+            if not len(candidates):  # one box of background, for a loss of nothing would be 0 / 0
+                candidates = proposal.new_tensor([[0.0, 0.0, 1.0, 1.0]])
             if len(truth):
                 match = self.matcher(box_iou(truth, candidates))
                 label = target["labels"][match.clamp(min=0)] * (match >= 0)

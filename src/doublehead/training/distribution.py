@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from doublehead.device import pick_device
+from doublehead.errors import DoubleheadError
 
 
 @dataclass(frozen=True)
@@ -29,9 +32,10 @@ class Distribution:
         """
         if "WORLD_SIZE" not in os.environ:
             return cls(0, 1, pick_device(device))
+        if device in ("auto", "cuda") and torch.cuda.is_available():
+            device = f"cuda:{os.environ['LOCAL_RANK']}"
         chosen = pick_device(device)
         if chosen.type == "cuda":
-            chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             torch.cuda.set_device(chosen)
         if not dist.is_initialized():
             dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
@@ -57,6 +61,23 @@ class Distribution:
         tensor = torch.tensor(float(flag), device=self.device)
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return bool(tensor.item())
+
+    def lead(self, work: Callable[[], object]) -> None:
+        """Let the first process do something; a mistake that it finds stops all with one sentence."""
+        faults = []
+        if self.leads:
+            try:
+                work()
+            except DoubleheadError as error:
+                faults.append(error)
+        for fault in self.gather(faults):
+            raise fault
+
+    def share_buffers(self, module: nn.Module) -> None:
+        """Give all processes the first one's running statistics, which each gathers from its own images."""
+        if self.world > 1:
+            for buffer in module.buffers():
+                dist.broadcast(buffer, 0)
 
     def stop(self) -> None:
         """Leave the other processes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -43,7 +44,7 @@ class Interrupted(Exception):
     """The run was asked to stop, and has been saved."""
 
 
-def train(config: Config, output: Path, resume: bool = False) -> Path:
+def run_training(config: Config, output: Path, resume: bool = False) -> Path:
     """Train a detector; everything about the run is written into `output`.
 
     Args:
@@ -60,8 +61,9 @@ def train(config: Config, output: Path, resume: bool = False) -> Path:
     """
     processes = Distribution.start(config.train.device)
     try:
-        with stop_signals() as asked_to_stop:
-            return _Training(config, output, resume, processes, asked_to_stop).run()
+        training = _Training(config, output, resume, processes)
+        with stop_signals() as training.asked_to_stop:
+            return training.run()
     finally:
         processes.stop()
 
@@ -69,10 +71,11 @@ def train(config: Config, output: Path, resume: bool = False) -> Path:
 class _Training:
     """One run in one process. Built in the order in which mistakes are cheapest to find: data, folder, model."""
 
-    def __init__(
-        self, config: Config, output: Path, resume: bool, processes: Distribution, asked_to_stop: Callable[[], bool]
-    ) -> None:
-        self.config, self.processes, self.asked_to_stop = config, processes, asked_to_stop
+    asked_to_stop: Callable[[], bool]
+
+    def __init__(self, config: Config, output: Path, resume: bool, processes: Distribution) -> None:
+        self.config, self.processes = config, processes
+        self.run_folder = RunFolder(output)
         self.console = Console(processes.leads)
         settings = config.train
         if settings.batch_size % (processes.world * settings.accumulate):
@@ -80,17 +83,17 @@ class _Training:
                 f"train.batch_size {settings.batch_size} cannot be shared among {processes.world} processes with "
                 f"train.accumulate {settings.accumulate}: make it a multiple of their product"
             )
-        if config.model.backbone.weights is None and config.model.backbone.trainable_stages < 5:
+        backbone = config.model.backbone
+        if backbone.weights is None and (backbone.trainable_stages < 5 or backbone.norm == "frozen"):
             raise DoubleheadError(
-                "a backbone without weights must learn all its stages: set model.backbone.trainable_stages=5, "
-                "or give model.backbone.weights"
+                "a backbone without weights must learn all its stages and norms: set model.backbone.trainable_stages=5 "
+                "and model.backbone.norm=group, or give model.backbone.weights"
             )
+        if not resume:
+            processes.lead(self.run_folder.require_free)
         self.split, self.val = self._read_data(check=not resume)
         self.per_epoch = steps_per_epoch(len(self.split.records), settings.batch_size)
         self.total = settings.steps or max(1, round((settings.epochs or 0) * self.per_epoch))
-        self.run_folder = RunFolder(output)
-        if processes.leads and not resume:
-            RunFolder.create(output, config)
         precision = pick_precision(settings.precision, processes.device)
         self.autocast = torch.autocast(processes.device.type, precision, enabled=precision is not None)
         torch.manual_seed(settings.seed)
@@ -103,6 +106,8 @@ class _Training:
             if processes.leads:
                 cut_rows(self.run_folder.training, self.state.step)
                 cut_rows(self.run_folder.validation, self.state.measured)
+        elif processes.leads:
+            self.run_folder.begin(config)
         self.saved = time.monotonic()
 
     def _read_data(self, check: bool) -> tuple[Split, Split | None]:
@@ -120,10 +125,14 @@ class _Training:
             require_same_classes(split.categories, val.categories)
         if not sum(len(record.training_boxes()[1]) for record in split.records):
             raise DoubleheadError(f"{data.path}: split `{split.name}` has no boxes to learn from")
-        if check and self.processes.leads:
-            records = split.records + (val.records if val else [])
+        records = split.records + (val.records if val else [])
+
+        def check_all() -> None:
             with self.console.progress("checking images", len(records)) as advance:
                 check_images(records, data.check, advance)
+
+        if check:
+            self.processes.lead(check_all)
         return split, val
 
     def run(self) -> Path:
@@ -136,18 +145,17 @@ class _Training:
         )
         try:
             self._learn()
-        except (Interrupted, KeyboardInterrupt) as error:
-            if self.processes.leads:
-                self._save()
-                console.say(
-                    f"stopped at step {state.step} and saved; go on with: doublehead resume {self.run_folder.path}"
-                )
-            raise Interrupted from error
+        except Interrupted:
+            self._save()
+            command = "doublehead" if self.processes.world == 1 else "torchrun ... -m doublehead.cli"
+            folder = shlex.quote(str(self.run_folder.path))
+            console.say(f"stopped at step {state.step} and saved; go on with: {command} resume {folder}")
+            raise
         if self.processes.leads:
             if self.val is None:
                 state.save(self.run_folder.best, self.config, self.split.categories, weights_only=True)
             draw_run(self.run_folder, self.val or self.split, self._predictor(), console)
-            best = f", best AP {state.best:.3f}" if self.val else ""
+            best = f", best AP {state.best:.3f}" if state.best >= 0 else ""
             console.say(f"done in {state.seconds / 60:.1f} minutes{best}; everything is in {self.run_folder.path}:")
             for path in sorted(self.run_folder.path.iterdir()):
                 console.say(f"  {path}")
@@ -159,7 +167,7 @@ class _Training:
             self._measure()
         learner: nn.Module = state.model
         if self.processes.world > 1:
-            learner = DistributedDataParallel(state.model, broadcast_buffers=True)
+            learner = DistributedDataParallel(state.model)
         with self.console.training(self.total, state.step) as show:
             batches = self._batches()
             for step in range(state.step, self.total):
@@ -168,14 +176,14 @@ class _Training:
                 state.step = step + 1
                 state.seconds += time.monotonic() - began
                 self._log(losses)
-                show(state.step, losses, state.best if self.val else None)
+                show(state.step, losses, state.best)
                 if self.processes.any(self.asked_to_stop()):
                     raise Interrupted
                 if self._due(state.step):
                     self._measure()
-                elif self.processes.leads and time.monotonic() - self.saved > 60 * self.config.train.save_minutes:
+                elif time.monotonic() - self.saved > 60 * self.config.train.save_minutes:
                     self._save()
-        self._save_if_leading()
+        self._save()
 
     def _batches(self) -> Iterator[tuple[list[Tensor], list[dict[str, Any]]]]:
         settings, data, processes = self.config.train, self.config.data, self.processes
@@ -213,7 +221,7 @@ class _Training:
                 loss = torch.stack(list(losses.values())).sum()
                 for name, value in zip(["loss", *losses], torch.stack([loss, *losses.values()]).tolist(), strict=True):
                     sums[name] = sums.get(name, 0.0) + value / settings.accumulate
-                if not math.isfinite(sums["loss"]):
+                if self.processes.any(not math.isfinite(sums["loss"])):
                     self._not_finite(step, sums, targets)
                 state.scaler.scale(loss / settings.accumulate).backward()
         for group in state.optimizer.param_groups:
@@ -229,11 +237,13 @@ class _Training:
         return sums
 
     def _not_finite(self, step: int, losses: dict[str, float], targets: list[dict[str, Any]]) -> None:
+        """Stop all processes with one sentence, which names the images of those whose loss went wrong."""
         bad = [name for name, value in losses.items() if not math.isfinite(value) and name != "loss"]
-        files = ", ".join(str(self.split.records[target["index"]].path) for target in targets)
+        files = [str(self.split.records[target["index"]].path) for target in targets] if bad else []
+        bad, files = self.processes.gather(bad), self.processes.gather(files)
         raise DoubleheadError(
-            f"the loss ({', '.join(bad)}) is not finite at step {step} on {files}: lower train.lr, set "
-            f"train.clip_norm, or look at the boxes of these images; the run's last checkpoint is kept"
+            f"the loss ({', '.join(dict.fromkeys(bad))}) is not finite at step {step} on {', '.join(files)}: "
+            "lower train.lr, set train.clip_norm, or look at the boxes of these images"
         )
 
     def _due(self, step: int) -> bool:
@@ -248,9 +258,9 @@ class _Training:
         """Measure the val split, shared among the processes, and keep the best weights."""
         assert self.val is not None
         state, processes = self.state, self.processes
-        with self.console.progress(
-            "measuring", len(range(processes.rank, len(self.val.records), processes.world))
-        ) as advance:
+        processes.share_buffers(state.for_use)
+        mine = range(processes.rank, len(self.val.records), processes.world)
+        with self.console.progress("measuring", len(mine)) as advance:
 
             def went_on(images: int) -> None:
                 advance(images)
@@ -263,13 +273,15 @@ class _Training:
         results = processes.gather(part)
         metrics = evaluate_detections(self.val.records, self.val.categories, results)
         state.measured = state.step
-        improved = not math.isnan(metrics["AP"]) and metrics["AP"] > state.best
-        state.best = metrics["AP"] if improved else state.best
+        unknown = math.isnan(metrics["AP"])  # without a box in the val split the newest weights count as best
+        improved = unknown or metrics["AP"] > state.best
+        if improved and not unknown:
+            state.best = metrics["AP"]
         if processes.leads:
             self._report(metrics)
-            if improved or not self.run_folder.best.exists():
+            if improved:
                 state.save(self.run_folder.best, self.config, self.split.categories, weights_only=True)
-            self._save()
+        self._save()
 
     def _report(self, metrics: Metrics) -> None:
         state = self.state
@@ -291,12 +303,9 @@ class _Training:
             row = {"step": state.step, "epoch": state.step / self.per_epoch, "lr": rate, **losses}
             append_row(self.run_folder.training, row)
 
-    def _save_if_leading(self) -> None:
-        if self.processes.leads:
-            self._save()
-
     def _save(self) -> None:
-        self.state.save(self.run_folder.last, self.config, self.split.categories)
+        if self.processes.leads:
+            self.state.save(self.run_folder.last, self.config, self.split.categories)
         self.saved = time.monotonic()
 
 
@@ -312,21 +321,23 @@ def _no_sync(learner: nn.Module, wait: bool) -> Iterator[None]:
 
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C or SIGTERM into a flag that the loop looks at; a second Ctrl-C stops at once."""
-    asked = False
+    """Turn the first Ctrl-C or SIGTERM into a flag that the loop looks at; a later Ctrl-C stops at once, unsaved."""
+    asked: float | None = None
 
     def ask(number: int, frame: FrameType | None) -> None:
         nonlocal asked
-        if asked and number == signal.SIGINT:
+        now = time.monotonic()
+        asked = now if asked is None else asked
+        # torchrun repeats a Ctrl-C to processes that have it from the terminal already: that is no second one
+        if number == signal.SIGINT and now - asked > 1:
             raise KeyboardInterrupt
-        asked = True
 
     try:
         before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     except ValueError:  # not in the main thread: there, no signal arrives
         before = {}
     try:
-        yield lambda: asked
+        yield lambda: asked is not None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

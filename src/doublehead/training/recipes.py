@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,44 +48,50 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
+LENGTHS = {"steps", "epochs"}
+
+
 def resolve(
     model: str | None = None,
     recipe: str | None = None,
     file: Path | None = None,
-    assignments: list[str] | None = None,
-    values: dict[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Config:
-    """The Config of a run. Later words win: preset, recipe, file, `values` (the command's flags), assignments.
+    """The Config of a run. Later words win: recipe, preset, file, settings.
 
     Args:
         model: a preset's name; None where `file` describes the model.
         recipe: a row of RECIPES; None: `scratch` for a backbone without weights, else `finetune`, and none where
             `file` holds a `train` part.
         file: YAML with any part of a Config, such as the config.yaml of an earlier run.
-        assignments: `a.b=c` each.
-        values: nested values.
+        settings: single values by their keys, such as {"train.epochs": 10}.
 
     Raises:
         DoubleheadError: an unknown preset, recipe or key, or a value that does not fit.
     """
+    settings = settings or {}
     from_file = read_yaml(file) if file else {}
     if model is None and "model" not in from_file:
         raise DoubleheadError(
             "which model? give --model, such as --model double-head-r50; `doublehead models` lists them"
         )
-    start: dict[str, Any] = {"model": preset_values(model)} if model else {}
-    said = override(merge(merge(start, from_file), values or {}), assignments or [])
+    said = override(merge({"model": preset_values(model)} if model else {}, from_file), settings)
     if recipe is None and not from_file.get("train"):
-        backbone = said.get("model", {}).get("backbone") or {}
+        backbone = said["model"].get("backbone") or {}
         recipe = "scratch" if backbone.get("weights", "imagenet") is None else "finetune"
     if recipe is not None and recipe not in RECIPES:
         near = difflib.get_close_matches(recipe, RECIPES, 1) or list(RECIPES)
         raise DoubleheadError(f"unknown recipe `{recipe}`: did you mean {' or '.join(near)}?")
     whole = merge(RECIPES[recipe], said) if recipe else said
-    length = (said.get("train") or {}).keys() & {"steps", "epochs"}
-    if len(length) == 1:  # a length that was said takes the place of the recipe's
-        whole["train"][({"steps", "epochs"} - length).pop()] = None
+    for layer in (override({}, settings), from_file):  # a length said last takes the place of any other
+        named = LENGTHS & (layer.get("train") or {}).keys()
+        if len(named) == 1:
+            whole["train"][(LENGTHS - named).pop()] = None
+        if named:
+            break
     try:
         return Config.model_validate(whole)
     except ValidationError as error:
-        raise DoubleheadError(f"{file or 'configuration'}: {sentence(error)}") from error
+        keys = {".".join(map(str, item["loc"])) for item in error.errors()}
+        where = file if file and not keys <= settings.keys() else "settings"
+        raise DoubleheadError(f"{where}: {sentence(error)}") from error

@@ -15,8 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
+from pydantic import ValidationError
 
-from doublehead.config import Config
+from doublehead.config import Config, read_yaml, sentence
 from doublehead.errors import DoubleheadError
 
 
@@ -33,26 +34,39 @@ class RunFolder:
         self.curves = path / "curves.png"
         self.pictures = path / "predictions.jpg"
 
-    @classmethod
-    def create(cls, path: Path, config: Config) -> RunFolder:
-        """A fresh folder that holds the config.
+    def require_free(self) -> None:
+        """Refuse to write over another run.
 
         Raises:
-            DoubleheadError: a run is there already, or the folder cannot be written.
+            DoubleheadError: a run is there already.
         """
-        run = cls(path)
-        if run.config.exists():
-            mend = f"go on with `doublehead resume {path}`" if run.last.exists() else "remove it"
-            raise DoubleheadError(f"{path}: holds a run already; {mend}, or give another --output")
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            run.config.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
-        except OSError as error:
-            raise DoubleheadError(f"{path}: cannot be written ({error.strerror})") from error
-        return run
+        if self.config.exists():
+            mend = f"go on with `doublehead resume {self.path}`" if self.last.exists() else "remove it"
+            raise DoubleheadError(f"{self.path}: holds a run already; {mend}, or give another --output")
 
-    @classmethod
-    def free(cls, name: str) -> Path:
+    def begin(self, config: Config) -> None:
+        """Make the folder, with the config in it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        values = config.model_dump(mode="json")
+        self.config.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+
+    def stored_config(self) -> Config:
+        """The config of the run that is there, to go on with.
+
+        Raises:
+            DoubleheadError: no run is there, or none that was ever saved, or its config has a mistake.
+        """
+        if not self.config.exists():
+            raise DoubleheadError(f"{self.path}: holds no run; give the folder that `doublehead train` wrote")
+        if not self.last.exists():
+            raise DoubleheadError(f"{self.path}: stopped before anything was saved; remove it and train again")
+        try:
+            return Config.model_validate(read_yaml(self.config))
+        except ValidationError as error:
+            raise DoubleheadError(f"{self.config}: {sentence(error)}") from error
+
+    @staticmethod
+    def free(name: str) -> Path:
         """The first of runs/name, runs/name-2, runs/name-3 ... that does not exist."""
         number = 1
         while (path := Path("runs") / (name if number == 1 else f"{name}-{number}")).exists():

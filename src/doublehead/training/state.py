@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from doublehead.categories import Categories
 from doublehead.config import Config, TrainConfig
 from doublehead.errors import DoubleheadError
 from doublehead.model.checkpoint import Checkpoint, save_checkpoint
 from doublehead.model.detector import Detector
+
+Tensors = list[Tensor] | tuple[Tensor, ...]
 
 
 @dataclass
@@ -36,11 +39,7 @@ class TrainingState:
     @classmethod
     def create(cls, model: Detector, config: TrainConfig, device: torch.device, fp16: bool) -> TrainingState:
         """The state before the first step."""
-        average = (
-            AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
-            if config.ema
-            else None
-        )
+        average = AveragedModel(model, multi_avg_fn=warm_average(config.ema), use_buffers=True) if config.ema else None
         return cls(model, average, make_optimizer(model, config), torch.amp.GradScaler(device.type, enabled=fp16))
 
     @property
@@ -84,6 +83,21 @@ class TrainingState:
             self.scaler.load_state_dict(notes["scaler"])
         self.step, self.measured, self.best = notes["step"], notes["measured"], notes["best"]
         self.seconds = notes["seconds"]
+
+
+def warm_average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
+    """A moving average whose decay grows to `decay`, as (1 + n) / (10 + n), so that it forgets the first weights."""
+
+    @torch.no_grad()
+    def update(averaged: Tensors, current: Tensors, updates: Tensor | int) -> None:
+        n = int(updates)
+        weight = 1 - min(decay, (1 + n) / (10 + n))
+        if averaged[0].is_floating_point():
+            torch._foreach_lerp_(averaged, current, weight)
+        else:  # counters
+            torch._foreach_copy_(averaged, current)
+
+    return update
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:

@@ -1,0 +1,66 @@
+"""What a user calls: begin a run, or go on with one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from doublehead.training.loop import run_training
+from doublehead.training.recipes import resolve
+from doublehead.training.run import RunFolder
+
+
+def train(
+    data: str | Path | None = None,
+    model: str | None = None,
+    output: str | Path | None = None,
+    *,
+    recipe: str | None = None,
+    config: str | Path | None = None,
+    device: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Path:
+    """Train a detector; everything about the run is written into a folder of its own.
+
+        best = doublehead.train("data", "double-head-tiny", "runs/first", settings={"train.epochs": 10})
+        doublehead.load(best).predict("photo.jpg")
+
+    Args:
+        data: the dataset's folder, or a YAML file that names its splits; may stand in `config`.
+        model: a preset; `doublehead models` lists them; may stand in `config`.
+        output: the run folder, a new one; None: one in runs, named after the data and the model.
+        recipe: a row of `recipes.RECIPES`; None: by the model.
+        config: a YAML file with any settings, such as the config.yaml of an earlier run.
+        device: auto, cpu, cuda, cuda:1, mps.
+        settings: any other settings by their keys.
+
+    Returns:
+        The path of the best checkpoint.
+
+    Raises:
+        DoubleheadError: the data, the settings or the folder have a mistake, or a loss is not finite.
+        Interrupted: Ctrl-C or SIGTERM; the run is saved.
+    """
+    named = {"data.path": str(data) if data else None, "train.device": device}
+    flags = {key: value for key, value in named.items() if value}
+    resolved = resolve(model, recipe, Path(config) if config else None, flags | dict(settings or {}))
+    name = f"{Path(resolved.data.path).name}-{resolved.model.preset}"
+    return run_training(resolved, Path(output) if output else RunFolder.free(name))
+
+
+def resume(run: str | Path) -> Path:
+    """Go on with a run that was stopped, as if it had never been.
+
+    Args:
+        run: the run's folder.
+
+    Returns:
+        The path of the best checkpoint.
+
+    Raises:
+        DoubleheadError: the folder holds no run, or as `train`.
+        Interrupted: Ctrl-C or SIGTERM; the run is saved.
+    """
+    folder = RunFolder(Path(run))
+    return run_training(folder.stored_config(), folder.path, resume=True)

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import doublehead
+from doublehead import cli
+from doublehead.data.synthetic import synthesize
+from small import SMALL
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory) -> Path:
+    """Eight training images, four to validate and three to test; category ids with gaps: 7, 17, 27 ..."""
+    path = tmp_path_factory.mktemp("data") / "shapes"
+    synthesize(path, {"train": 8, "val": 4, "test": 3}, size=(96, 64))
+    for file in (path / "annotations").glob("*.json"):
+        content = json.loads(file.read_text())
+        for category in content["categories"]:
+            category["id"] = 10 * category["id"] - 3
+        for annotation in content["annotations"]:
+            annotation["category_id"] = 10 * annotation["category_id"] - 3
+        file.write_text(json.dumps(content))
+    return path
+
+
+@pytest.fixture
+def own_dataset(dataset, tmp_path) -> Path:
+    """A copy of the dataset to spoil."""
+    return shutil.copytree(dataset, tmp_path / "own")
+
+
+@pytest.fixture(scope="session")
+def trained(dataset, tmp_path_factory) -> Path:
+    """The folder of a finished run; its model gives detections even if they are poor."""
+    output = tmp_path_factory.mktemp("runs") / "trained"
+    settings = SMALL | {"train.steps": 40, "train.evaluate_every": 5, "model.roi.score_threshold": 0.01}
+    doublehead.train(dataset, "double-head-tiny", output, settings=settings)
+    return output
+
+
+@dataclass
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def sentence(self) -> str:
+        """What a mistake was answered with: one line, after what was said of the data, and never a traceback."""
+        assert self.code == 2, self.err
+        assert "Traceback" not in self.err
+        *_, last = self.err.splitlines()
+        assert [line for line in self.err.splitlines() if line.startswith("error: ")] == [last]
+        return last.removeprefix("error: ")
+
+
+@pytest.fixture
+def command(monkeypatch, capsys) -> Callable[..., Outcome]:
+    """Run a command of the command line in this process."""
+
+    def run(*words: str | Path) -> Outcome:
+        monkeypatch.setattr("sys.argv", ["doublehead", *map(str, words)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        code = end.value.code
+        assert code is None or isinstance(code, int)
+        return Outcome(code or 0, *capsys.readouterr())
+
+    return run

@@ -1,0 +1,137 @@
+"""Whole runs: every variant learns, and the rough data that people have does not stop it."""
+
+from statistics import mean
+
+import pytest
+
+import doublehead
+from doublehead.data.loader import DetectionDataset
+from doublehead.data.synthetic import synthesize
+from doublehead.errors import DoubleheadError
+from doublehead.evaluation.coco import Metrics
+from doublehead.model.branches import VARIANTS
+from doublehead.model.checkpoint import load_checkpoint
+from doublehead.model.detector import Detector
+from small import SMALL, flags, rows, without_boxes
+
+ALONE = {"data.val_split": None, "data.augment.horizontal_flip": 0.0}
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """Two images, which every step sees again."""
+    return synthesize(tmp_path_factory.mktemp("data") / "pair", {"train": 2}, size=(96, 64))
+
+
+def assert_losses_fall(run):
+    losses = [row["loss"] for row in rows(run / "training.csv")]
+    assert mean(losses[-5:]) < 0.75 * mean(losses[:5])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_learns_what_it_sees(pair, tmp_path, variant):
+    settings = SMALL | ALONE | {"train.steps": 25, "train.lr": 3e-3}
+    doublehead.train(pair, f"{variant}-tiny", tmp_path / "run", settings=settings)
+    assert_losses_fall(tmp_path / "run")
+
+
+@pytest.mark.parametrize(("form", "norm"), [("paper", "batch"), ("mmdetection", "group")])
+def test_every_form_of_the_conv_head_learns(pair, tmp_path, form, norm):
+    settings = SMALL | ALONE | {"train.steps": 25, "train.lr": 3e-3}
+    settings |= {"model.conv_head.blocks": form, "model.head_norm": norm}
+    doublehead.train(pair, "double-head-tiny", tmp_path / "run", settings=settings)
+    assert_losses_fall(tmp_path / "run")
+
+
+def test_images_without_boxes_train(own_dataset, tmp_path):
+    without_boxes(own_dataset, "train", keep=1)
+    settings = SMALL | ALONE | {"train.steps": 8}
+    best = doublehead.train(own_dataset, "double-head-tiny", tmp_path / "run", settings=settings)
+    assert all(tensor.isfinite().all() for tensor in load_checkpoint(best).weights.values())
+
+
+def test_a_training_split_without_any_box_is_refused(own_dataset, tmp_path):
+    without_boxes(own_dataset, "train")
+    with pytest.raises(DoubleheadError, match="split `train` has no boxes to learn from"):
+        doublehead.train(own_dataset, "double-head-tiny", tmp_path / "run", settings=SMALL)
+
+
+def test_without_a_val_split_the_last_weights_are_the_best(own_dataset, tmp_path, capsys):
+    (own_dataset / "annotations" / "instances_val.json").unlink()
+    settings = SMALL | {"train.steps": 2}
+    best = doublehead.train(own_dataset, "double-head-tiny", tmp_path / "run", settings=settings)
+    assert "no val split: nothing is measured" in capsys.readouterr().err
+    assert_same_weights(best, tmp_path / "run" / "last.safetensors")
+    assert not (tmp_path / "run" / "validation.csv").exists()
+
+
+def test_with_a_val_split_without_boxes_the_last_weights_are_the_best(own_dataset, tmp_path, capsys):
+    without_boxes(own_dataset, "val")
+    settings = SMALL | {"train.steps": 8, "train.evaluate_every": 1}
+    best = doublehead.train(own_dataset, "double-head-tiny", tmp_path / "run", settings=settings)
+    assert_same_weights(best, tmp_path / "run" / "last.safetensors")
+    assert "best AP" not in capsys.readouterr().err
+
+
+def assert_same_weights(one, other):
+    one, other = load_checkpoint(one).weights, load_checkpoint(other).weights
+    assert one.keys() == other.keys()
+    assert all(one[key].equal(other[key]) for key in one)
+
+
+def test_best_keeps_the_weights_of_the_highest_ap(dataset, tmp_path, monkeypatch):
+    aps = iter([0.2, 0.5, 0.3])
+
+    def measured(records, categories, results):
+        return Metrics({"AP": next(aps), "AP50": 0.0, "AP75": 0.0}, (), 0, 0, 0)
+
+    monkeypatch.setattr("doublehead.training.loop.evaluate_detections", measured)
+    settings = SMALL | {"train.epochs": 3, "train.evaluate_every": 1, "data.val_split": "val"}
+    best = doublehead.train(dataset, "double-head-tiny", tmp_path / "run", settings=settings)
+    assert load_checkpoint(best).notes == {"step": 8, "best": 0.5}
+    assert load_checkpoint(tmp_path / "run" / "last.safetensors").notes["step"] == 12
+    assert [row["AP"] for row in rows(tmp_path / "run" / "validation.csv")] == [0.2, 0.5, 0.3]
+
+
+def test_accumulation_sees_the_same_images(dataset, tmp_path, monkeypatch):
+    def seen(accumulate):
+        keys = []
+        get = DetectionDataset.__getitem__
+        monkeypatch.setattr(DetectionDataset, "__getitem__", lambda self, key: (keys.append(key), get(self, key))[1])
+        settings = SMALL | ALONE | {"train.steps": 3, "train.batch_size": 4, "train.accumulate": accumulate}
+        doublehead.train(dataset, "single-fc-tiny", tmp_path / str(accumulate), settings=settings)
+        monkeypatch.setattr(DetectionDataset, "__getitem__", get)
+        return keys
+
+    whole = seen(1)
+    assert len(whole) == 12
+    assert seen(2) == whole
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused(dataset, tmp_path):
+    with pytest.raises(DoubleheadError, match=r"train.batch_size 2 cannot be shared .* train.accumulate 4"):
+        doublehead.train(dataset, "single-fc-tiny", tmp_path / "run", settings=SMALL | {"train.accumulate": 4})
+
+
+def test_a_loss_that_is_not_finite_names_the_images(dataset, tmp_path, command, monkeypatch):
+    losses, seen = Detector.losses, []
+
+    def sick(self, images, targets):
+        seen.append(len(images))
+        result = losses(self, images, targets)
+        return result | {"fc_classify": result["fc_classify"] * float("nan")} if len(seen) == 3 else result
+
+    monkeypatch.setattr(Detector, "losses", sick)
+    keys, get = [], DetectionDataset.__getitem__
+    monkeypatch.setattr(DetectionDataset, "__getitem__", lambda self, key: (keys.append(key[1]), get(self, key))[1])
+    outcome = command("train", dataset, "--model", "double-head-tiny", "-o", tmp_path / "run", *flags(SMALL))
+    files = sorted((dataset / "train").iterdir())
+    assert "the loss (fc_classify) is not finite at step 2" in outcome.sentence
+    assert {str(file) for file in files if str(file) in outcome.sentence} == {str(files[i]) for i in keys[4:6]}
+
+
+def test_a_learning_rate_beyond_reason_ends_in_a_sentence(dataset, tmp_path, command):
+    settings = flags(SMALL | {"train.lr": 1e30, "train.clip_norm": None})
+    outcome = command("train", dataset, "--model", "double-head-tiny", "-o", tmp_path / "run", *settings)
+    assert "is not finite at step" in outcome.sentence
+    assert "lower train.lr" in outcome.sentence
