@@ -7,7 +7,9 @@ BIN := .venv/bin
 demo: .venv/user
 	rm -rf demo
 	$(BIN)/doublehead synthesize demo/data
-	$(BIN)/doublehead train demo/data --model double-head-tiny --output demo/run --set train.epochs=5
+	$(BIN)/doublehead train demo/data --model double-head-tiny --output demo/run \
+		--set train.epochs=5 --set data.augment.colour=0 \
+		--set model.input.short_side=160 --set model.input.long_side=240
 	$(BIN)/doublehead evaluate demo/run/best.safetensors demo/data --split test --output demo/evaluation
 	$(BIN)/doublehead predict demo/run/best.safetensors demo/data/test --output demo/predictions
 	@echo
@@ -16,7 +18,7 @@ demo: .venv/user
 	@echo "Pictures     demo/predictions"
 
 test: .venv/dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
 
 lint: .venv/dev
 	$(BIN)/ruff format --check

@@ -66,7 +66,7 @@ def models() -> None:
 @app.command()
 def synthesize(
     directory: Annotated[Path, typer.Argument(help="An empty or new folder.")],
-    train: Annotated[int, typer.Option(help="Training images.", min=1)] = 400,
+    train: Annotated[int, typer.Option(help="Training images.", min=1)] = 800,
     val: Annotated[int, typer.Option(help="Validation images.", min=0)] = 60,
     test: Annotated[int, typer.Option(help="Test images.", min=0)] = 100,
     seed: Annotated[int, typer.Option(help="Another seed, other images.", min=0)] = 0,

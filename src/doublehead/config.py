@@ -62,7 +62,7 @@ class BackboneConfig(Strict):
 
     name: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet50"
     norm: Literal["frozen", "batch", "group"] = Field(
-        default="frozen", description="frozen: BatchNorm with fixed statistics; group: for training from scratch."
+        default="frozen", description="frozen: BatchNorm with fixed statistics; batch or group: from scratch."
     )
     weights: str | None = Field(
         default="imagenet",

@@ -41,7 +41,7 @@ def test_it_is_a_dataset_like_any_other(tmp_path):
     assert lengths.max() <= 2 / 3 * 160 + 2
     assert (boxes >= 0).all()
     assert (boxes <= [200, 160, 200, 160]).all()
-    assert max(len(record.boxes) for record in train.records) <= 8
+    assert max(len(record.boxes) for record in train.records) <= 12
     assert min(len(record.boxes) for record in train.records) >= 1
     areas = np.concatenate([record.areas for record in train.records])
     assert (areas <= (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)).all()

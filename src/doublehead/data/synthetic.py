@@ -31,6 +31,7 @@ _PIECES: dict[str, tuple[tuple[int, int], ...]] = {
     "ring": ((0, 90), (0, 180), (0, 270)),
 }
 _SMALLEST, _LARGEST = 12, 160  # longer side of a whole, in pixels
+_TURN = 30  # degrees either way
 _SMALLEST_CUT = 24  # a piece of anything smaller is a blot
 _WHOLE_VISIBLE, _PIECE_VISIBLE = 0.6, 0.95  # least share that stays visible; a covered piece could pass for a whole
 _FINE = 3  # supersampling
@@ -45,13 +46,13 @@ def synthesize(
 ) -> Path:
     """Write a COCO dataset in the official layout: `annotations/instances_<split>.json` and `<split>/*.jpg`.
 
-    One to eight shapes an image, 12 to 160 pixels long (at most two thirds of the image's short side), turned, of any
-    colour, some with outline or pattern, partly covering each other, and up to three pieces cut from such shapes,
-    which have no label. A box is the tight box of the whole shape inside the image, covered parts included.
+    Three to twelve shapes an image, 12 to 160 pixels long (at most two thirds of the image's short side), turned by
+    up to 30 degrees, of any colour, some with outline or pattern, partly covering each other, and up to four pieces
+    cut from such shapes, which have no label. A box is the tight box of the whole shape inside the image, covered parts included.
 
     Args:
         directory: made where it is missing; must be empty.
-        images: how many images each split gets, such as {"train": 400, "val": 60, "test": 100}.
+        images: how many images each split gets, such as {"train": 800, "val": 60, "test": 100}.
         seed: from 0; the first images of a longer split are those of a shorter one.
         size: (width, height) in pixels, each at least 64.
         progress: called once per image.
@@ -101,7 +102,7 @@ def _split(
 def _scene(rng: np.random.Generator, width: int, height: int) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """One image, uint8 (height, width, 3), and its annotations."""
     canvas = _ground(rng, width, height)
-    pieces = [False] * int(rng.integers(1, 9)) + [True] * int(rng.integers(0, 4))
+    pieces = [False] * int(rng.integers(3, 13)) + [True] * int(rng.integers(0, 5))
     placed: list[tuple[np.ndarray, float]] = []  # what is still visible of each shape, and how much of it must stay
     objects: list[dict[str, Any]] = []
     for piece in rng.permutation(pieces):
@@ -153,7 +154,7 @@ def _shape(
     """
     largest = min(_LARGEST, 2 * min(width, height) / 3)
     length = float(np.exp(rng.uniform(np.log(_SMALLEST_CUT if piece else _SMALLEST), np.log(largest))))
-    turn = rng.uniform(0, 360)
+    turn = rng.uniform(-_TURN, _TURN)
     cos, sin = np.cos(np.deg2rad(turn)), np.sin(np.deg2rad(turn))
     polygons = [polygon @ np.array([[cos, sin], [-sin, cos]]) for polygon in _outline(kind)]
     scale = length / np.ptp(polygons[0], axis=0).max()

@@ -14,7 +14,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "input": {"short_side": 240, "long_side": 400},
         "backbone": {
             "name": "resnet18",
-            "norm": "group",
+            "norm": "batch",
             "weights": None,
             "trainable_stages": 5,
             "fpn_channels": 128,
@@ -29,7 +29,6 @@ SIZES: dict[str, dict[str, Any]] = {
         "roi": {"sampled": 64, "positive_fraction": 0.5},
         "fc_head": {"width": 512},
         "conv_head": {"width": 256, "bottleneck_width": 64, "non_local_width": 128},
-        "head_norm": "group",
     },
     "r18": {"backbone": {"name": "resnet18"}},
     "r34": {"backbone": {"name": "resnet34"}},

@@ -30,16 +30,16 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     # Small data without pretrained weights.
     "scratch": {
-        "data": {"augment": {"colour": 0.5, "iou_crop": 0.3}},
+        "data": {"augment": {"colour": 0.5}},
         "train": {
             "optimizer": "adamw",
-            "lr": 4e-4,
+            "lr": 1e-3,
             "weight_decay": 0.05,
             "schedule": "cosine",
             "warmup_steps": 100,
             "warmup_start": 0.01,
             "steps": None,
-            "epochs": 60,
+            "epochs": 30,
             "batch_size": 4,
             "clip_norm": 10.0,
             "ema": 0.998,
