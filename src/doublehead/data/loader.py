@@ -216,12 +216,12 @@ def _as_is(batch: Any) -> Any:
 
 
 def _quiet(_: int) -> None:
-    """Leave Ctrl-C to the main process, which has something to save, and undo its handlers in the worker.
+    """Leave Ctrl-C and SIGTERM to the main process, which has something to save; it ends its workers itself.
 
     (Workers compute with one thread: torch sees to it.)
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _mix(*parts: int) -> int:

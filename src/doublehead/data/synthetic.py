@@ -48,7 +48,8 @@ def synthesize(
 
     Three to twelve shapes an image, 12 to 160 pixels long (at most two thirds of the image's short side), turned by
     up to 30 degrees, of any colour, some with outline or pattern, partly covering each other, and up to four pieces
-    cut from such shapes, which have no label. A box is the tight box of the whole shape inside the image, covered parts included.
+    cut from such shapes, which have no label. A box is the tight box of the whole shape inside the image, covered
+    parts included.
 
     Args:
         directory: made where it is missing; must be empty.
