@@ -121,7 +121,7 @@ class Detections:
         """The detections with at least this score."""
         return self[self.scores >= score]
 
-    def draw(self, image: Image.Image | None = None, score: float = 0.3) -> Image.Image:
+    def draw(self, image: Image.Image | None = None, score: float = 0.5) -> Image.Image:
         """A copy of the picture with the boxes that have at least this score, their names and scores.
 
         Args:
@@ -139,7 +139,7 @@ class Detections:
         captions = [f"{name} {value:.2f}" for name, value in zip(shown.class_names, shown.scores, strict=True)]
         return draw_boxes(picture, shown.boxes, shown.labels, captions)
 
-    def save(self, path: str | Path, image: Image.Image | None = None, score: float = 0.3) -> Path:
+    def save(self, path: str | Path, image: Image.Image | None = None, score: float = 0.5) -> Path:
         """Write the drawn picture or, where the path ends in .json, all detections in plain JSON.
 
         Folders are made as needed. Returns the path.

@@ -110,7 +110,7 @@ def truth_and_predictions(
     pairs: Sequence[tuple[Image.Image, np.ndarray, np.ndarray, Detections]],
     path: str | Path,
     *,
-    score: float = 0.3,
+    score: float = 0.5,
     rows: int = 8,
     width: int = 640,
 ) -> Path:
