@@ -8,10 +8,10 @@ demo: .venv/user
 	rm -rf demo
 	$(BIN)/doublehead synthesize demo/data
 	$(BIN)/doublehead train demo/data --model double-head-tiny --output demo/run \
-		--set train.epochs=4 --set data.augment.colour=0 \
+		--set train.epochs=5 --set data.augment.colour=0 \
 		--set model.input.short_side=160 --set model.input.long_side=240
 	$(BIN)/doublehead evaluate demo/run/best.safetensors demo/data --split test --output demo/evaluation
-	$(BIN)/doublehead predict demo/run/best.safetensors demo/data/test --output demo/predictions
+	$(BIN)/doublehead predict demo/run/best.safetensors 'demo/data/test/00000*.jpg' --output demo/predictions
 	@echo
 	@echo "Run folder   demo/run (curves.png, predictions.jpg, best.safetensors)"
 	@echo "Evaluation   demo/evaluation (metrics.json, precision_recall.png)"
