@@ -8,7 +8,7 @@ demo: .venv/user
 	rm -rf demo
 	$(BIN)/doublehead synthesize demo/data
 	$(BIN)/doublehead train demo/data --model double-head-tiny --output demo/run \
-		--set train.epochs=5 --set data.augment.colour=0 \
+		--set train.epochs=5 --set train.evaluate_every=2.5 --set data.augment.colour=0 \
 		--set model.input.short_side=160 --set model.input.long_side=240
 	$(BIN)/doublehead evaluate demo/run/best.safetensors demo/data --split test --output demo/evaluation
 	$(BIN)/doublehead predict demo/run/best.safetensors 'demo/data/test/00000*.jpg' --output demo/predictions
