@@ -231,7 +231,7 @@ class TrainConfig(Strict):
     )
     ema: float | None = Field(default=None, gt=0, lt=1, description="Decay of the weights' moving average; null: none.")
     seed: int = Field(default=0, ge=0, lt=2**32)
-    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1")
     evaluate_every: float | None = Field(
         default=None, gt=0, description="Epochs between measurements on the val split; null: a twentieth of the run."
     )

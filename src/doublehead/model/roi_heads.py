@@ -22,7 +22,7 @@ RESOLUTION = 7
 
 @dataclass
 class Sample:
-    """Proposals drawn for the loss; all images of the batch in a row, positives of each image first."""
+    """Proposals drawn for the loss, image by image, the positives of each first."""
 
     boxes: list[Tensor]  # per image, (N, 4) xyxy
     labels: list[Tensor]  # per image, (N,): 0 is background

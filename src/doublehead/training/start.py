@@ -32,7 +32,7 @@ def train(
         output: the run folder, a new one; None: one in runs, named after the data and the model.
         recipe: a row of `recipes.RECIPES`; None: by the model.
         config: a YAML file with any settings, such as the config.yaml of an earlier run.
-        device: auto, cpu, cuda, cuda:1, mps.
+        device: auto, cpu, cuda, cuda:1.
         settings: any other settings by their keys.
 
     Returns:
