@@ -215,12 +215,15 @@ def test_weights_of_other_classes(trained, own_dataset, command):
     content["categories"].append({"id": 99, "name": "spiral"})
     file.write_text(json.dumps(content))
     outcome = command("evaluate", trained / "best.safetensors", own_dataset, "--device", "cpu")
-    assert outcome.sentence.startswith("the weights know 6 classes (circle, square, triangle, star, ...), the data 7")
+    assert outcome.sentence.startswith(
+        "the weights know `circle` (id 7), `square` (id 17), `triangle` (id 27), `star` (id 37) and 2 more, but of the "
+        "data's classes not `spiral` (id 99): use weights"
+    )
     content["categories"].pop()
     content["categories"][1]["name"] = "spiral"
     file.write_text(json.dumps(content))
     outcome = command("evaluate", trained / "best.safetensors", own_dataset, "--device", "cpu")
-    assert outcome.sentence.startswith("class 2 is `square` (id 17) to the weights, but `spiral` (id 17) in the data")
+    assert ", but of the data's classes not `spiral` (id 17): use weights" in outcome.sentence
 
 
 class Trap:
@@ -257,7 +260,7 @@ def test_backbone_weights_run_no_code(dataset, tmp_path, command):
     weights = tmp_path / "resnet18.pth"
     weights.write_bytes(pickle.dumps(Trap(tmp_path / "sprung"), protocol=2))
     outcome = command("train", dataset, *TINY, "--set", f"model.backbone.weights={weights}", "-o", tmp_path / "run")
-    assert outcome.sentence.startswith(f"model.backbone.weights={weights}: cannot be read as weights")
+    assert outcome.sentence.startswith(f"model.backbone.weights={weights}: holds more than weights (io.open)")
     assert not (tmp_path / "sprung").exists()
 
 

@@ -14,3 +14,8 @@ class Categories:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def pairs(self) -> tuple[tuple[str, int], ...]:
+        """Name and id of each."""
+        return tuple(zip(self.names, self.ids, strict=True))

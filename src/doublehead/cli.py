@@ -16,6 +16,8 @@ from doublehead.console import Console
 from doublehead.data import synthetic
 from doublehead.errors import DoubleheadError
 from doublehead.evaluation.evaluate import evaluate as measure
+from doublehead.interop import convert as interop
+from doublehead.interop.published import PUBLISHED
 from doublehead.model.cost import TYPICAL_OWNERS, cost
 from doublehead.model.presets import PRESETS, preset
 from doublehead.training import start
@@ -29,6 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")]
+Weights = Annotated[str, typer.Argument(help="A checkpoint, such as a run's best.safetensors, or a published name.")]
 Batch = Annotated[int, typer.Option(help="Images that go through the model at once.", min=1)]
 
 
@@ -37,7 +40,7 @@ def main() -> None:
     try:
         app()
     except (DoubleheadError, OSError) as error:  # OSError: a full disk, a folder that may not be written
-        print(f"error: {error}", file=sys.stderr)
+        sys.stderr.write(f"error: {error}\n")  # in one piece: torchrun's processes all write at once, unbuffered
         sys.exit(2)
     except (Interrupted, KeyboardInterrupt):
         sys.exit(130)
@@ -60,7 +63,36 @@ def models() -> None:
         c = cost(preset(name))
         figures = (f"{c.parameters / 1e6:.1f}", f"{c.gflops:.0f}", f"{c.gflops_all:.0f}")
         table.add_row(name, *figures, f"{c.size[0]}x{c.size[1]}")
-    Console.out(table)
+    published = Table("published model", "what it is", caption="downloaded the first time it is named")
+    for name, entry in PUBLISHED.items():
+        published.add_row(name, entry.about)
+    Console.out(table, published)
+
+
+@app.command()
+def convert(
+    source: Annotated[
+        Path, typer.Argument(help="Weights of MMDetection, the authors or torchvision; or a checkpoint.")
+    ],
+    destination: Annotated[
+        Path, typer.Argument(help="The checkpoint to write; with --to, their .pth or .safetensors.")
+    ],
+    to: Annotated[str | None, typer.Option(help=f"Write a checkpoint for {', '.join(interop.FORMATS)}.")] = None,
+    categories: Annotated[
+        Path | None, typer.Option(help="A COCO annotation file with the model's classes, if they are not COCO's.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Such as model.rpn.anchor_sizes=[16,32,64,128,256]."),
+    ] = None,
+) -> None:
+    """Turn weights trained elsewhere into a checkpoint, or a checkpoint into theirs."""
+    if to:
+        interop.convert_back(source, destination, to)
+        print(f"{destination} holds the weights for {to}")
+    else:
+        found = interop.convert(source, destination, categories, parse_settings(settings or []))
+        print(f"{destination} holds {found}")
 
 
 @app.command()
@@ -81,7 +113,10 @@ def synthesize(
 @app.command()
 def train(
     data: Annotated[str | None, typer.Argument(help="The dataset's folder, or a YAML that names its splits.")] = None,
-    model: Annotated[str | None, typer.Option(help="A preset; `doublehead models` lists them.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="A preset (see `doublehead models`), or a checkpoint or published name to start from."),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The run folder; else a new one in runs.")
     ] = None,
@@ -105,7 +140,7 @@ def resume(run: Annotated[Path, typer.Argument(help="The folder of the run.")]) 
 
 @app.command()
 def evaluate(
-    weights: Annotated[Path, typer.Argument(help="A checkpoint, such as a run's best.safetensors.")],
+    weights: Weights,
     data: Annotated[str, typer.Argument(help="The dataset's folder or YAML.")],
     split: Annotated[str, typer.Option(help="Which split to measure.")] = "val",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for what is written.")] = None,
@@ -114,7 +149,7 @@ def evaluate(
 ) -> None:
     """Measure a model on annotated images: COCO's figures, AP per class, precision-recall curves."""
     result = measure(weights, data, split, batch_size, device=device, progress=True)
-    output = output or weights.parent / f"evaluation-{split}"
+    output = output or Path(weights).parent / f"evaluation-{split}"
     result.save(output)
     Console.out(result.metrics.table(), result.metrics.totals_table())
     try:
@@ -126,7 +161,7 @@ def evaluate(
 
 @app.command()
 def predict(
-    weights: Annotated[Path, typer.Argument(help="A checkpoint, such as a run's best.safetensors.")],
+    weights: Weights,
     sources: Annotated[list[str], typer.Argument(help="Image files, folders, or globs such as 'photos/*.jpg'.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for what is written.")] = Path("predictions"),
     score: Annotated[float, typer.Option(help="Leave out detections below this score.", min=0, max=1)] = 0.5,

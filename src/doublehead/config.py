@@ -69,6 +69,12 @@ class BackboneConfig(Strict):
         description="imagenet: torchvision's, downloaded once; a path to a .pth or .safetensors file; or null.",
     )
     trainable_stages: int = Field(default=3, ge=0, le=5, description="How many of the 5 stages learn, last first.")
+    width: int = Field(default=64, ge=1, description="Channels of the stem; those of the stages follow.")
+    stride_in: Literal["3x3", "1x1"] = Field(
+        default="3x3",
+        description="Which convolution of a bottleneck has the stride: 3x3 (torchvision), 1x1 (the authors).",
+    )
+    norm_eps: float = Field(default=1e-5, ge=0, description="Added to the variance in frozen and batch norm.")
     fpn_channels: int = Field(default=256, ge=1)
 
 
@@ -115,6 +121,9 @@ class RPNConfig(Strict):
         default=(32, 64, 128, 256, 512), min_length=5, max_length=5, description="One size for each of P2..P6."
     )
     aspect_ratios: tuple[float, ...] = Field(default=(0.5, 1.0, 2.0), min_length=1)
+    anchors: Literal["torchvision", "mmdetection", "authors"] = Field(
+        default="torchvision", description="Whose way of rounding and placing anchors."
+    )
     foreground_iou: float = 0.7
     background_iou: float = 0.3
     sampled: int = Field(default=256, ge=1, description="Anchors sampled per image for the loss.")
@@ -124,6 +133,9 @@ class RPNConfig(Strict):
     before_nms_inference: int = Field(default=1000, description="Proposals kept per level before NMS.")
     proposals_training: int = Field(default=2000, description="Proposals kept per image after NMS.")
     proposals_inference: int = Field(default=1000, description="Proposals kept per image after NMS.")
+    smallest_side: float = Field(
+        default=1e-3, ge=0, description="Proposals with a side under it, in pixels, are dropped."
+    )
 
 
 class RoIConfig(Strict):
@@ -137,15 +149,29 @@ class RoIConfig(Strict):
     )
     inference_proposals: Literal["owners", "all"] = Field(
         default="owners",
-        description="What a branch that only regresses sees at inference: owners of candidate detections, or all.",
+        description="What a branch that gives only boxes sees at inference: owners of candidate detections, or all.",
+    )
+    score_branch: str | None = Field(
+        default=None, description="The one branch whose class scores count, such as fc; None: all of them, fused."
+    )
+    box_branch: str | None = Field(
+        default=None,
+        description="The branch that gives the boxes, such as conv; None: that of the largest regress weight.",
     )
     fusion: Literal["complementary", "average", "maximum"] = Field(
         default="complementary", description="How the scores of several classifying branches become one (paper, 4.3)."
     )
     class_agnostic: bool = Field(default=False, description="One box per proposal rather than one per class.")
+    sampling_ratio: int = Field(
+        default=2, ge=0, description="RoIAlign's sampling points per bin and side; 0: adaptive."
+    )
+    aligned: bool = Field(default=False, description="Whether RoIAlign shifts coordinates by half a pixel.")
     score_threshold: float = Field(default=0.05, ge=0, le=1)
     nms_iou: float = Field(default=0.5, ge=0, le=1)
     detections: int = Field(default=100, ge=1, description="Best detections kept per image.")
+    smallest_side: float = Field(
+        default=1e-2, ge=0, description="Detections with a side under it, in pixels, are dropped."
+    )
 
 
 class InputConfig(Strict):
@@ -153,7 +179,8 @@ class InputConfig(Strict):
 
     short_side: int = Field(default=800, ge=32, description="Images are resized to this short side,")
     long_side: int = Field(default=1333, ge=32, description="unless the long side would pass this.")
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    antialias: bool = Field(default=True, description="Whether resizing averages what it makes smaller.")
+    mean: tuple[float, float, float] = Field(default=(0.485, 0.456, 0.406), description="Of RGB in 0..1.")
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
 
@@ -169,12 +196,26 @@ class ModelConfig(Strict):
     fc_head: FCHeadConfig = FCHeadConfig()
     conv_head: ConvHeadConfig = ConvHeadConfig()
     head_norm: Literal["batch", "group"] = Field(default="batch", description="Norm of the conv-head's blocks.")
+    inclusive_pixels: bool = Field(
+        default=False, description="Whether RoIs are pooled, clipped and resized as boxes that end at their last pixel."
+    )
 
     @model_validator(mode="after")
     def _both_tasks(self) -> ModelConfig:
         if not any(b.classify for b in self.branches) or not any(b.regress for b in self.branches):
             raise ValueError("branches: one of them must classify and one must regress")
+        for field, name in (("score_branch", self.roi.score_branch), ("box_branch", self.roi.box_branch)):
+            task = {"score_branch": "classify", "box_branch": "regress"}[field]
+            able = [n for n, b in zip(self.branch_names, self.branches, strict=True) if getattr(b, task)]
+            if name is not None and name not in able:
+                raise ValueError(f"roi.{field}: no branch `{name}` can {task}; choose {' or '.join(able)}")
         return self
+
+    @property
+    def branch_names(self) -> tuple[str, ...]:
+        """A short name for each branch: its trunk, numbered where there are several of a kind."""
+        trunks = [b.trunk for b in self.branches]
+        return tuple(t if trunks.count(t) == 1 else f"{t}{trunks[: i + 1].count(t)}" for i, t in enumerate(trunks))
 
 
 class AugmentConfig(Strict):
@@ -187,6 +228,11 @@ class AugmentConfig(Strict):
     vertical_flip: float = Field(default=0.0, ge=0, le=1, description="Probability.")
     colour: float = Field(default=0.0, ge=0, le=1, description="Strength of the change of colour; 0: none.")
     iou_crop: float = Field(default=0.0, ge=0, le=1, description="Probability of a crop that keeps some object whole.")
+
+
+def absolute(path: str) -> str:
+    """The path as it is from any folder, so that a run can be resumed from another one."""
+    return str(Path(path).expanduser().absolute())
 
 
 class DataConfig(Strict):
@@ -204,13 +250,15 @@ class DataConfig(Strict):
     @field_validator("path")
     @classmethod
     def _from_anywhere(cls, path: str) -> str:
-        """Absolute, so that a run can be resumed from another folder."""
-        return str(Path(path).expanduser().absolute()) if path else path
+        return path and absolute(path)
 
 
 class TrainConfig(Strict):
     """How the model learns."""
 
+    weights: str | None = Field(
+        default=None, description="A checkpoint to start from; predictors of classes that differ start anew."
+    )
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = Field(default=0.02, gt=0, description="Peak learning rate, for `batch_size` images a step.")
     momentum: float = 0.9
@@ -237,6 +285,11 @@ class TrainConfig(Strict):
     )
     save_minutes: float = Field(default=10.0, gt=0, description="Longest time between two savings of `last`.")
     log_every: int = Field(default=20, ge=1, description="Steps between rows of training.csv.")
+
+    @field_validator("weights")
+    @classmethod
+    def _from_anywhere(cls, path: str | None) -> str | None:
+        return path and absolute(path)
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainConfig:

@@ -18,6 +18,7 @@ from doublehead.data.images import IMAGE_SUFFIXES, read_image, to_rgb, to_tensor
 from doublehead.detections import Detections
 from doublehead.device import pick_device
 from doublehead.errors import DoubleheadError
+from doublehead.interop.published import resolve
 from doublehead.model.checkpoint import load_model
 from doublehead.model.detector import Detector
 
@@ -74,14 +75,20 @@ class Predictor:
         return Detections(boxes, scores, labels, self.categories.names, self.categories.ids)
 
 
-def load(path: str | Path, device: str = "auto") -> Predictor:
-    """Load a checkpoint, such as a run's best.safetensors, for prediction.
+def load(weights: str | Path, device: str = "auto") -> Predictor:
+    """Load a detector for prediction.
+
+    Args:
+        weights: a checkpoint, such as a run's best.safetensors, or the name of a published model, such as
+            mmdet-double-head-r50-coco, which is downloaded the first time.
+        device: auto, cpu, cuda, cuda:1.
 
     Raises:
-        DoubleheadError: the file is no whole checkpoint, or there is no such device.
+        DoubleheadError: the file is no whole checkpoint, cannot be downloaded, or there is no such device.
     """
-    model, checkpoint = load_model(path)
-    return Predictor(model, checkpoint.categories, pick_device(device))
+    chosen = pick_device(device)
+    model, checkpoint = load_model(resolve(weights))
+    return Predictor(model, checkpoint.categories, chosen)
 
 
 def as_picture(image: ImageLike) -> Image.Image:

@@ -5,7 +5,7 @@ from torch import nn
 
 from doublehead.model.branches import VARIANTS
 from doublehead.model.detector import Detector, resize
-from doublehead.model.roi_heads import box_loss, branch_names
+from doublehead.model.roi_heads import box_loss
 
 IMAGES = [
     torch.randint(0, 256, (3, 90, 120), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)),
@@ -30,7 +30,7 @@ def test_layers_and_losses_follow_from_the_row(variant: str) -> None:
     losses = model.losses(IMAGES, TARGETS)
     row = VARIANTS[variant]
     wanted = {"rpn_classify", "rpn_regress"}
-    for name, config, branch in zip(branch_names(model.config), row, model.roi_heads, strict=True):
+    for name, config, branch in zip(model.config.branch_names, row, model.roi_heads, strict=True):
         wanted |= {f"{name}_{task}" for task in ("classify", "regress") if getattr(config, task)}
         assert (branch.classifier is None) == (config.classify == 0)
         assert (branch.regressor is None) == (config.regress == 0)

@@ -54,6 +54,15 @@ def read_coco(name: str, annotations: Path, images: Path) -> Split:
     return Split(name, records, categories, findings)
 
 
+def read_categories(annotations: Path) -> Categories:
+    """The categories of a COCO `instances` file, by rising id.
+
+    Raises:
+        DoubleheadError: as `read_coco`.
+    """
+    return _categories(annotations, _load(annotations), Findings())
+
+
 def _load(path: Path) -> dict[str, list[dict[str, Any]]]:
     try:
         content = json.loads(path.read_bytes())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,8 +64,8 @@ def evaluate(
     """Run a model over one split of a dataset and measure it as COCO does.
 
     Args:
-        weights: a checkpoint's path, or a model already loaded.
-        data: the dataset's folder or YAML.
+        weights: a checkpoint's path, a published name, or a model already loaded.
+        data: the dataset's folder or YAML; classes of the model that it does not have are left out.
         split: which of its splits.
         batch_size: images that go through the model at once.
         workers: processes that decode images; None: by the cores.
@@ -73,34 +73,50 @@ def evaluate(
         progress: whether to show a bar.
 
     Raises:
-        DoubleheadError: weights, data or split have a mistake, or the classes of weights and data differ.
+        DoubleheadError: weights, data or split have a mistake, or the data has classes unknown to the weights.
     """
     predictor = weights if isinstance(weights, Predictor) else load(weights, device)
     chosen = open_dataset(data).read(split)
-    require_same_classes(predictor.categories, chosen.categories)
+    require_known_classes(predictor.categories, chosen.categories)
     with Console(progress).progress("measuring", len(chosen.records)) as advance:
         results = predict_split(predictor, chosen, batch_size, workers, progress=advance)
+    asked = set(chosen.categories.ids)
+    results = [result for result in results if result["category_id"] in asked]
     return Evaluation(evaluate_detections(chosen.records, chosen.categories, results), results)
 
 
-def require_same_classes(model: Categories, data: Categories) -> None:
-    """Refuse to measure a model on data of other classes.
+def require_same_classes(between: str, one: Categories, other: Categories) -> None:
+    """Refuse classes that would stand for others.
+
+    Args:
+        between: what has these classes, in words: "the splits train and val".
+        one: the classes of the first.
+        other: the classes of the second.
 
     Raises:
-        DoubleheadError: names, ids or their number differ.
+        DoubleheadError: names, ids or their order differ.
     """
-    if len(model) != len(data):
+    if one != other:
         raise DoubleheadError(
-            f"the weights know {len(model)} classes ({_few(model)}), the data {len(data)} ({_few(data)}): "
-            "use weights trained on this data's classes"
-        )
-    if model != data:
-        wrong = next(i for i in range(len(model)) if (model.names[i], model.ids[i]) != (data.names[i], data.ids[i]))
-        raise DoubleheadError(
-            f"class {wrong + 1} is `{model.names[wrong]}` (id {model.ids[wrong]}) to the weights, but "
-            f"`{data.names[wrong]}` (id {data.ids[wrong]}) in the data: give both the same classes in the same order"
+            f"{between} have different classes, {_some(one.pairs)} and {_some(other.pairs)}: give both the same names "
+            "and ids in the same order"
         )
 
 
-def _few(categories: Categories) -> str:
-    return ", ".join(categories.names[:4]) + (", ..." if len(categories) > 4 else "")
+def require_known_classes(model: Categories, data: Categories) -> None:
+    """Refuse to measure a model on classes that it does not know.
+
+    Raises:
+        DoubleheadError: a name with its id is not among the model's.
+    """
+    unknown = [pair for pair in data.pairs if pair not in model.pairs]
+    if unknown:
+        raise DoubleheadError(
+            f"the weights know {_some(model.pairs)}, but of the data's classes not {_some(unknown)}: use weights "
+            "trained on these classes, or give both the same names and ids"
+        )
+
+
+def _some(pairs: Sequence[tuple[str, int]]) -> str:
+    named = ", ".join(f"`{name}` (id {number})" for name, number in pairs[:4])
+    return named + (f" and {len(pairs) - 4} more" if len(pairs) > 4 else "")

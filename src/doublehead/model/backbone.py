@@ -3,46 +3,85 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 import torchvision
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from doublehead.config import BackboneConfig
 from doublehead.errors import DoubleheadError
 from doublehead.model.trunks import group_norm
+from doublehead.model.weights import read_weights
 
 NORMS: dict[str, Callable[..., nn.Module]] = {
-    "frozen": FrozenBatchNorm2d,
-    "batch": nn.BatchNorm2d,
-    "group": group_norm,
+    "frozen": lambda channels, eps: FrozenBatchNorm2d(channels, eps=eps),
+    "batch": lambda channels, eps: nn.BatchNorm2d(channels, eps=eps),
+    "group": lambda channels, eps: group_norm(channels),
 }
 STAGES = (("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",))
+
+
+class StrideFirst(Bottleneck):
+    """torchvision's bottleneck with the stride in its first convolution, 1x1, as in the first published ResNets."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.conv1.stride, self.conv2.stride = self.conv2.stride, self.conv1.stride
+
+
+BOTTLENECKS = {"3x3": Bottleneck, "1x1": StrideFirst}
+RESNETS = {
+    "resnet18": ((2, 2, 2, 2), True),
+    "resnet34": ((3, 4, 6, 3), True),
+    "resnet50": ((3, 4, 6, 3), False),
+    "resnet101": ((3, 4, 23, 3), False),
+}
+"""Blocks of each stage, and whether they are basic ones of two convolutions or bottlenecks of three."""
+
+
+class _ResNet(ResNet):
+    """torchvision's, whose stem may have other than 64 channels; the stages, 64 to 512 there, go along."""
+
+    def __init__(self, stem: int, *args: Any, **kwargs: Any) -> None:
+        self.stem = stem
+        super().__init__(*args, **kwargs)
+
+    def _make_layer(self, block: Any, planes: int, *args: Any, **kwargs: Any) -> nn.Sequential:
+        if planes == 64 != self.stem:  # the first stage: torchvision has just built a stem of 64
+            self.inplanes = self.stem
+            self.conv1 = nn.Conv2d(3, self.stem, 7, stride=2, padding=3, bias=False)
+            self.bn1 = self._norm_layer(self.stem)
+        return super()._make_layer(block, planes * self.stem // 64, *args, **kwargs)
 
 
 def build_backbone(config: BackboneConfig, pretrained: bool) -> BackboneWithFPN:
     """ResNet-FPN giving maps "0".."3" (P2..P5) and "pool" (P6), `config.fpn_channels` wide.
 
     Args:
-        config: depth, norm, weights and frozen stages.
+        config: depth, width, norm, weights and frozen stages.
         pretrained: whether to fetch `config.weights`; False where a checkpoint will fill the layers.
     """
-    from_scratch = config.weights is None
-    body: Any = torchvision.models.get_model(
-        config.name, weights=None, norm_layer=NORMS[config.norm], zero_init_residual=from_scratch
+    blocks, basic = RESNETS[config.name]
+    block = BasicBlock if basic else BOTTLENECKS[config.stride_in]
+    body: Any = _ResNet(
+        config.width,
+        block,
+        blocks,
+        norm_layer=partial(NORMS[config.norm], eps=config.norm_eps),
+        zero_init_residual=config.weights is None,
     )
     if pretrained and config.weights is not None:
         _load(body, config.name, config.weights)
     for stage in STAGES[: 5 - config.trainable_stages]:
         for layer in stage:
             getattr(body, layer).requires_grad_(False)
-    widths = [body.fc.in_features // 2**i for i in (3, 2, 1, 0)]
+    widths = [config.width * block.expansion * 2**i for i in range(4)]
     return BackboneWithFPN(
         body,
         return_layers={f"layer{i + 1}": str(i) for i in range(4)},
@@ -69,7 +108,10 @@ def _load(body: nn.Module, name: str, weights: str) -> None:
                 "give its path as model.backbone.weights, or set model.backbone.weights=null to train from scratch"
             ) from error
     else:
-        state = _read(Path(weights))
+        try:
+            state, _ = read_weights(Path(weights))
+        except DoubleheadError as error:
+            raise DoubleheadError(f"model.backbone.weights={error}") from error
     state = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
     try:
         missing, unexpected = body.load_state_dict(state, strict=False)
@@ -81,19 +123,3 @@ def _load(body: nn.Module, name: str, weights: str) -> None:
             f"model.backbone.weights={weights}: these are not weights of a {name} with this norm "
             f"(missing: {missing[:3]}, left over: {unexpected[:3]})"
         )
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    """A state dict from a .safetensors or .pth file; code in a pickle never runs."""
-    if not path.is_file():
-        raise DoubleheadError(f"model.backbone.weights={path}: there is no such file")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-            raise ValueError("it holds no state dict")
-    except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise DoubleheadError(f"model.backbone.weights={path}: cannot be read as weights ({reason})") from error
-    return state

@@ -25,6 +25,7 @@ from doublehead.model.detector import Detector
 FORMAT = "doublehead"
 FORMAT_VERSION = 1
 TRAINING = "training/"
+MEND = "`doublehead convert` makes checkpoints of other programs' weights"
 
 
 @dataclass(frozen=True)
@@ -75,15 +76,18 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     if not path.is_file():
-        raise DoubleheadError(f"{path}: there is no such file; give the path of a checkpoint such as best.safetensors")
+        raise DoubleheadError(
+            f"{path}: there is no such file; give the path of a checkpoint such as best.safetensors, or a name that "
+            "`doublehead models` lists as published"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise DoubleheadError(f"{path}: is damaged or no safetensors file ({error})") from error
+        raise DoubleheadError(f"{path}: is damaged or no safetensors file ({error}); {MEND}") from error
     if header.get("format") != FORMAT:
-        raise DoubleheadError(f"{path}: is a safetensors file, but no doublehead checkpoint")
+        raise DoubleheadError(f"{path}: is a safetensors file, but no doublehead checkpoint; {MEND}")
     try:
         if int(header["format_version"]) > FORMAT_VERSION:
             raise DoubleheadError(
@@ -118,3 +122,33 @@ def load_model(path: str | Path) -> tuple[Detector, Checkpoint]:
     except RuntimeError as error:
         detail = str(error).splitlines()[-1].strip()
         raise DoubleheadError(f"{path}: its weights do not fit its model config ({detail})") from error
+
+
+def adopt(model: Detector, categories: Categories, path: str | Path) -> list[str]:
+    """Fill a detector with the weights of another; predictors of classes that differ stay as they are.
+
+    Args:
+        model: the detector to fill.
+        categories: its classes.
+        path: a checkpoint.
+
+    Returns:
+        The keys of the weights that were not taken.
+
+    Raises:
+        DoubleheadError: as `load_checkpoint`; or nothing of it fits.
+    """
+    checkpoint = load_checkpoint(path)
+    same_classes = categories == checkpoint.categories
+
+    def fits(key: str, value: Tensor) -> bool:
+        of_classes = ".classifier." in key or (".regressor." in key and not model.config.roi.class_agnostic)
+        found = checkpoint.weights.get(key)
+        return found is not None and found.shape == value.shape and (same_classes or not of_classes)
+
+    left = [key for key, value in model.state_dict().items() if not fits(key, value)]
+    taken = {key: value for key, value in checkpoint.weights.items() if key in model.state_dict() and key not in left}
+    if not taken:
+        raise DoubleheadError(f"{path}: none of its weights fits the model")
+    model.load_state_dict(taken, strict=False)
+    return left

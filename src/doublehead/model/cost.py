@@ -38,8 +38,9 @@ def cost(config: ModelConfig, classes: int = 80) -> Cost:
 
     def branches(owners: int) -> int:
         flops = 0
-        for branch in model.roi_heads:
-            seen = owners if branch.config.only_regresses else proposals
+        for i, branch in enumerate(model.roi_heads):
+            scores, boxes = i in model.roi_heads.score_branches, i == model.roi_heads.box_branch
+            seen = proposals if scores else owners if boxes else 0
             rois = torch.empty(seen, config.backbone.fpn_channels, RESOLUTION, RESOLUTION, device="meta")
             with FlopCounterMode(display=False) as counter:
                 branch(rois)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.transforms.v2 import functional as images_v2
 
 from doublehead.config import InputConfig, ModelConfig, RPNConfig
+from doublehead.model.anchors import ANCHORS
 from doublehead.model.backbone import build_backbone
+from doublehead.model.boxes import Edges
 from doublehead.model.branches import at_least_float32
 from doublehead.model.roi_heads import RoIHeads
 
@@ -38,7 +40,8 @@ class Detector(nn.Module):
         super().__init__()
         self.config = config
         self.backbone = build_backbone(config.backbone, pretrained)
-        self.rpn = build_rpn(config.rpn, config.backbone.fpn_channels)
+        self.edges = Edges(config.inclusive_pixels)
+        self.rpn = build_rpn(config.rpn, config.backbone.fpn_channels, self.edges)
         self.roi_heads = RoIHeads(config, classes)
         self.register_buffer("mean", torch.tensor(config.input.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.input.std).view(3, 1, 1), persistent=False)
@@ -76,7 +79,7 @@ class Detector(nn.Module):
         results = self.roi_heads.detections(_levels(features), proposals, batch.image_sizes)
         for image, (height, width), result in zip(images, batch.image_sizes, results, strict=True):
             ratio = torch.tensor([image.shape[-1] / width, image.shape[-2] / height], device=result["boxes"].device)
-            result["boxes"] = result["boxes"] * ratio.repeat(2)
+            result["boxes"] = self.edges.rescale(result["boxes"], ratio.repeat(2))
         return results
 
     def forward(self, images: list[Tensor], targets: list[Target] | None = None) -> object:
@@ -102,11 +105,27 @@ class _RPNHead(RPNHead):
         return [at_least_float32(t) for t in logits], [at_least_float32(t) for t in deltas]
 
 
-def build_rpn(config: RPNConfig, channels: int) -> RegionProposalNetwork:
+class _RPN(RegionProposalNetwork):
+    """torchvision's, with proposals clipped to the image by our convention; its own then changes nothing."""
+
+    def __init__(self, edges: Edges, smallest_side: float, *parts: Any) -> None:
+        super().__init__(*parts)
+        self.edges = edges
+        self.min_size = smallest_side
+
+    def filter_proposals(
+        self, proposals: Tensor, objectness: Tensor, image_shapes: list[tuple[int, int]], anchors_per_level: list[int]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        clipped = [self.edges.clip(p, size) for p, size in zip(proposals, image_shapes, strict=True)]
+        return super().filter_proposals(torch.stack(clipped), objectness, image_shapes, anchors_per_level)
+
+
+def build_rpn(config: RPNConfig, channels: int, edges: Edges) -> RegionProposalNetwork:
     """torchvision's region proposal network with our numbers."""
-    anchors = AnchorGenerator(tuple((s,) for s in config.anchor_sizes), (config.aspect_ratios,) * 5)
-    return RegionProposalNetwork(
-        anchors,
+    return _RPN(
+        edges,
+        config.smallest_side,
+        ANCHORS[config.anchors](config.anchor_sizes, config.aspect_ratios),
         _RPNHead(channels, len(config.aspect_ratios)),
         config.foreground_iou,
         config.background_iou,
@@ -123,7 +142,7 @@ def resize(image: Tensor, config: InputConfig) -> Tensor:
     height, width = image.shape[-2:]
     ratio = min(config.short_side / min(height, width), config.long_side / max(height, width))
     size = [max(1, round(height * ratio)), max(1, round(width * ratio))]
-    return images_v2.resize(image, size, antialias=True)
+    return images_v2.resize(image, size, antialias=config.antialias)
 
 
 def unit_range(image: Tensor) -> Tensor:

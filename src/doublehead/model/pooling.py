@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
+from doublehead.model.boxes import EXCLUSIVE, Edges
+
 
 class RoIPooler(nn.Module):
     """Pools RoIs from the pyramid levels P2..P5.
@@ -14,13 +16,15 @@ class RoIPooler(nn.Module):
         resolution: side of the output.
         sampling: sampling points per bin and side; 0: adaptive.
         aligned: whether box coordinates are shifted by half a pixel.
+        edges: where a box ends.
     """
 
-    def __init__(self, resolution: int = 7, sampling: int = 2, aligned: bool = False) -> None:
+    def __init__(self, resolution: int = 7, sampling: int = 2, aligned: bool = False, edges: Edges = EXCLUSIVE) -> None:
         super().__init__()
         self.resolution = resolution
         self.sampling = sampling
         self.aligned = aligned
+        self.edges = edges
 
     def forward(self, levels: list[Tensor], boxes: list[Tensor], scale: float = 1.0) -> Tensor:
         """Pool the boxes of a batch of images.
@@ -36,7 +40,7 @@ class RoIPooler(nn.Module):
         flat = torch.cat(boxes)
         level = pyramid_level(flat)
         image = torch.cat([flat.new_full((len(b), 1), i) for i, b in enumerate(boxes)])
-        rois = torch.cat([image, enlarge(flat, scale)], dim=1)
+        rois = torch.cat([image, self.edges.corners(enlarge(flat, scale))], dim=1)
         pooled = levels[0].new_zeros(len(flat), levels[0].shape[1], self.resolution, self.resolution)
         for i, features in enumerate(levels):
             here = torch.where(level == i)[0]

@@ -12,15 +12,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchvision.ops import clip_boxes_to_image, nms
+from torchvision.ops import nms
 
 from doublehead.config import RoIConfig
+from doublehead.model.boxes import EXCLUSIVE, Edges
 
 FIRST_ROUND = 128
 """Owners per image whose boxes are computed at first; each further round doubles them."""
-
-SMALLEST_SIDE = 1e-2
-"""Boxes with a side under this many pixels are dropped, as in torchvision."""
 
 Boxes = Callable[[list[Tensor]], list[Tensor]]
 """Per image, indices of proposals (M,) to their boxes (M, classes + 1, 4), in input pixels."""
@@ -54,7 +52,12 @@ class _Image:
 
 
 def detect(
-    scores: list[Tensor], boxes: Boxes, sizes: list[tuple[int, int]], config: RoIConfig, staged: bool
+    scores: list[Tensor],
+    boxes: Boxes,
+    sizes: list[tuple[int, int]],
+    config: RoIConfig,
+    staged: bool,
+    edges: Edges = EXCLUSIVE,
 ) -> list[dict[str, Tensor]]:
     """The best detections of each image.
 
@@ -64,6 +67,7 @@ def detect(
         sizes: per image, (height, width) of its part of the input.
         config: threshold, NMS and the number of detections.
         staged: whether to ask for boxes best owners first, in rounds, or for all owners at once.
+        edges: how boxes are clipped to their image.
 
     Returns:
         Per image `boxes` (D, 4), `scores` (D,) falling, `labels` (D,) in 1..C, `proposals` (D,) their owners.
@@ -79,7 +83,7 @@ def detect(
             if image.result is None:
                 image.boxes.append(found)
                 image.done += len(indices)
-                image.result = _finish(image, config)
+                image.result = _finish(image, config, edges)
         count *= 2
     return [image.result for image in images if image.result is not None]
 
@@ -96,15 +100,15 @@ def _candidates(scores: Tensor, size: tuple[int, int], threshold: float) -> _Ima
     return _Image(size, score, label, rank[proposal], owners, first[: len(owners)], [])
 
 
-def _finish(image: _Image, config: RoIConfig) -> dict[str, Tensor] | None:
+def _finish(image: _Image, config: RoIConfig, edges: Edges) -> dict[str, Tensor] | None:
     """The image's detections, or None where boxes not yet computed could still change them."""
     everything = image.done == len(image.owners)
     known = len(image.scores) if everything else int(image.first[image.done])
     rank, labels = image.rank[:known], image.labels[:known]
     found = torch.cat(image.boxes)
     box_class = labels if found.shape[1] > 1 else torch.zeros_like(labels)
-    candidates = clip_boxes_to_image(found[rank, box_class], image.size)
-    big = torch.where(((candidates[:, 2:] - candidates[:, :2]) >= SMALLEST_SIDE).all(1))[0]
+    candidates = edges.clip(found[rank, box_class], image.size)
+    big = torch.where(((candidates[:, 2:] - candidates[:, :2]) >= config.smallest_side).all(1))[0]
     keep = big[class_nms(candidates[big], image.scores[big], labels[big], config.nms_iou)]
     if len(keep) < config.detections and not everything:
         return None

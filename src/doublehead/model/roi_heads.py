@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ from torchvision.models.detection._utils import BalancedPositiveNegativeSampler,
 from torchvision.ops import box_iou
 
 from doublehead.config import ModelConfig
+from doublehead.model.boxes import Edges
 from doublehead.model.branches import Branch
 from doublehead.model.pooling import RoIPooler
 from doublehead.model.postprocess import detect, fuse
@@ -40,10 +40,16 @@ class RoIHeads(nn.Module):
     def __init__(self, config: ModelConfig, classes: int) -> None:
         super().__init__()
         self.config = config.roi
-        self.pooler = RoIPooler(RESOLUTION)
+        self.edges = Edges(config.inclusive_pixels)
+        self.pooler = RoIPooler(RESOLUTION, config.roi.sampling_ratio, config.roi.aligned, self.edges)
         self.branches = nn.ModuleList(Branch(b, config, classes, RESOLUTION) for b in config.branches)
-        self.names = branch_names(config)
-        self.box_branch = max(range(len(config.branches)), key=lambda i: config.branches[i].regress)
+        self.names = config.branch_names
+        weights = [b.regress for b in config.branches]
+        box_branch, score_branch = config.roi.box_branch, config.roi.score_branch
+        self.box_branch = self.names.index(box_branch) if box_branch else weights.index(max(weights))
+        self.score_branches = [
+            i for i, b in enumerate(config.branches) if b.classify and score_branch in (None, self.names[i])
+        ]
         self.coder = BoxCoder((10.0, 10.0, 5.0, 5.0))
         self.matcher = Matcher(config.roi.foreground_iou, config.roi.foreground_iou, allow_low_quality_matches=False)
         self.sampler = BalancedPositiveNegativeSampler(config.roi.sampled, config.roi.positive_fraction)
@@ -119,18 +125,15 @@ class RoIHeads(nn.Module):
             sizes: per image, (height, width) of its part of the input.
         """
         counts = [len(p) for p in proposals]
-        box_branch = list(self)[self.box_branch]
-        staged = box_branch.config.only_regresses and self.config.inference_proposals == "owners"
-        classified: list[Tensor] = []
-        deltas: Tensor | None = None
-        for i, branch in enumerate(self):
-            if branch.config.only_regresses and (staged or i != self.box_branch):
-                continue
-            logits, found = branch(self.pooler(levels, proposals, branch.config.scale))
-            if logits is not None:
-                classified.append(logits.softmax(1))
-            if i == self.box_branch:
-                deltas = found
+        branches = list(self)
+        box_branch = branches[self.box_branch]
+        staged = self.box_branch not in self.score_branches and self.config.inference_proposals == "owners"
+        outputs = {
+            i: branches[i](self.pooler(levels, proposals, branches[i].config.scale))
+            for i in {*self.score_branches, *(() if staged else (self.box_branch,))}
+        }
+        classified = [outputs[i][0].softmax(1) for i in self.score_branches]
+        deltas = None if staged else outputs[self.box_branch][1]
         scores = fuse(classified, self.config.fusion).split(counts)
 
         def boxes(chosen: list[Tensor]) -> list[Tensor]:
@@ -142,18 +145,7 @@ class RoIHeads(nn.Module):
             decoded = self.coder.decode_single(found, torch.cat(owners)).unflatten(1, (-1, 4))
             return list(decoded.split([len(o) for o in owners]))
 
-        return detect(list(scores), boxes, sizes, self.config, staged)
-
-
-def branch_names(config: ModelConfig) -> list[str]:
-    """A short name for each branch: its trunk, numbered where there are several of a kind."""
-    kinds = Counter(b.trunk for b in config.branches)
-    seen: Counter[str] = Counter()
-    names = []
-    for branch in config.branches:
-        seen[branch.trunk] += 1
-        names.append(branch.trunk if kinds[branch.trunk] == 1 else f"{branch.trunk}{seen[branch.trunk]}")
-    return names
+        return detect(list(scores), boxes, sizes, self.config, staged, self.edges)
 
 
 def box_loss(deltas: Tensor, labels: Tensor, wanted: Tensor, sampled: int) -> Tensor:

@@ -27,7 +27,7 @@ from doublehead.device import pick_precision
 from doublehead.errors import DoubleheadError
 from doublehead.evaluation.coco import Metrics, evaluate_detections
 from doublehead.evaluation.evaluate import predict_split, require_same_classes
-from doublehead.model.checkpoint import load_checkpoint
+from doublehead.model.checkpoint import adopt, load_checkpoint
 from doublehead.model.detector import Detector
 from doublehead.prediction import Predictor
 from doublehead.training.distribution import Distribution
@@ -97,11 +97,17 @@ class _Training:
         precision = pick_precision(settings.precision, processes.device)
         self.autocast = torch.autocast(processes.device.type, precision, enabled=precision is not None)
         torch.manual_seed(settings.seed)
-        model = Detector(config.model, len(self.split.categories), pretrained=not resume).to(processes.device)
+        fresh = not resume and settings.weights is None
+        model = Detector(config.model, len(self.split.categories), pretrained=fresh)
+        if settings.weights and not resume:
+            new = adopt(model, self.split.categories, settings.weights)
+            layers = sorted({key.rpartition(".")[0] for key in new})
+            self.console.say(f"starting from {settings.weights}; new are {', '.join(layers) or 'no layers'}")
+        model.to(processes.device)
         self.state = TrainingState.create(model, settings, processes.device, precision is torch.float16)
         if resume:
             checkpoint = load_checkpoint(self.run_folder.last)
-            require_same_classes(checkpoint.categories, self.split.categories)
+            require_same_classes(f"{self.run_folder.last} and the data", checkpoint.categories, self.split.categories)
             self.state.restore(checkpoint, self.run_folder.last)
             if processes.leads:
                 cut_rows(self.run_folder.training, self.state.step)
@@ -122,7 +128,7 @@ class _Training:
         if val is None:
             self.console.say("no val split: nothing is measured during training, and `best` will be the last weights")
         else:
-            require_same_classes(split.categories, val.categories)
+            require_same_classes(f"the splits {split.name} and {val.name}", split.categories, val.categories)
         if not sum(len(record.training_boxes()[1]) for record in split.records):
             raise DoubleheadError(f"{data.path}: split `{split.name}` has no boxes to learn from")
         records = split.records + (val.records if val else [])

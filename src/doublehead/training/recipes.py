@@ -11,6 +11,9 @@ from pydantic import ValidationError
 
 from doublehead.config import Config, merge, override, read_yaml, sentence
 from doublehead.errors import DoubleheadError
+from doublehead.interop.published import PUBLISHED
+from doublehead.interop.published import resolve as published_path
+from doublehead.model.checkpoint import load_checkpoint
 from doublehead.model.presets import preset_values
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -60,7 +63,8 @@ def resolve(
     """The Config of a run. Later words win: recipe, preset, file, settings.
 
     Args:
-        model: a preset's name; None where `file` describes the model.
+        model: a preset, or a trained model to start from (a checkpoint or a published name); None where `file`
+            describes the model.
         recipe: a row of RECIPES; None: `scratch` for a backbone without weights, else `finetune`, and none where
             `file` holds a `train` part.
         file: YAML with any part of a Config, such as the config.yaml of an earlier run.
@@ -75,7 +79,7 @@ def resolve(
         raise DoubleheadError(
             "which model? give --model, such as --model double-head-r50; `doublehead models` lists them"
         )
-    said = override(merge({"model": preset_values(model)} if model else {}, from_file), settings)
+    said = override(merge(_model(model) if model else {}, from_file), settings)
     if recipe is None and not from_file.get("train"):
         backbone = said["model"].get("backbone") or {}
         recipe = "scratch" if backbone.get("weights", "imagenet") is None else "finetune"
@@ -95,3 +99,11 @@ def resolve(
         keys = {".".join(map(str, item["loc"])) for item in error.errors()}
         where = file if file and not keys <= settings.keys() else "settings"
         raise DoubleheadError(f"{where}: {sentence(error)}") from error
+
+
+def _model(name: str) -> dict[str, Any]:
+    """A preset's settings, or those of a trained model and where its weights are."""
+    if name not in PUBLISHED and not Path(name).is_file():
+        return {"model": preset_values(name)}
+    path = published_path(name)
+    return {"model": load_checkpoint(path).config.model_dump(mode="json"), "train": {"weights": str(path)}}

@@ -28,7 +28,8 @@ def train(
 
     Args:
         data: the dataset's folder, or a YAML file that names its splits; may stand in `config`.
-        model: a preset; `doublehead models` lists them; may stand in `config`.
+        model: a preset (`doublehead models` lists them), or a trained model to start from: a checkpoint or a published
+            name; may stand in `config`.
         output: the run folder, a new one; None: one in runs, named after the data and the model.
         recipe: a row of `recipes.RECIPES`; None: by the model.
         config: a YAML file with any settings, such as the config.yaml of an earlier run.

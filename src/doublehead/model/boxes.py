@@ -1,0 +1,44 @@
+"""Where a box ends: at the edge of its last pixel, as everywhere in this package, or at that pixel's own coordinate.
+
+The authors' boxes end at their last pixel and are x2 - x1 + 1 wide ("inclusive"). Written with x2 + 1 and y2 + 1 they
+are ours: coding, levels, enlarging and overlaps come out the same. What is left of the difference is in this class.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Edges:
+    """What inclusive boxes do otherwise. Boxes are (..., 4) xyxy and end at the edge of their last pixel."""
+
+    inclusive: bool
+
+    def clip(self, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+        """Boxes inside an image of (height, width); inclusive ones keep a pixel of it."""
+        height, width = size
+        x1, y1, x2, y2 = boxes.unbind(-1)
+        least = int(self.inclusive)
+        return torch.stack(
+            [x1.clamp(0, width - least), y1.clamp(0, height - least), x2.clamp(least, width), y2.clamp(least, height)],
+            -1,
+        )
+
+    def corners(self, boxes: Tensor) -> Tensor:
+        """The coordinates by which RoIAlign knows the boxes."""
+        return _end_later(boxes, -int(self.inclusive))
+
+    def rescale(self, boxes: Tensor, ratio: Tensor) -> Tensor:
+        """Boxes of an image resized by `ratio`, (4,) for x, y, x, y."""
+        return _end_later(self.corners(boxes) * ratio, int(self.inclusive))
+
+
+EXCLUSIVE = Edges(inclusive=False)
+
+
+def _end_later(boxes: Tensor, pixels: int) -> Tensor:
+    return torch.cat([boxes[..., :2], boxes[..., 2:] + pixels], -1)

@@ -1,0 +1,64 @@
+"""Weights from files that other programs wrote. No code in them runs."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from doublehead.errors import DoubleheadError
+
+HOLDERS = ("state_dict", "model")
+"""Where training programs keep the weights, beside an optimiser and notes."""
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights in a .safetensors file or a pickle of torch's, and what else the file (or its header) holds.
+
+    A prefix `module.`, which DataParallel puts before every key, is taken off.
+
+    Raises:
+        DoubleheadError: there is no such file, it is damaged, holds no weights, or would run code.
+    """
+    if not path.is_file():
+        raise DoubleheadError(f"{path}: there is no such file")
+    beside: dict[str, Any] = {}
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                content = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                beside = file.metadata() or {}
+        else:
+            content = _unpickle(path)
+    except DoubleheadError:
+        raise
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DoubleheadError(f"{path}: cannot be read as weights ({reason})") from error
+    if isinstance(content, dict):
+        holder = next((key for key in HOLDERS if isinstance(content.get(key), dict)), None)
+        if holder:
+            beside = {key: value for key, value in content.items() if key != holder}
+            content = content[holder]
+    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise DoubleheadError(f"{path}: holds no weights: a dict of tensors, or one under {' or '.join(HOLDERS)}")
+    return {key.removeprefix("module."): value for key, value in content.items()}, beside
+
+
+def _unpickle(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        unsafe = re.search(r"GLOBAL (\S+) was not an allowed", str(error))
+        if not unsafe:  # torch's own words are a page long
+            raise ValueError("it is damaged, or no file of torch.save") from error
+        raise DoubleheadError(
+            f"{path}: holds more than weights ({unsafe[1]}) and would have to run code, so it was not loaded; if you "
+            "trust it, open it with torch.load(..., weights_only=False) where the program that wrote it is installed, "
+            "and torch.save its state dict alone"
+        ) from error
