@@ -32,6 +32,7 @@ app = typer.Typer(
 )
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")]
 Weights = Annotated[str, typer.Argument(help="A checkpoint, such as a run's best.safetensors, or a published name.")]
+Precision = Annotated[str, typer.Option(help="fp32, bf16 or fp16; auto: bf16 where the device computes in it.")]
 Batch = Annotated[int, typer.Option(help="Images that go through the model at once.", min=1)]
 
 
@@ -146,9 +147,10 @@ def evaluate(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for what is written.")] = None,
     batch_size: Batch = 4,
     device: Device = "auto",
+    precision: Precision = "fp32",
 ) -> None:
     """Measure a model on annotated images: COCO's figures, AP per class, precision-recall curves."""
-    result = measure(weights, data, split, batch_size, device=device, progress=True)
+    result = measure(weights, data, split, batch_size, device=device, progress=True, precision=precision)
     output = output or Path(weights).parent / f"evaluation-{split}"
     result.save(output)
     Console.out(result.metrics.table(), result.metrics.totals_table())
@@ -167,9 +169,10 @@ def predict(
     score: Annotated[float, typer.Option(help="Leave out detections below this score.", min=0, max=1)] = 0.5,
     batch_size: Batch = 4,
     device: Device = "auto",
+    precision: Precision = "fp32",
 ) -> None:
     """Detect objects in images: pictures with boxes, and predictions.json."""
-    predictor, files = prediction.load(weights, device), prediction.find_images(sources)
+    predictor, files = prediction.load(weights, device, precision), prediction.find_images(sources)
     with Console().progress("predicting", len(files)) as advance:
         faults = prediction.predict_files(predictor, files, output, score, batch_size, advance)
     print(f"{len(files) - len(faults)} pictures and predictions.json are in {output}")

@@ -6,6 +6,8 @@ import torch
 
 from doublehead.errors import DoubleheadError
 
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 def pick_device(name: str = "auto") -> torch.device:
     """The device of that name; `auto` is CUDA where there is a card, else the CPU.
@@ -27,11 +29,16 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype | None:
     """The type to autocast to, or None for plain float32.
 
     `auto` is bf16 where the device computes in it natively: recent CUDA cards, and CPUs with AVX512-BF16 or AMX.
+
+    Raises:
+        DoubleheadError: there is no such precision.
     """
+    if name not in ("auto", *PRECISIONS):
+        raise DoubleheadError(f"precision {name} is not known; use {', '.join(PRECISIONS)} or auto")
     if name == "auto":
         native = {"cuda": torch.cuda.is_bf16_supported, "cpu": _cpu_has_bf16}.get(device.type, lambda: False)()
         name = "bf16" if native else "fp32"
-    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+    return PRECISIONS[name]
 
 
 def _cpu_has_bf16() -> bool:

@@ -16,11 +16,12 @@ from torch import Tensor
 from doublehead.categories import Categories
 from doublehead.data.images import IMAGE_SUFFIXES, read_image, to_rgb, to_tensor
 from doublehead.detections import Detections
-from doublehead.device import pick_device
+from doublehead.device import pick_device, pick_precision
 from doublehead.errors import DoubleheadError
 from doublehead.interop.published import resolve
 from doublehead.model.checkpoint import load_model
 from doublehead.model.detector import Detector
+from doublehead.model.inference import for_inference
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 """A path, a PIL image, an array (H, W, 3), or a tensor (3, H, W); uint8, or float in 0..1; RGB, grey or RGBA."""
@@ -30,15 +31,17 @@ class Predictor:
     """A trained detector ready for use; `doublehead.load` makes one.
 
     Args:
-        model: the detector.
+        model: the detector; a copy of it is made ready (see `for_inference`).
         categories: its classes.
         device: where it computes.
+        precision: fp32; bf16 or fp16, which are faster where the device computes in them; or auto, for bf16 there.
     """
 
-    def __init__(self, model: Detector, categories: Categories, device: torch.device) -> None:
-        self.model = model.to(device).eval()
+    def __init__(self, model: Detector, categories: Categories, device: torch.device, precision: str = "fp32") -> None:
+        self.model = for_inference(model).to(device)
         self.categories = categories
         self.device = device
+        self.precision = pick_precision(precision, device)
 
     @overload
     def predict(self, images: ImageLike, batch_size: int = 4) -> Detections: ...
@@ -68,27 +71,29 @@ class Predictor:
 
     def detect(self, images: list[Tensor]) -> list[Detections]:
         """Detect objects in RGB tensors uint8 (3, H, W) of any sizes."""
-        return [self._detections(result) for result in self.model.detect(images)]
+        with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
+            return [self._detections(result) for result in self.model.detect(images)]
 
     def _detections(self, result: dict[str, Tensor]) -> Detections:
         boxes, scores, labels = (result[key].cpu().numpy() for key in ("boxes", "scores", "labels"))
         return Detections(boxes, scores, labels, self.categories.names, self.categories.ids)
 
 
-def load(weights: str | Path, device: str = "auto") -> Predictor:
+def load(weights: str | Path, device: str = "auto", precision: str = "fp32") -> Predictor:
     """Load a detector for prediction.
 
     Args:
         weights: a checkpoint, such as a run's best.safetensors, or the name of a published model, such as
             mmdet-double-head-r50-coco, which is downloaded the first time.
         device: auto, cpu, cuda, cuda:1.
+        precision: fp32, bf16, fp16, or auto: bf16 where the device computes in it.
 
     Raises:
         DoubleheadError: the file is no whole checkpoint, cannot be downloaded, or there is no such device.
     """
     chosen = pick_device(device)
     model, checkpoint = load_model(resolve(weights))
-    return Predictor(model, checkpoint.categories, chosen)
+    return Predictor(model, checkpoint.categories, chosen, precision)
 
 
 def as_picture(image: ImageLike) -> Image.Image:

@@ -60,6 +60,7 @@ def evaluate(
     workers: int | None = None,
     device: str = "auto",
     progress: bool = False,
+    precision: str = "fp32",
 ) -> Evaluation:
     """Run a model over one split of a dataset and measure it as COCO does.
 
@@ -71,11 +72,12 @@ def evaluate(
         workers: processes that decode images; None: by the cores.
         device: where to compute, if `weights` is a path.
         progress: whether to show a bar.
+        precision: as of `load`, if `weights` is a path.
 
     Raises:
         DoubleheadError: weights, data or split have a mistake, or the data has classes unknown to the weights.
     """
-    predictor = weights if isinstance(weights, Predictor) else load(weights, device)
+    predictor = weights if isinstance(weights, Predictor) else load(weights, device, precision)
     chosen = open_dataset(data).read(split)
     require_known_classes(predictor.categories, chosen.categories)
     with Console(progress).progress("measuring", len(chosen.records)) as advance:

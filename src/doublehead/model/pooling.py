@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import roi_align
 
 from doublehead.model.boxes import EXCLUSIVE, Edges
+from doublehead.model.roi_align import roi_align
 
 
 class RoIPooler(nn.Module):

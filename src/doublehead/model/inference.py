@@ -1,0 +1,45 @@
+"""The same detector, faster: a copy for inference alone."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from doublehead.model.detector import Detector
+
+FOLLOWED_BY = {
+    "conv1": ("bn1", "norm1"),
+    "conv2": ("bn2", "norm2"),
+    "conv3": ("bn3", "norm3"),
+    "skip": ("skip_norm",),
+    "out": ("norm",),
+    "0": ("1",),  # the ResNet's downsampling
+}
+"""Layers of ResNet and conv-head, and the norm that each goes through."""
+
+
+def for_inference(model: Detector) -> Detector:
+    """A copy that gives the same detections up to rounding, and no longer learns.
+
+    Norms with fixed statistics are folded into the convolutions before them, and convolutions run channels last.
+    """
+    result = copy.deepcopy(model).eval().requires_grad_(False)
+    for module in result.modules():
+        layers = dict(module.named_children())
+        for name, norms in FOLLOWED_BY.items():
+            for norm in norms:
+                if isinstance(layers.get(name), nn.Conv2d) and hasattr(layers.get(norm), "running_var"):
+                    _fold(layers[name], layers[norm])
+                    setattr(module, norm, nn.Identity())
+    return result.to(memory_format=torch.channels_last)
+
+
+def _fold(conv: nn.Module, norm: nn.Module) -> None:
+    """Make the convolution do the norm's work."""
+    assert isinstance(conv, nn.Conv2d)
+    statistics = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+    weight, bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics)  # type: ignore[arg-type]
+    conv.weight, conv.bias = weight.requires_grad_(False), bias.requires_grad_(False)
