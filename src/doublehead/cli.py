@@ -11,6 +11,12 @@ from rich.table import Table
 
 import doublehead
 from doublehead import plots, prediction
+from doublehead.benchmarks import floor
+from doublehead.benchmarks.inference import inference
+from doublehead.benchmarks.measure import Settings
+from doublehead.benchmarks.owners import count_owners
+from doublehead.benchmarks.report import Report, write_json
+from doublehead.benchmarks.training import training
 from doublehead.config import parse_settings
 from doublehead.console import Console
 from doublehead.data import synthetic
@@ -30,10 +36,18 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+benchmark = typer.Typer(help="Time and memory beside torchvision's Faster R-CNN.", no_args_is_help=True)
+app.add_typer(benchmark, name="benchmark")
+
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")]
 Weights = Annotated[str, typer.Argument(help="A checkpoint, such as a run's best.safetensors, or a published name.")]
 Precision = Annotated[str, typer.Option(help="fp32, bf16 or fp16; auto: bf16 where the device computes in it.")]
 Batch = Annotated[int, typer.Option(help="Images that go through the model at once.", min=1)]
+Size = Annotated[str, typer.Option(metavar="HxW", help="Height x width of the images in pixels.")]
+Repeats = Annotated[int, typer.Option(help="Rounds; each measures every case once.", min=1)]
+Threads = Annotated[int | None, typer.Option(help="Threads on the CPU; else as many as torch takes by itself.", min=1)]
+Cases = Annotated[list[str] | None, typer.Option(metavar="NAME", help="Part of the name of a case wanted; repeatable.")]
+Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there too.")]
 
 
 def main() -> None:
@@ -178,6 +192,77 @@ def predict(
     print(f"{len(files) - len(faults)} pictures and predictions.json are in {output}")
     if faults:
         raise DoubleheadError(f"{len(faults)} of {len(files)} images could not be read: {'; '.join(faults[:10])}")
+
+
+@benchmark.command("inference")
+def benchmark_inference(
+    size: Size = "800x1216",
+    batch: Batch = 1,
+    owners: Annotated[int, typer.Option(help="Proposals per image that own a candidate detection.", min=0)] = 100,
+    repeats: Repeats = 7,
+    threads: Threads = None,
+    device: Device = "auto",
+    cases: Cases = None,
+    json: Json = None,
+) -> None:
+    """Images to detections, with untrained weights; each case in turn, several rounds, in one process."""
+    settings = Settings(size, batch, repeats, threads, device, tuple(cases or ()))
+    _show(inference(settings, owners), json)
+
+
+@benchmark.command("training")
+def benchmark_training(
+    size: Size = "480x640",
+    batch: Batch = 2,
+    positives: Annotated[int, typer.Option(help="Proposals per image that match an object, of 512 sampled.")] = 64,
+    repeats: Repeats = 7,
+    threads: Threads = None,
+    device: Device = "auto",
+    cases: Cases = None,
+    json: Json = None,
+) -> None:
+    """One training step: losses, gradients, SGD; each case in turn, several rounds, in one process."""
+    settings = Settings(size, batch, repeats, threads, device, tuple(cases or ()))
+    _show(training(settings, positives), json)
+
+
+@benchmark.command("owners")
+def benchmark_owners(
+    weights: Weights,
+    data: Annotated[str, typer.Argument(help="The dataset's folder or YAML.")],
+    split: Annotated[str, typer.Option(help="Which split to look at.")] = "val",
+    batch_size: Batch = 4,
+    device: Device = "auto",
+    json: Json = None,
+) -> None:
+    """Count the proposals per image that own a candidate detection: what staged inference costs in real images."""
+    counts = count_owners(weights, data, split, batch_size, device)
+    print(counts.text())
+    if json:
+        write_json(counts.to_json(), json)
+
+
+@benchmark.command("floor")
+def benchmark_floor(
+    weights: Weights,
+    data: Annotated[str, typer.Argument(help="The dataset's folder or YAML.")],
+    split: Annotated[str, typer.Option(help="Which split to look at.")] = "val",
+    repeats: Repeats = 3,
+    device: Device = "auto",
+    precision: Precision = "fp32",
+    json: Json = None,
+) -> None:
+    """Of a model whose scores are fused: the AP and time that roi.score_floor costs and spares."""
+    results = floor.floor(weights, data, split, repeats=repeats, device=device, precision=precision)
+    Console.out(floor.table(results))
+    if json:
+        write_json({"command": "benchmark floor", "rows": results}, json)
+
+
+def _show(report: Report, json: Path | None) -> None:
+    Console.out(report.table())
+    if json:
+        write_json(report.to_json(), json)
 
 
 if __name__ == "__main__":

@@ -161,6 +161,13 @@ class RoIConfig(Strict):
     fusion: Literal["complementary", "average", "maximum"] = Field(
         default="complementary", description="How the scores of several classifying branches become one (paper, 4.3)."
     )
+    score_floor: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Of several branches whose scores are fused, the later ones see only proposals to which the first "
+        "gives some class a score above it; the others are dropped. 0: they see all.",
+    )
     class_agnostic: bool = Field(default=False, description="One box per proposal rather than one per class.")
     sampling_ratio: int = Field(
         default=2, ge=0, description="RoIAlign's sampling points per bin and side; 0: adaptive."

@@ -34,7 +34,8 @@ run, losses = _Training.run, Detector.losses
 
 def run_and_keep(self):
     best = run(self)
-    save_file(self.state.for_use.state_dict(), os.environ["KEEP"] + f"/rank{rank}.safetensors")
+    weights = {key: value.contiguous() for key, value in self.state.for_use.state_dict().items()}
+    save_file(weights, os.environ["KEEP"] + f"/rank{rank}.safetensors")
     return best
 
 def sick_losses(self, images, targets):

@@ -37,6 +37,14 @@ def for_inference(model: Detector) -> Detector:
     return result.to(memory_format=torch.channels_last)
 
 
+def compiled(model: Detector) -> Detector:
+    """The same detector, its backbone and trunks compiled at their first use, for any number of proposals."""
+    model.backbone.compile()
+    for branch in model.roi_heads:
+        branch.trunk.compile(dynamic=True)
+    return model
+
+
 def _fold(conv: nn.Module, norm: nn.Module) -> None:
     """Make the convolution do the norm's work."""
     assert isinstance(conv, nn.Conv2d)

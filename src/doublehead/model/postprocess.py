@@ -36,6 +36,16 @@ def fuse(scores: list[Tensor], rule: str) -> Tensor:
     return 1 - (1 - stack).prod(0)
 
 
+def is_candidate(scores: Tensor, threshold: float) -> Tensor:
+    """Which of the classes 1..C of each proposal are candidate detections: scores (N, C + 1) to (N, C) bool."""
+    return scores[:, 1:] > threshold
+
+
+def owns_candidate(scores: Tensor, threshold: float) -> Tensor:
+    """Which proposals own a candidate detection: scores (N, C + 1) to (N,) bool."""
+    return is_candidate(scores, threshold).any(1)
+
+
 @dataclass
 class _Image:
     """Candidates of one image, best score first, and how far the work on them has come."""
@@ -89,7 +99,7 @@ def detect(
 
 
 def _candidates(scores: Tensor, size: tuple[int, int], threshold: float) -> _Image:
-    proposal, label = torch.where(scores[:, 1:] > threshold)
+    proposal, label = torch.where(is_candidate(scores, threshold))
     score, order = scores[proposal, label + 1].sort(descending=True, stable=True)
     proposal, label = proposal[order], label[order] + 1
     place = torch.arange(len(score), device=scores.device)

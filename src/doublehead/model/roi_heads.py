@@ -124,28 +124,48 @@ class RoIHeads(nn.Module):
             proposals: per image, (N, 4).
             sizes: per image, (height, width) of its part of the input.
         """
+        seen, scores, deltas = self._scored(levels, proposals)
+        proposals = [p[s] for p, s in zip(proposals, seen, strict=True)]
         counts = [len(p) for p in proposals]
-        branches = list(self)
-        box_branch = branches[self.box_branch]
-        staged = self.box_branch not in self.score_branches and self.config.inference_proposals == "owners"
-        outputs = {
-            i: branches[i](self.pooler(levels, proposals, branches[i].config.scale))
-            for i in {*self.score_branches, *(() if staged else (self.box_branch,))}
-        }
-        classified = [outputs[i][0].softmax(1) for i in self.score_branches]
-        deltas = None if staged else outputs[self.box_branch][1]
-        scores = fuse(classified, self.config.fusion).split(counts)
+        staged = deltas is None and self.config.inference_proposals == "owners"
+        if deltas is None and not staged:
+            _, deltas = self._run(self.box_branch, levels, proposals)
 
         def boxes(chosen: list[Tensor]) -> list[Tensor]:
             owners = [p[c] for p, c in zip(proposals, chosen, strict=True)]
             if deltas is None:
-                _, found = box_branch(self.pooler(levels, owners, box_branch.config.scale))
+                _, found = self._run(self.box_branch, levels, owners)
             else:
                 found = torch.cat([d[c] for d, c in zip(deltas.split(counts), chosen, strict=True)])
+            assert found is not None
             decoded = self.coder.decode_single(found, torch.cat(owners)).unflatten(1, (-1, 4))
             return list(decoded.split([len(o) for o in owners]))
 
-        return detect(list(scores), boxes, sizes, self.config, staged, self.edges)
+        results = detect(list(scores.split(counts)), boxes, sizes, self.config, staged, self.edges)
+        for result, s in zip(results, seen, strict=True):
+            result["proposals"] = s[result["proposals"]]
+        return results
+
+    def _scored(self, levels: list[Tensor], proposals: list[Tensor]) -> tuple[list[Tensor], Tensor, Tensor | None]:
+        """The proposals that count, as indices per image; their scores; their deltas if the box branch gives scores."""
+        seen = [torch.arange(len(p), device=p.device) for p in proposals]
+        scores: list[Tensor] = []
+        deltas: Tensor | None = None
+        for i in self.score_branches:
+            if len(scores) == 1 and self.config.score_floor:
+                above = (scores[0][:, 1:] > self.config.score_floor).any(1)
+                seen = [s[a] for s, a in zip(seen, above.split([len(s) for s in seen]), strict=True)]
+                scores, deltas = [scores[0][above]], None if deltas is None else deltas[above]
+            logits, found = self._run(i, levels, [p[s] for p, s in zip(proposals, seen, strict=True)])
+            assert logits is not None
+            scores.append(logits.softmax(1))
+            deltas = found if i == self.box_branch else deltas
+        return seen, fuse(scores, self.config.fusion), deltas
+
+    def _run(self, branch: int, levels: list[Tensor], boxes: list[Tensor]) -> tuple[Tensor | None, Tensor | None]:
+        """Logits and deltas of one branch."""
+        chosen = list(self)[branch]
+        return chosen(self.pooler(levels, boxes, chosen.config.scale))
 
 
 def box_loss(deltas: Tensor, labels: Tensor, wanted: Tensor, sampled: int) -> Tensor:

@@ -103,7 +103,7 @@ class _Training:
             new = adopt(model, self.split.categories, settings.weights)
             layers = sorted({key.rpartition(".")[0] for key in new})
             self.console.say(f"starting from {settings.weights}; new are {', '.join(layers) or 'no layers'}")
-        model.to(processes.device)
+        model.to(processes.device).to(memory_format=torch.channels_last)
         self.state = TrainingState.create(model, settings, processes.device, precision is torch.float16)
         if resume:
             checkpoint = load_checkpoint(self.run_folder.last)

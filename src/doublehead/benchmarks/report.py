@@ -1,0 +1,98 @@
+"""What was measured, as a table and as JSON."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import torchvision
+from rich import box
+from rich.table import Table
+
+import doublehead
+from doublehead.benchmarks.measure import Case
+
+
+@dataclass(frozen=True)
+class Report:
+    """A whole benchmark; the first case is the one that all others are compared with."""
+
+    command: str
+    settings: dict[str, Any]
+    versions: dict[str, Any]
+    cases: list[Case]
+    shown: tuple[str, ...]  # counts that the table has a column for; all are in the JSON
+
+    def to_json(self) -> dict[str, Any]:
+        """Settings, versions, and per case the median and spread of seconds and of their ratios to the first."""
+        return {
+            "command": self.command,
+            "settings": self.settings,
+            "versions": self.versions,
+            "cases": [self._figures(case) for case in self.cases],
+        }
+
+    def table(self) -> Table:
+        """A row for each case."""
+        caption = ", ".join(f"{key} {value}" for key, value in self.versions.items() if value is not None)
+        table = Table("case", box=box.SIMPLE, caption=caption)
+        for column in ("seconds", "ratio", "min..max", *self.shown, "peak MB"):
+            table.add_column(column, no_wrap=True, justify="right")
+        for row in map(self._figures, self.cases):
+            table.add_row(
+                row["name"],
+                f"{row['seconds']:.3f}",
+                f"{row['ratio']:.2f}",
+                f"{row['seconds_min']:.3f}..{row['seconds_max']:.3f}",
+                *(f"{row[count]:g}" for count in self.shown),
+                "" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}",
+            )
+        return table
+
+    def _figures(self, case: Case) -> dict[str, Any]:
+        # Ratios within a round, and their median after: what slows a whole round then changes no ratio.
+        ratios = [own / first for own, first in zip(case.seconds, self.cases[0].seconds, strict=True)]
+        return {
+            "name": case.name,
+            "seconds": median(case.seconds),
+            "ratio": median(ratios),
+            "seconds_min": min(case.seconds),
+            "seconds_max": max(case.seconds),
+            "ratio_min": min(ratios),
+            "ratio_max": max(ratios),
+            **case.counts,
+            "peak_mb": case.peak_mb,
+        }
+
+
+def versions(device: torch.device) -> dict[str, Any]:
+    """What it ran on."""
+    return {
+        "doublehead": doublehead.__version__,
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "python": platform.python_version(),
+        "cpu": _cpu(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+    }
+
+
+def write_json(values: dict[str, Any], path: Path) -> None:
+    """Write figures to a file, in a new folder if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values, indent=1), encoding="utf-8")
+
+
+def _cpu() -> str:
+    try:
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor()
