@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from glob import glob
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, overload
 
@@ -181,29 +183,47 @@ def predict_files(
     annotations: list[dict[str, Any]] = []
     faults: list[str] = []
     taken: set[str] = set()
-    for start in range(0, len(files), batch_size):
-        readable: list[tuple[Path, Image.Image]] = []
-        for file in files[start : start + batch_size]:
-            try:
-                readable.append((file, read_image(file)))
-            except DoubleheadError as error:
-                faults.append(str(error))
-        found_in = predictor.predict([picture for _, picture in readable], batch_size)
-        for (file, picture), found in zip(readable, found_in, strict=True):
-            number = len(images) + 1
-            found = found.above(score)
-            found.save(output / _free_name(file, taken), score=0)
-            images.append({"id": number, "file_name": str(file), "width": picture.width, "height": picture.height})
-            for item in found.to_coco(number):
-                area = item["bbox"][2] * item["bbox"][3]
-                annotations.append({"id": len(annotations) + 1, "iscrowd": 0, "area": area, **item})
-        if progress:
-            progress(len(files[start : start + batch_size]))
+    batches = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
+    with ThreadPoolExecutor(2) as pool:  # the next batch is read and the last one drawn while the model is busy
+        ahead = pool.submit(_read, batches[0]) if batches else None
+        drawing: list[Future[Path]] = []
+        for batch, following in zip_longest(batches, batches[1:]):
+            assert ahead is not None
+            readable, unreadable = ahead.result()
+            faults += unreadable
+            ahead = pool.submit(_read, following) if following else None
+            found_in = predictor.predict([picture for _, picture in readable], batch_size)
+            for drawn in drawing:
+                drawn.result()
+            drawing = []
+            for (file, picture), found in zip(readable, found_in, strict=True):
+                number = len(images) + 1
+                found = found.above(score)
+                drawing.append(pool.submit(found.save, output / _free_name(file, taken), score=0))
+                images.append({"id": number, "file_name": str(file), "width": picture.width, "height": picture.height})
+                for item in found.to_coco(number):
+                    area = item["bbox"][2] * item["bbox"][3]
+                    annotations.append({"id": len(annotations) + 1, "iscrowd": 0, "area": area, **item})
+            if progress:
+                progress(len(batch))
+        for drawn in drawing:
+            drawn.result()
     pairs = zip(predictor.categories.ids, predictor.categories.names, strict=True)
     categories = [{"id": category, "name": name} for category, name in pairs]
     content = {"images": images, "categories": categories, "annotations": annotations}
     (output / "predictions.json").write_text(json.dumps(content), encoding="utf-8")
     return faults
+
+
+def _read(files: Sequence[Path]) -> tuple[list[tuple[Path, Image.Image]], list[str]]:
+    """The files that can be read, with their pictures, and one sentence for each of the others."""
+    readable, faults = [], []
+    for file in files:
+        try:
+            readable.append((file, read_image(file)))
+        except DoubleheadError as error:
+            faults.append(str(error))
+    return readable, faults
 
 
 def _free_name(file: Path, taken: set[str]) -> str:

@@ -198,3 +198,30 @@ def test_autocast_leaves_losses_and_boxes_in_float32() -> None:
         found = model.eval().detect(IMAGES)[0]
     assert {value.dtype for value in losses.values()} == {torch.float32}
     assert found["boxes"].dtype == found["scores"].dtype == torch.float32
+
+
+def test_a_floor_drops_the_proposals_that_the_first_branch_thinks_nothing_of() -> None:
+    """The same as leaving them out by hand; the second branch never sees them."""
+    torch.manual_seed(0)
+    model = fresh_heads(small_model("double-head-ext")).eval()
+    heads = model.roi_heads
+    levels = [torch.randn(2, 16, 96 // s, 128 // s) for s in (4, 8, 16, 32)]
+    corner = torch.rand(2, 60, 2) * 60
+    proposals = list(torch.cat([corner, corner + 10 + torch.rand(2, 60, 2) * 30], 2))
+    sizes = [(96, 128)] * 2
+    first = heads.branches[0]
+    scores = [first(heads.pooler(levels, [p, proposals[1][:0]] if i == 0 else [proposals[0][:0], p]))[0].softmax(1)
+              for i, p in enumerate(proposals)]  # fmt: skip
+    floor = float(torch.cat(scores)[:, 1:].amax(1).median())
+    above = [torch.where((s[:, 1:] > floor).any(1))[0] for s in scores]
+    by_hand = heads.detections(levels, [p[a] for p, a in zip(proposals, above, strict=True)], sizes)
+    seen: list[int] = []
+    heads.branches[1].register_forward_hook(lambda module, given, result: seen.append(len(given[0])))
+    heads.config = heads.config.model_copy(update={"score_floor": floor})
+    found = heads.detections(levels, proposals, sizes)
+    assert seen == [sum(len(a) for a in above)] == [60]
+    for ours, theirs, a in zip(found, by_hand, above, strict=True):
+        assert len(ours["boxes"]) > 0
+        torch.testing.assert_close(ours["boxes"], theirs["boxes"])
+        assert torch.equal(ours["labels"], theirs["labels"])
+        assert torch.equal(ours["proposals"], a[theirs["proposals"]])

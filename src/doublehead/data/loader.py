@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from doublehead.errors import DoubleheadError
 
 Key = tuple[int, int]  # epoch, index of the record: all that an augmented image depends on, besides the seed
 Target = dict[str, Any]
+Item = TypeVar("Item")
 
 
 class DetectionDataset(torch.utils.data.Dataset[tuple[torch.Tensor, Target]]):
@@ -121,15 +123,33 @@ def training_loader(
 def evaluation_loader(
     split: Split, batch_size: int, workers: int, rank: int = 0, world: int = 1
 ) -> Iterator[tuple[list[torch.Tensor], list[Record]]]:
-    """Images, uint8 (3, H, W) in their original size, and their records, in order; a rank takes each `world`-th.
+    """Images, uint8 (3, H, W) in their original size, and their records; a rank takes each `world`-th.
+
+    They come by shape, from tall to wide, so that a batch needs little padding.
 
     Raises:
         DoubleheadError: an image cannot be read.
     """
-    indices = range(rank, len(split.records), world)
+    shapes = [record.width / record.height for record in split.records]
+    indices = sorted(range(len(shapes)), key=shapes.__getitem__)[rank::world]
     batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
     for images, places in _load(_Guarded(_Originals(split.records)), batches, workers):
         yield images, [split.records[place] for place in places]
+
+
+class Waited(Iterator[Item]):
+    """Hands on what an iterator gives, and knows for how many seconds it was waited for."""
+
+    def __init__(self, items: Iterator[Item]) -> None:
+        self.items = items
+        self.seconds = 0.0
+
+    def __next__(self) -> Item:
+        began = time.monotonic()
+        try:
+            return next(self.items)
+        finally:
+            self.seconds += time.monotonic() - began
 
 
 def default_workers(world: int = 1) -> int:

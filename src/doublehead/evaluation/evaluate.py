@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from doublehead.categories import Categories
 from doublehead.console import Console
 from doublehead.data.dataset import open_dataset
-from doublehead.data.loader import default_workers, evaluation_loader
+from doublehead.data.loader import Waited, default_workers, evaluation_loader
 from doublehead.data.records import Split
 from doublehead.errors import DoubleheadError
 from doublehead.evaluation.coco import Metrics, evaluate_detections
@@ -24,12 +25,22 @@ class Evaluation:
 
     metrics: Metrics
     results: list[dict[str, Any]]
+    waited: float  # share of the time in which the model stood idle, waiting for images
 
     def save(self, folder: Path) -> None:
         """Write metrics.json and predictions.json."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "metrics.json").write_text(json.dumps(self.metrics.to_json(), indent=1), encoding="utf-8")
         (folder / "predictions.json").write_text(json.dumps(self.results), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class SplitDetections:
+    """Detections in a split, in COCO's result format, and how they came about."""
+
+    results: list[dict[str, Any]]
+    seconds: float  # in all
+    waited: float  # seconds of waiting for images
 
 
 def predict_split(
@@ -40,16 +51,17 @@ def predict_split(
     rank: int = 0,
     world: int = 1,
     progress: Callable[[int], object] | None = None,
-) -> list[dict[str, Any]]:
-    """Detections in this rank's images of a split, in COCO's result format; `progress` is told images done."""
+) -> SplitDetections:
+    """Detections in this rank's images of a split; `progress` is told images done."""
     results: list[dict[str, Any]] = []
-    loader = evaluation_loader(split, batch_size, default_workers(world) if workers is None else workers, rank, world)
+    workers = default_workers(world) if workers is None else workers
+    began, loader = time.monotonic(), Waited(evaluation_loader(split, batch_size, workers, rank, world))
     for images, records in loader:
         for record, detections in zip(records, predictor.detect(images), strict=True):
             results += detections.to_coco(record.image_id)
         if progress:
             progress(len(images))
-    return results
+    return SplitDetections(results, time.monotonic() - began, loader.seconds)
 
 
 def evaluate(
@@ -81,10 +93,11 @@ def evaluate(
     chosen = open_dataset(data).read(split)
     require_known_classes(predictor.categories, chosen.categories)
     with Console(progress).progress("measuring", len(chosen.records)) as advance:
-        results = predict_split(predictor, chosen, batch_size, workers, progress=advance)
+        found = predict_split(predictor, chosen, batch_size, workers, progress=advance)
     asked = set(chosen.categories.ids)
-    results = [result for result in results if result["category_id"] in asked]
-    return Evaluation(evaluate_detections(chosen.records, chosen.categories, results), results)
+    results = [result for result in found.results if result["category_id"] in asked]
+    metrics = evaluate_detections(chosen.records, chosen.categories, results)
+    return Evaluation(metrics, results, found.waited / max(found.seconds, 1e-9))
 
 
 def require_same_classes(between: str, one: Categories, other: Categories) -> None:

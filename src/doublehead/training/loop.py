@@ -20,7 +20,7 @@ from doublehead.config import Config
 from doublehead.console import Console
 from doublehead.data.check import check_images
 from doublehead.data.dataset import open_dataset, summary
-from doublehead.data.loader import DetectionDataset, default_workers, steps_per_epoch, training_loader
+from doublehead.data.loader import DetectionDataset, Waited, default_workers, steps_per_epoch, training_loader
 from doublehead.data.records import Split
 from doublehead.data.transforms import training_transform
 from doublehead.device import pick_precision
@@ -175,7 +175,7 @@ class _Training:
         if self.processes.world > 1:
             learner = DistributedDataParallel(state.model)
         with self.console.training(self.total, state.step) as show:
-            batches = self._batches()
+            batches, before = Waited(self._batches()), state.seconds
             for step in range(state.step, self.total):
                 began = time.monotonic()
                 losses = self._step(learner, step, batches)
@@ -189,6 +189,9 @@ class _Training:
                     self._measure()
                 elif time.monotonic() - self.saved > 60 * self.config.train.save_minutes:
                     self._save()
+            if state.seconds > before:
+                share = batches.seconds / (state.seconds - before)
+                self.console.say(f"{share:.0%} of the steps' time went into waiting for images")
         self._save()
 
     def _batches(self) -> Iterator[tuple[list[Tensor], list[dict[str, Any]]]]:
@@ -276,7 +279,7 @@ class _Training:
             part = predict_split(
                 self._predictor(), self.val, 4, self.config.data.workers, processes.rank, processes.world, went_on
             )
-        results = processes.gather(part)
+        results = processes.gather(part.results)
         metrics = evaluate_detections(self.val.records, self.val.categories, results)
         state.measured = state.step
         unknown = math.isnan(metrics["AP"])  # without a box in the val split the newest weights count as best
