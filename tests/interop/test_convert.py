@@ -145,6 +145,11 @@ def test_nothing_is_written_over(theirs, tmp_path, command) -> None:
     assert source.read_bytes() == before
 
 
+def test_a_checkpoint_is_called_one(theirs, tmp_path, command) -> None:
+    sentence = command("convert", saved(theirs, tmp_path / "a.pth"), tmp_path / "b.pth").sentence
+    assert sentence == f"{tmp_path / 'b.pth'}: a checkpoint's name ends in .safetensors"
+
+
 # What comes of it
 
 

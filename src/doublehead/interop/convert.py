@@ -28,7 +28,6 @@ FORMATS: dict[str, tuple[Format, ...]] = {
 }
 """By the name of their program."""
 
-
 _LISTED = tuple(enumerate(FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]))[1:]
 COCO_WITH_GAPS = Categories(tuple(name for _, name in _LISTED), tuple(number for number, _ in _LISTED))
 """Ids 1..90 as torchvision's weights count them; `N/A` are ids that COCO does not use."""
@@ -57,6 +56,8 @@ def convert(
         DoubleheadError: the source is of no known format, not whole, or would run code; the destination exists.
     """
     _require_new(destination)
+    if destination.suffix != ".safetensors":
+        raise DoubleheadError(f"{destination}: a checkpoint's name ends in .safetensors")
     destination.parent.mkdir(parents=True, exist_ok=True)
     weights, beside = read_weights(source)
     formats = [f for family in FORMATS.values() for f in family if f.recognises(weights)]
