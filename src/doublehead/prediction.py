@@ -40,7 +40,7 @@ class Predictor:
     """
 
     def __init__(self, model: Detector, categories: Categories, device: torch.device, precision: str = "fp32") -> None:
-        self.model = for_inference(model).to(device)
+        self.model = for_inference(model, device)
         self.categories = categories
         self.device = device
         self.precision = pick_precision(precision, device)

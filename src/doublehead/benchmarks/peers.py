@@ -81,7 +81,7 @@ def build_peers(
             for part in ("backbone", "rpn"):
                 state = first.setdefault(part, getattr(model, part).state_dict())
                 getattr(model, part).load_state_dict(state)
-            peers.append(_peer(name, _made_ready(model.to(device), variant, learn), variant))
+            peers.append(_peer(name, _made_ready(model.to(device), variant, device, learn), variant))
     return peers
 
 
@@ -123,12 +123,12 @@ def _peer(name: str, model: Any, variant: Variant) -> Peer:
     )
 
 
-def _made_ready(model: Any, variant: Variant, learn: bool) -> Any:
+def _made_ready(model: Any, variant: Variant, device: torch.device, learn: bool) -> Any:
     """As our commands would use it; torchvision's is left as it comes."""
     if learn:
         return model.to(memory_format=torch.channels_last) if variant.row and variant.ready else model
     if variant.row and variant.ready:
-        model = for_inference(model)
+        model = for_inference(model, device)
     return compiled(model) if variant.compiled else model.eval()
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from doublehead.model.detector import Detector
+from doublehead.model.trunks import ConvHead
 
 FOLLOWED_BY = {
     "conv1": ("bn1", "norm1"),
@@ -21,10 +22,16 @@ FOLLOWED_BY = {
 """Layers of ResNet and conv-head, and the norm that each goes through."""
 
 
-def for_inference(model: Detector) -> Detector:
-    """A copy that gives the same detections up to rounding, and no longer learns.
+AT_ONCE_ON_CPU = 64
+"""RoIs that go through a conv-head at once: their maps (13 MB each) stay where the allocator reuses memory that is
+warm; those of 1000 would be fetched from the system and given back, page by page, at every layer."""
 
-    Norms with fixed statistics are folded into the convolutions before them, and convolutions run channels last.
+
+def for_inference(model: Detector, device: torch.device) -> Detector:
+    """A copy on the device that gives the same detections up to rounding, and no longer learns.
+
+    Norms with fixed statistics are folded into the convolutions before them, convolutions run channels last, and on
+    CPUs a conv-head takes its RoIs in parts.
     """
     result = copy.deepcopy(model).eval().requires_grad_(False)
     for module in result.modules():
@@ -34,14 +41,18 @@ def for_inference(model: Detector) -> Detector:
                 if isinstance(layers.get(name), nn.Conv2d) and hasattr(layers.get(norm), "running_var"):
                     _fold(layers[name], layers[norm])
                     setattr(module, norm, nn.Identity())
-    return result.to(memory_format=torch.channels_last)
+    for branch in result.roi_heads:
+        if isinstance(branch.trunk, ConvHead) and device.type == "cpu":
+            branch.trunk.at_once = AT_ONCE_ON_CPU
+    return result.to(device, memory_format=torch.channels_last)
 
 
 def compiled(model: Detector) -> Detector:
     """The same detector, its backbone and trunks compiled at their first use, for any number of proposals."""
     model.backbone.compile()
     for branch in model.roi_heads:
-        branch.trunk.compile(dynamic=True)
+        trunk = branch.trunk
+        (trunk.blocks if isinstance(trunk, ConvHead) else trunk).compile(dynamic=True)
     return model
 
 

@@ -44,7 +44,13 @@ class FCHead(nn.Module):
 
 
 class ConvHead(nn.Module):
-    """The conv-head: a list of blocks, then global average pooling. Weights are shared over positions."""
+    """The conv-head: a list of blocks, then global average pooling. Weights are shared over positions.
+
+    Attributes:
+        at_once: how many RoIs go through the blocks at once; None: all of them.
+    """
+
+    at_once: int | None = None
 
     def __init__(self, channels: int, config: ConvHeadConfig, norm: str) -> None:
         super().__init__()
@@ -62,7 +68,9 @@ class ConvHead(nn.Module):
 
     def forward(self, rois: Tensor) -> Tensor:
         """RoI features (N, channels, 7, 7) to (N, width)."""
-        return self.feature_map(rois).mean((2, 3))
+        if self.at_once is None or len(rois) <= self.at_once:
+            return self.feature_map(rois).mean((2, 3))
+        return torch.cat([self.feature_map(part).mean((2, 3)) for part in rois.split(self.at_once)])
 
     def feature_map(self, rois: Tensor) -> Tensor:
         """The output before pooling, (N, width, 7, 7): what the paper's figure 4 correlates over positions."""
