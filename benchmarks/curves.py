@@ -26,9 +26,9 @@ CASES = {
     "double-head staged": ("#1f77b4", "Double-Head staged"),
     "double-head staged, bf16": ("#2ca02c", "Double-Head staged, bf16"),
 }
-OWNERS = (10, 100, 300, 1000)
+OWNERS = (10, 100, 300, 900)
 SIZES = ("480x640", "640x960", "800x1216", "800x1344")
-BATCHES = (1, 2, 4)
+BATCHES = (1, 2)
 REPEATS = 5
 
 
@@ -41,33 +41,38 @@ def point(size: str, owners: int, batch: int) -> dict[str, Any]:
     return {case["name"]: case for case in json.loads(file.read_text())["cases"]}
 
 
-def draw(axes: Any, xs: list[float], points: list[dict[str, Any]], per: list[int], label: str) -> None:
-    """One line for each case: seconds per image."""
+def draw(column: Any, xs: list[float], points: list[dict[str, Any]], per: list[int], label: str) -> None:
+    """One line for each case: seconds per image above, ratio to torchvision in the same run below."""
+    seconds, ratio = column
     for name, (colour, title) in CASES.items():
-        ys = [p[name]["seconds"] / images for p, images in zip(points, per, strict=True)]
-        axes.plot(xs, ys, marker="o", color=colour, label=title)
-    axes.set_xlabel(label)
-    axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
+        of_case = [point[name] for point in points]
+        each = [case["seconds"] / images for case, images in zip(of_case, per, strict=True)]
+        seconds.plot(xs, each, marker="o", color=colour, label=title)
+        ratio.plot(xs, [case["ratio"] for case in of_case], marker="o", color=colour)
+    ratio.set_xlabel(label)
+    for axes in column:
+        axes.grid(alpha=0.3)
 
 
 def main(picture: Path) -> None:
     """Measure what is missing, and draw."""
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4.2), sharey=True)
+    figure, axes = plt.subplots(2, 3, figsize=(13, 7), sharex="col", sharey="row")
     points = [point("800x1216", owners, 1) for owners in OWNERS]
-    draw(left, list(OWNERS), points, [1] * len(points), "proposals that own a candidate detection")
-    left.set_xscale("log")
-    left.set_ylabel("seconds per image")
+    draw(axes[:, 0], list(OWNERS), points, [1] * len(points), "proposals that own a candidate detection (800x1216)")
+    axes[0, 0].set_xscale("log")
     areas = [h * w / 1e6 for h, w in (map(int, size.split("x")) for size in SIZES)]
-    draw(middle, areas, [point(size, 100, 1) for size in SIZES], [1] * len(SIZES), "megapixels (100 owners)")
-    draw(
-        right, list(BATCHES), [point("800x1216", 100, batch) for batch in BATCHES], list(BATCHES), "batch (100 owners)"
-    )
-    right.set_xticks(BATCHES)
-    handles, labels = left.get_legend_handles_labels()
+    points = [point(size, 100, 1) for size in SIZES]
+    draw(axes[:, 1], areas, points, [1] * len(SIZES), "megapixels (100 owners)")
+    points = [point("800x1216", 100, batch) for batch in BATCHES]
+    draw(axes[:, 2], list(BATCHES), points, list(BATCHES), "images at once (100 owners, 800x1216)")
+    axes[1, 2].set_xticks(BATCHES)
+    for row, title in zip(axes, ("seconds per image", "ratio to torchvision in the same run"), strict=True):
+        row[0].set_ylabel(title)
+        row[0].set_ylim(bottom=0)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="upper center", ncol=4, frameon=False)
-    figure.tight_layout(rect=(0, 0, 1, 0.93))
-    figure.savefig(picture, dpi=110)
+    figure.tight_layout(rect=(0, 0, 1, 0.95))
+    figure.savefig(picture, dpi=100)
 
 
 if __name__ == "__main__":

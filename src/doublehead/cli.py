@@ -26,6 +26,7 @@ from doublehead.interop import convert as interop
 from doublehead.interop.published import PUBLISHED
 from doublehead.model.cost import TYPICAL_OWNERS, cost
 from doublehead.model.presets import PRESETS, preset
+from doublehead.study.study import study
 from doublehead.training import start
 from doublehead.training.loop import Interrupted
 from doublehead.training.recipes import RECIPES
@@ -151,6 +152,28 @@ def train(
 def resume(run: Annotated[Path, typer.Argument(help="The folder of the run.")]) -> None:
     """Go on with a run that was stopped, as if it had never been."""
     start.resume(run)
+
+
+@app.command("study")
+def compare_variants(
+    plan: Annotated[Path, typer.Argument(help="A YAML with the rows to compare, such as studies/variants.yaml.")],
+    data: Annotated[str, typer.Argument(help="The dataset's folder or YAML.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the study; give it again to go on.")],
+    shard: Annotated[str, typer.Option(metavar="I/N", help="Do every N-th run, from the I-th.")] = "1/1",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting of every run.")
+    ] = None,
+) -> None:
+    """Train variants with several seeds, measure each, and compare them: means, deviations, paired differences."""
+    summary = study(plan, data, output, settings=parse_settings(settings or []), shard=shard)
+    if summary is None:
+        return
+    Console.out(summary.table())
+    try:
+        summary.draw(output / "summary.png")
+    except DoubleheadError as error:
+        print(f"no picture drawn: {error}")
+    print(f"summary.md, .csv and .png are in {output}, and in it a folder for each run")
 
 
 @app.command()

@@ -106,6 +106,43 @@ def training_curves(training_csv: str | Path, validation_csv: str | Path | None,
     return _write(figure, path)
 
 
+def compared(
+    names: Sequence[str],
+    values: Sequence[Sequence[float]],
+    differences: Sequence[tuple[float, float, float] | None],
+    baseline: str,
+    path: str | Path,
+) -> Path:
+    """Rows side by side: a dot for each seed and the mean, and the difference to a baseline. Returns the path.
+
+    Args:
+        names: of the rows, from above.
+        values: AP of each row's seeds, in 0..1.
+        differences: mean, low and high, in 0..1; None: the baseline itself.
+        baseline: its name.
+        path: the picture; its ending names the format.
+
+    Raises:
+        DoubleheadError: matplotlib is not installed.
+    """
+    figure = _figure(11, 1.6 + 0.42 * len(names))
+    left, right = figure.subplots(1, 2, sharey=True)
+    for place, (seeds, difference) in enumerate(zip(values, differences, strict=True)):
+        colour = "0.4" if difference is None else _rgb(1)
+        left.plot(100 * np.asarray(seeds), [place] * len(seeds), "o", color=colour, alpha=0.55, ms=6)
+        left.plot([100 * float(np.mean(seeds))], [place], "|", color="black", ms=16, mew=2)
+        if difference is not None:
+            middle, low, high = (100 * value for value in difference)
+            right.plot([low, high], [place, place], color=colour, lw=2.5, alpha=0.55)
+            right.plot([middle], [place], "o", color="black", ms=6)
+    right.axvline(0, color="0.4", lw=1)
+    _dress(left, "AP, %: each seed, and the mean", "", "")
+    _dress(right, f"AP less that of {baseline}, with 95% interval", "", "")
+    left.set_yticks(range(len(names)), names)
+    left.set_ylim(len(names) - 0.5, -0.5)
+    return _write(figure, path)
+
+
 def truth_and_predictions(
     pairs: Sequence[tuple[Image.Image, np.ndarray, np.ndarray, Detections]],
     path: str | Path,

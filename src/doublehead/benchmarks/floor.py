@@ -21,7 +21,7 @@ from doublehead.interop.published import resolve
 from doublehead.model.checkpoint import load_model
 from doublehead.prediction import Predictor
 
-FLOORS = (0.0, 0.001, 0.003, 0.01, 0.03, 0.05)
+FLOORS = (0.0, 0.001, 0.01, 0.03, 0.05, 0.07, 0.1, 0.2)
 
 
 class _Timed(Predictor):

@@ -136,9 +136,9 @@ def evaluate_detections(
         DoubleheadError: a result names an image or a category that the records do not have, or a score that is not
             finite.
     """
-    truth = _truth(records, categories)
-    _check(results, truth)
-    gt = hotcoco.COCO(truth)
+    annotated = truth(records, categories)
+    _check(results, annotated)
+    gt = hotcoco.COCO(annotated)
     evaluation = hotcoco.COCOeval(gt, gt.load_res(list(results)), "bbox")
     evaluation.evaluate()
     evaluation.accumulate()  # and no summarize(), which prints
@@ -147,7 +147,7 @@ def evaluate_detections(
     # -1 marks what has no truth to measure against.
     precision, recall = (np.where(evaluation.eval[k] < 0, np.nan, evaluation.eval[k]) for k in ("precision", "recall"))
     scores = np.where(np.isnan(precision), np.nan, evaluation.eval["scores"])
-    boxes = Counter(a["category_id"] for a in truth["annotations"] if not a["iscrowd"])
+    boxes = Counter(a["category_id"] for a in annotated["annotations"] if not a["iscrowd"])
     detections = Counter(r["category_id"] for r in results)
     order = {category: place for place, category in enumerate(sorted(categories.ids))}  # hotcoco sorts them
 
@@ -172,7 +172,7 @@ def evaluate_detections(
     )
 
 
-def _truth(records: Sequence[Record], categories: Categories) -> dict[str, Any]:
+def truth(records: Sequence[Record], categories: Categories) -> dict[str, Any]:
     """The records as a COCO annotation file would have them."""
     annotations: list[dict[str, Any]] = []
     for record in records:

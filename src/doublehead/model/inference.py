@@ -44,7 +44,7 @@ def for_inference(model: Detector, device: torch.device) -> Detector:
     for branch in result.roi_heads:
         if isinstance(branch.trunk, ConvHead) and device.type == "cpu":
             branch.trunk.at_once = AT_ONCE_ON_CPU
-    return result.to(device, memory_format=torch.channels_last)
+    return result.to(device).to(memory_format=torch.channels_last)
 
 
 def compiled(model: Detector) -> Detector:

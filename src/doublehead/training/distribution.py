@@ -15,6 +15,11 @@ from doublehead.device import pick_device
 from doublehead.errors import DoubleheadError
 
 
+def leads() -> bool:
+    """Whether this process is the first of those that torchrun started, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @dataclass(frozen=True)
 class Distribution:
     """This process among those of the run."""

@@ -1,0 +1,91 @@
+"""How much AP depends on which images happened to be measured: AP over images drawn with replacement."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import hotcoco
+import numpy as np
+
+from doublehead.categories import Categories
+from doublehead.data.records import Record
+from doublehead.evaluation.coco import RECALLS, truth
+
+MOST_PER_IMAGE = 100  # detections per image and class, as COCO counts them
+
+
+@dataclass(frozen=True)
+class _ClassMatches:
+    """The detections of one class in all images, best score first, and how many objects each image has."""
+
+    image: np.ndarray  # (D,) place of the image
+    right: np.ndarray  # (T, D) bool: matched to an object at each of COCO's thresholds
+    counts: np.ndarray  # (T, D) bool: neither right nor wrong if False, as in crowds
+    objects: np.ndarray  # (images,)
+
+
+class Matches:
+    """Detections of one model matched to the truth once, for AP under any weights of the images."""
+
+    def __init__(self, records: Sequence[Record], categories: Categories, results: Sequence[dict[str, Any]]) -> None:
+        gt = hotcoco.COCO(truth(records, categories))
+        evaluation = hotcoco.COCOeval(gt, gt.load_res(list(results)), "bbox")
+        evaluation.evaluate()
+        place = {record.image_id: i for i, record in enumerate(records)}
+        found: dict[int, list[dict[str, Any]]] = {category: [] for category in categories.ids}
+        everything = evaluation.params.area_rng[0]
+        for match in evaluation.eval_imgs:
+            if match is not None and list(match["aRng"]) == list(everything):
+                found[match["category_id"]].append(match)
+        self.classes = [_joined(matches, place) for matches in found.values() if matches]
+
+    def ap(self, weights: np.ndarray) -> np.ndarray:
+        """AP as COCO has it, with image i counted `weights[..., i]` times.
+
+        Args:
+            weights: (W, images), whole numbers.
+
+        Returns:
+            (W,), each in 0..1; NaN where no object is left.
+        """
+        per_class = np.stack([_class_ap(matches, weights) for matches in self.classes])
+        known = ~np.isnan(per_class)
+        return np.where(known.any(0), np.nansum(per_class, 0) / np.maximum(known.sum(0), 1), np.nan)
+
+
+def draws(images: int, number: int, rng: np.random.Generator) -> np.ndarray:
+    """How often each image is drawn, `number` times over: (number, images), each row summing to `images`."""
+    return rng.multinomial(images, np.full(images, 1 / images), number)
+
+
+def _joined(matches: list[dict[str, Any]], place: dict[int, int]) -> _ClassMatches:
+    scores = np.concatenate([np.asarray(m["dtScores"])[:MOST_PER_IMAGE] for m in matches])
+    order = np.argsort(-scores, kind="stable")
+    image = np.concatenate([np.full(len(m["dtScores"][:MOST_PER_IMAGE]), place[m["image_id"]]) for m in matches])
+
+    def rows(key: str) -> np.ndarray:
+        return np.concatenate([np.asarray(m[key], dtype=bool)[:, :MOST_PER_IMAGE] for m in matches], axis=1)[:, order]
+
+    objects = np.zeros(len(place))
+    for m in matches:
+        objects[place[m["image_id"]]] += np.sum(~np.asarray(m["gtIgnore"], dtype=bool))
+    return _ClassMatches(image[order], rows("dtMatches"), ~rows("dtIgnore"), objects)
+
+
+def _class_ap(matches: _ClassMatches, weights: np.ndarray) -> np.ndarray:
+    """AP of one class, (W,)."""
+    objects = weights @ matches.objects
+    times = weights[:, matches.image]  # (W, D)
+    sums = np.zeros(len(weights))
+    for right, counts in zip(matches.right, matches.counts, strict=True):
+        true = np.cumsum(times * (right & counts), axis=1)
+        false = np.cumsum(times * (~right & counts), axis=1)
+        precision = true / np.maximum(true + false, np.spacing(1))
+        precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+        recall = true / np.maximum(objects, 1)[:, None]
+        for w in range(len(weights)):
+            at = np.searchsorted(recall[w], RECALLS, side="left")
+            sums[w] += precision[w, at[at < recall.shape[1]]].sum() / len(RECALLS)
+    return np.where(objects > 0, sums / len(matches.right), np.nan)

@@ -1,0 +1,1 @@
+"""Variants and seeds on one dataset, trained alike and compared."""

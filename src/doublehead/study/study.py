@@ -1,0 +1,166 @@
+"""Do what a plan asks for and has not been done yet."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from doublehead.config import Config
+from doublehead.console import Console
+from doublehead.data.dataset import open_dataset
+from doublehead.device import pick_device
+from doublehead.errors import DoubleheadError
+from doublehead.evaluation.evaluate import evaluate
+from doublehead.model.checkpoint import load_checkpoint
+from doublehead.prediction import Predictor
+from doublehead.study.plan import Plan, Run, read_plan, runs
+from doublehead.study.summary import Summary, summarise
+from doublehead.training.distribution import leads
+from doublehead.training.loop import run_training
+from doublehead.training.recipes import resolve
+from doublehead.training.run import RunFolder
+
+SECONDARY = {"train": {"device", "save_minutes", "log_every"}, "data": {"workers", "check"}}
+"""Settings that may differ between a finished run and the plan: where and how it ran, not what was learnt."""
+
+
+def study(
+    plan: str | Path,
+    data: str | Path,
+    output: str | Path,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    shard: str = "1/1",
+) -> Summary | None:
+    """Train and measure every row of a plan with every seed, and compare them.
+
+    What is finished is never done again, and what was stopped goes on. Processes with different shards and the same
+    output folder share the work; under torchrun, all processes train each run together.
+
+    Args:
+        plan: the YAML file; see `plan.Plan`.
+        data: the dataset's folder or YAML.
+        output: the folder of the study: `<row>/seed-<seed>/` for each run, and the summary.
+        settings: of every run, after the plan's own.
+        shard: i/n does every n-th of what is to be trained, from the i-th.
+
+    Returns:
+        The comparison, also written to summary.md, .csv and .png; None while runs of other shards are missing.
+
+    Raises:
+        DoubleheadError: the plan, data or settings have a mistake; or a run failed, after all others were done.
+        Interrupted: Ctrl-C or SIGTERM; the run is saved.
+    """
+    asked, output = read_plan(plan), Path(output)
+    every = runs(asked, output)
+    mine = _share(asked, every, shard)
+    split = open_dataset(data).read(asked.split)
+    configs = {run: _config(asked, run, data, dict(settings or {})) for run in mine}  # mistakes before the first run
+    console, faults = Console(leads()), []
+    for number, run in enumerate(mine, 1):
+        if run.result.exists():
+            _require_same(run, configs[run])
+            continue
+        console.say(f"run {number} of {len(mine)}: {run}")
+        try:
+            _do(asked, run, configs[run], output)
+        except DoubleheadError as error:
+            faults.append(f"{run}: {error}")
+            console.say(f"failed: {error}")
+    if faults:
+        raise DoubleheadError(f"{len(faults)} of {len(mine)} runs failed; the first is {faults[0]}")
+    if not leads() or not all(run.result.exists() for run in every):
+        return None
+    return summarise(asked, every, split, output)
+
+
+def _share(plan: Plan, every: list[Run], shard: str) -> list[Run]:
+    """The runs of one shard; what is only measured goes with the run whose weights it needs."""
+    numbers = re.fullmatch(r"(\d+)/(\d+)", shard)
+    part, parts = (int(number) for number in numbers.groups()) if numbers else (0, 0)
+    if not 1 <= part <= parts:
+        raise DoubleheadError(f"--shard {shard}: write i/n with i from 1 to n, such as 1/2 and 2/2")
+    homes = [(plan.rows[run.row].of or run.row, run.seed) for run in every]
+    order = {home: place for place, home in enumerate(dict.fromkeys(homes))}
+    return [run for run, home in zip(every, homes, strict=True) if order[home] % parts == part - 1]
+
+
+def _config(plan: Plan, run: Run, data: str | Path, settings: dict[str, Any]) -> Config:
+    """The settings of a run; where it takes the weights of another, that one's with its own over them."""
+    row = plan.rows[run.row]
+    trained = plan.rows[row.of] if row.of else row
+    fixed = {"data.path": str(data), "train.seed": run.seed}
+    said = plan.settings | trained.settings | row.settings | settings | fixed
+    return resolve(trained.model, plan.recipe, None, said)
+
+
+def _do(plan: Plan, run: Run, config: Config, output: Path) -> None:
+    """Train, unless the weights are another run's, and measure."""
+    of = plan.rows[run.row].of
+    if of is not None:
+        weights = RunFolder(output / of / f"seed-{run.seed}").best
+        if leads():
+            run.folder.mkdir(parents=True, exist_ok=True)
+            _measure(run, config, weights, plan.split, None)
+        return
+    folder = RunFolder(run.folder)
+    resumed = folder.last.exists()
+    if resumed:
+        _require_same_config(run, folder.stored_config(), config)
+    elif leads() and folder.config.exists():  # stopped before anything was saved
+        shutil.rmtree(run.folder)
+    weights = run_training(config, run.folder, resume=resumed)
+    if leads():
+        _measure(run, config, weights, plan.split, load_checkpoint(folder.last).notes["seconds"])
+        folder.last.unlink()  # four times the weights, and nothing is left to resume
+
+
+def _measure(run: Run, config: Config, weights: Path, split: str, seconds: float | None) -> None:
+    """Evaluate weights, and write the result, by which the run is finished."""
+    checkpoint = replace(load_checkpoint(weights), config=config.model)
+    predictor = Predictor(checkpoint.build(), checkpoint.categories, pick_device(config.train.device))
+    found = evaluate(predictor, config.data.path, split, workers=config.data.workers)
+    found.save(run.folder / split)
+    values = {
+        "row": run.row,
+        "seed": run.seed,
+        "weights": os.path.relpath(weights, run.folder),
+        "training_seconds": seconds,
+        "metrics": {name: None if math.isnan(value) else value for name, value in found.metrics.totals.items()},
+        "config": config.model_dump(mode="json"),
+    }
+    temporary = run.result.with_name(f".{run.result.name}.writing")
+    temporary.write_text(json.dumps(values, indent=1), encoding="utf-8")
+    os.replace(temporary, run.result)
+
+
+def _require_same(run: Run, config: Config) -> None:
+    stored = json.loads(run.result.read_text(encoding="utf-8"))["config"]
+    _require_same_config(run, Config.model_validate(stored), config)
+
+
+def _require_same_config(run: Run, stored: Config, config: Config) -> None:
+    """Refuse to go on with a run of other settings."""
+    one, other = (c.model_dump(mode="json", exclude=SECONDARY) for c in (stored, config))
+    changed = list(_differences(one, other))
+    if changed:
+        raise DoubleheadError(
+            f"{run.folder}: was done with {'; '.join(changed[:3])}: give another --output, or remove the folder"
+        )
+
+
+def _differences(one: Any, other: Any, key: str = "") -> list[str]:
+    """What differs between nested settings, in words."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        found = []
+        for name in one.keys() | other.keys():
+            found += _differences(one.get(name), other.get(name), f"{key}.{name}" if key else name)
+        return sorted(found)
+    return [] if one == other else [f"{key} {one}, not {other}"]

@@ -1,0 +1,35 @@
+"""AP under weights of images is COCO's AP of a dataset in which each image stands so many times."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from test_metrics import random_case
+
+from doublehead.evaluation.bootstrap import Matches, draws
+from doublehead.evaluation.coco import evaluate_detections
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_whole_weights_count_an_image_so_many_times(seed: int) -> None:
+    records, categories, found = random_case(seed)
+    scores = np.random.default_rng(seed).permutation(len(found)) / max(len(found), 1)  # no ties between images
+    results = [result | {"score": float(score)} for result, score in zip(found, scores, strict=True)]
+    weights = draws(len(records), 3, np.random.default_rng(seed))
+    weights[0] = 1
+    aps = Matches(records, categories, results).ap(weights)
+    for ap, times in zip(aps, weights, strict=True):
+        copies, of_copies = [], []
+        for record, count in zip(records, times, strict=True):
+            for _ in range(count):
+                image_id = len(copies) + 1
+                copies.append(replace(record, image_id=image_id))
+                of_copies += [r | {"image_id": image_id} for r in results if r["image_id"] == record.image_id]
+        assert ap == pytest.approx(evaluate_detections(copies, categories, of_copies)["AP"], nan_ok=True, abs=1e-9)
+
+
+def test_draws_take_as_many_images_as_there_are() -> None:
+    drawn = draws(7, 500, np.random.default_rng(0))
+    assert drawn.shape == (500, 7)
+    assert (drawn.sum(1) == 7).all()
+    assert drawn.mean(0) == pytest.approx(1, abs=0.2)
