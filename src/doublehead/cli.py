@@ -211,8 +211,10 @@ def predict(
     """Detect objects in images: pictures with boxes, and predictions.json."""
     predictor, files = prediction.load(weights, device, precision), prediction.find_images(sources)
     with Console().progress("predicting", len(files)) as advance:
-        faults = prediction.predict_files(predictor, files, output, score, batch_size, advance)
-    print(f"{len(files) - len(faults)} pictures and predictions.json are in {output}")
+        written = prediction.predict_files(predictor, files, output, score, batch_size, advance)
+    done, faults = len(files) - len(written.faults), written.faults
+    print(f"{written.waited:.0%} of the time went into waiting for images")
+    print(f"{done} pictures and predictions.json are in {output}")
     if faults:
         raise DoubleheadError(f"{len(faults)} of {len(files)} images could not be read: {'; '.join(faults[:10])}")
 

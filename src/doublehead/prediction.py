@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from glob import glob
 from itertools import zip_longest
 from pathlib import Path
@@ -16,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from doublehead.categories import Categories
-from doublehead.data.images import IMAGE_SUFFIXES, read_image, to_rgb, to_tensor
+from doublehead.data.images import IMAGE_SUFFIXES, image_size, read_image, to_rgb, to_tensor
 from doublehead.detections import Detections
 from doublehead.device import pick_device, pick_precision
 from doublehead.errors import DoubleheadError
@@ -149,6 +152,14 @@ def find_images(sources: Iterable[str]) -> list[Path]:
     return list(found)
 
 
+@dataclass(frozen=True)
+class Written:
+    """How detecting in files went."""
+
+    faults: list[str]  # one sentence for each file that could not be read; the others are done all the same
+    waited: float  # share of the time in which the model stood idle, waiting for files to be read and drawn
+
+
 def predict_files(
     predictor: Predictor,
     files: Sequence[Path],
@@ -156,11 +167,12 @@ def predict_files(
     score: float,
     batch_size: int = 4,
     progress: Callable[[int], object] | None = None,
-) -> list[str]:
+) -> Written:
     """Detect objects in image files; write a picture of each, and predictions.json for all.
 
     predictions.json has COCO's layout (`images`, `categories`, `annotations` with `score`), so that annotation tools
-    open it. A picture keeps its file's name; files of one name from several folders are numbered.
+    open it. A picture keeps its file's name; files of one name from several folders are numbered. Images go through the
+    model by shape, from tall to wide, so that a batch needs little padding; what is written is in the files' order.
 
     Args:
         predictor: the model.
@@ -170,49 +182,68 @@ def predict_files(
         batch_size: images that go through the model at once.
         progress: told how many files are done.
 
-    Returns:
-        One sentence for each file that could not be read; the others are done all the same.
-
     Raises:
         DoubleheadError: `output` holds some of the files, which a picture could replace.
     """
     if output.resolve() in {file.parent.resolve() for file in files}:
         raise DoubleheadError(f"{output}: holds images to predict on; give another --output")
     output.mkdir(parents=True, exist_ok=True)
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
+    names = _free_names(files)
+    found: dict[Path, tuple[tuple[int, int], Detections]] = {}
     faults: list[str] = []
-    taken: set[str] = set()
-    batches = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
+    order = sorted(files, key=_shape)
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    began, waited = time.monotonic(), 0.0
     with ThreadPoolExecutor(2) as pool:  # the next batch is read and the last one drawn while the model is busy
         ahead = pool.submit(_read, batches[0]) if batches else None
         drawing: list[Future[Path]] = []
         for batch, following in zip_longest(batches, batches[1:]):
             assert ahead is not None
+            waiting = time.monotonic()
             readable, unreadable = ahead.result()
-            faults += unreadable
-            ahead = pool.submit(_read, following) if following else None
-            found_in = predictor.predict([picture for _, picture in readable], batch_size)
             for drawn in drawing:
                 drawn.result()
-            drawing = []
-            for (file, picture), found in zip(readable, found_in, strict=True):
-                number = len(images) + 1
-                found = found.above(score)
-                drawing.append(pool.submit(found.save, output / _free_name(file, taken), score=0))
-                images.append({"id": number, "file_name": str(file), "width": picture.width, "height": picture.height})
-                for item in found.to_coco(number):
-                    area = item["bbox"][2] * item["bbox"][3]
-                    annotations.append({"id": len(annotations) + 1, "iscrowd": 0, "area": area, **item})
+            waited += time.monotonic() - waiting
+            faults += unreadable
+            ahead = pool.submit(_read, following) if following else None
+            results = predictor.predict([picture for _, picture in readable], batch_size)
+            kept = [(file, detections.above(score)) for (file, _), detections in zip(readable, results, strict=True)]
+            drawing = [pool.submit(detections.save, output / names[file], score=0) for file, detections in kept]
+            for (file, picture), (_, detections) in zip(readable, kept, strict=True):
+                found[file] = (picture.size, replace(detections, image=None))
             if progress:
                 progress(len(batch))
         for drawn in drawing:
             drawn.result()
-    pairs = zip(predictor.categories.ids, predictor.categories.names, strict=True)
-    categories = [{"id": category, "name": name} for category, name in pairs]
-    content = {"images": images, "categories": categories, "annotations": annotations}
+    content = _coco(predictor.categories, [(file, *found[file]) for file in files if file in found])
     (output / "predictions.json").write_text(json.dumps(content), encoding="utf-8")
-    return faults
+    return Written(faults, waited / max(time.monotonic() - began, 1e-9))
+
+
+def _coco(categories: Categories, found: list[tuple[Path, tuple[int, int], Detections]]) -> dict[str, Any]:
+    """COCO's layout, with a score for each annotation."""
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for number, (file, (width, height), detections) in enumerate(found, 1):
+        images.append({"id": number, "file_name": str(file), "width": width, "height": height})
+        for item in detections.to_coco(number):
+            area = item["bbox"][2] * item["bbox"][3]
+            annotations.append({"id": len(annotations) + 1, "iscrowd": 0, "area": area, **item})
+    pairs = zip(categories.ids, categories.names, strict=True)
+    return {
+        "images": images,
+        "categories": [{"id": category, "name": name} for category, name in pairs],
+        "annotations": annotations,
+    }
+
+
+def _shape(file: Path) -> float:
+    """Width by height; what cannot be read comes last, and is told when its turn comes."""
+    try:
+        width, height = image_size(file)
+    except DoubleheadError:
+        return math.inf
+    return width / height
 
 
 def _read(files: Sequence[Path]) -> tuple[list[tuple[Path, Image.Image]], list[str]]:
@@ -226,11 +257,15 @@ def _read(files: Sequence[Path]) -> tuple[list[tuple[Path, Image.Image]], list[s
     return readable, faults
 
 
-def _free_name(file: Path, taken: set[str]) -> str:
-    """The picture's name: the file's, as JPEG, with a number where it is taken."""
-    number, name = 1, f"{file.stem}.jpg"
-    while name in taken:
-        number += 1
-        name = f"{file.stem}-{number}.jpg"
-    taken.add(name)
-    return name
+def _free_names(files: Sequence[Path]) -> dict[Path, str]:
+    """Each picture's name: its file's, as JPEG, with a number where it is taken."""
+    names: dict[Path, str] = {}
+    taken: set[str] = set()
+    for file in files:
+        number, name = 1, f"{file.stem}.jpg"
+        while name in taken:
+            number += 1
+            name = f"{file.stem}-{number}.jpg"
+        taken.add(name)
+        names[file] = name
+    return names
