@@ -1,0 +1,123 @@
+"""What was found, in sentences made from the numbers; they claim a difference only where its interval leaves out 0."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from doublehead.analysis.curves import FOREGROUND, Curve, difference, mean
+from doublehead.analysis.heads import FUSED
+from doublehead.analysis.look import ModelAnalysis
+from doublehead.analysis.result import Analysis
+from doublehead.analysis.spatial import Correlation
+
+
+def head_name(analysis: Analysis, model: str, branch: str) -> str:
+    """A head, for people to read; with its model where there are several."""
+    name = "both heads fused" if branch == FUSED else f"{branch}-head"
+    return f"{name} of {model}" if len(analysis.models) > 1 else name
+
+
+def combination_name(score: str, box: str) -> str:
+    """Whose scores and whose boxes."""
+    return f"{score} scores, {box} boxes"
+
+
+def found(analysis: Analysis) -> list[str]:
+    """The first paragraph: what was found of scores, boxes, positions and errors."""
+    sentences = [scores(analysis), boxes(analysis), positions(analysis)]
+    return [s for s in sentences if s] + [errors(model, len(analysis.models) > 1) for model in analysis.models]
+
+
+def scores(analysis: Analysis) -> str:
+    """How closely the heads' scores follow IoU."""
+    curves = [curve for model in analysis.models for curve in model.scores]
+    if len(curves) == 1:
+        (only,) = curves
+        known = sum(value == value for value in only.per_object)
+        return (
+            f"The {head_name(analysis, only.model, only.branch)}'s score follows the IoU of a proposal with a "
+            f"correlation of {mean(only.per_object):.2f} (PCC, mean of {known} objects)."
+        )
+    return _compared(
+        analysis,
+        curves,
+        "Scores follow the IoU of proposals most closely in the {best} (mean PCC {high:.2f}) and least in the {worst} "
+        "({low:.2f})",
+        "No head's scores can be said to follow IoU more closely than another's: mean PCC {high:.2f} in the {best} and "
+        "{low:.2f} in the {worst}",
+    )
+
+
+def boxes(analysis: Analysis) -> str:
+    """How well the heads regress proposals that overlap their object."""
+    curves = [curve for model in analysis.models for curve in model.boxes]
+    if len(curves) == 1:
+        (only,) = curves
+        name = head_name(analysis, only.model, only.branch)
+        return (
+            f"From proposals of IoU {FOREGROUND} and more, the {name} regresses boxes of mean IoU "
+            f"{mean(only.per_object):.3f}."
+        )
+    return _compared(
+        analysis,
+        curves,
+        f"From proposals of IoU {FOREGROUND} and more, boxes come out best from the {{best}} (mean IoU {{high:.3f}}) "
+        "and worst from the {worst} ({low:.3f})",
+        f"No head can be said to regress better than another: from proposals of IoU {FOREGROUND} and more, mean IoU "
+        "{high:.3f} in the {best} and {low:.3f} in the {worst}",
+    )
+
+
+def positions(analysis: Analysis) -> str:
+    """How alike the outputs are across positions."""
+    outputs = [c for model in analysis.models for c in model.correlations if c.branch and c.of != "weights"]
+
+    def said(correlation: Correlation) -> str:
+        return f"{head_name(analysis, correlation.model, correlation.branch or '')} {correlation.mean:.2f}"
+
+    ordered = sorted(outputs, key=lambda c: -c.mean)
+    return f"Mean correlation between the outputs at different positions of an object: {_listed(map(said, ordered))}."
+
+
+def errors(model: ModelAnalysis, several: bool) -> str:
+    """Where a model's detections lose most AP."""
+    breakdown = model.combinations[0].breakdown
+    ordered = sorted(breakdown.gains.items(), key=lambda item: -item[1])
+    subject = f"{model.name}'s detections have" if several else "The detections have"
+    gains = _listed(f"{kind} {100 * gain:.1f}" for kind, gain in ordered[:3])
+    loss = {kind: 100 * breakdown.gains[kind] for kind in ("classification", "localisation")}
+    task = max(loss, key=lambda kind: loss[kind])
+    other = min(loss, key=lambda kind: loss[kind])
+    told = (
+        f"wrong {_plain(task)} cost more than wrong {_plain(other)} ({loss[task]:.1f} against {loss[other]:.1f})"
+        if round(loss[task], 1) > round(loss[other], 1)
+        else f"wrong classes and wrong boxes cost the same ({loss[task]:.1f})"
+    )
+    return f"{subject} AP50 {100 * breakdown.ap50:.1f}; most points would be gained by mending {gains}; {told}."
+
+
+def _compared(analysis: Analysis, curves: Sequence[Curve], apart: str, alike: str) -> str:
+    """The best head against the worst, on the objects of which both have a figure."""
+    ordered = sorted(curves, key=lambda curve: -mean(curve.per_object))
+    best, worst = ordered[0], ordered[-1]
+    found = difference(best.per_object, worst.per_object, analysis.models[0].image_ids)
+    text = (apart if found.certain else alike).format(
+        best=head_name(analysis, best.model, best.branch),
+        worst=head_name(analysis, worst.model, worst.branch),
+        high=mean(best.per_object),
+        low=mean(worst.per_object),
+    )
+    digits = 3 if "mean IoU" in apart else 2
+    return (
+        f"{text}; difference {found.mean:.{digits}f}, 95% interval {found.low:.{digits}f} to {found.high:.{digits}f}, "
+        f"{found.objects} objects."
+    )
+
+
+def _plain(kind: str) -> str:
+    return {"classification": "classes", "localisation": "boxes"}[kind]
+
+
+def _listed(parts: object) -> str:
+    *first, last = [str(part) for part in parts]  # type: ignore[attr-defined]
+    return f"{', '.join(first)} and {last}" if first else last
