@@ -69,18 +69,10 @@ def analyze(
             return look.result()
 
         models = [look_at(*each) for each in zip(predictors, names, paths, strict=True)]
-    counts = [len(each.windows(budget.windows)[0]) for each in objects]
+    windows = models[0].scores[0].bins["all"].count.sum() / len(objects)
     elapsed = time.monotonic() - began
     result = Analysis(
-        models,
-        str(data),
-        found.name,
-        found.categories,
-        len(records),
-        objects,
-        sum(counts) / len(counts),
-        budget,
-        elapsed,
+        models, str(data), found.name, found.categories, len(records), objects, float(windows), budget, elapsed
     )
     if output is not None:
         write_report(result, Path(output))
