@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from doublehead.analysis.curves import FOREGROUND, Curve, difference, mean
 from doublehead.analysis.heads import FUSED
@@ -41,10 +41,11 @@ def scores(analysis: Analysis) -> str:
     return _compared(
         analysis,
         curves,
-        "Scores follow the IoU of proposals most closely in the {best} (mean PCC {high:.2f}) and least in the {worst} "
-        "({low:.2f})",
-        "No head's scores can be said to follow IoU more closely than another's: mean PCC {high:.2f} in the {best} and "
-        "{low:.2f} in the {worst}",
+        2,
+        "Scores follow the IoU of proposals most closely in the {best} (mean PCC {high}) and least in the {worst} "
+        "({low})",
+        "No head's scores can be said to follow IoU more closely than another's: mean PCC {high} in the {best} and "
+        "{low} in the {worst}",
     )
 
 
@@ -61,10 +62,11 @@ def boxes(analysis: Analysis) -> str:
     return _compared(
         analysis,
         curves,
-        f"From proposals of IoU {FOREGROUND} and more, boxes come out best from the {{best}} (mean IoU {{high:.3f}}) "
-        "and worst from the {worst} ({low:.3f})",
+        3,
+        f"From proposals of IoU {FOREGROUND} and more, boxes come out best from the {{best}} (mean IoU {{high}}) "
+        "and worst from the {worst} ({low})",
         f"No head can be said to regress better than another: from proposals of IoU {FOREGROUND} and more, mean IoU "
-        "{high:.3f} in the {best} and {low:.3f} in the {worst}",
+        "{high} in the {best} and {low} in the {worst}",
     )
 
 
@@ -96,18 +98,17 @@ def errors(model: ModelAnalysis, several: bool) -> str:
     return f"{subject} AP50 {100 * breakdown.ap50:.1f}; most points would be gained by mending {gains}; {told}."
 
 
-def _compared(analysis: Analysis, curves: Sequence[Curve], apart: str, alike: str) -> str:
-    """The best head against the worst, on the objects of which both have a figure."""
+def _compared(analysis: Analysis, curves: Sequence[Curve], digits: int, apart: str, alike: str) -> str:
+    """The best head against the worst, on objects that both have a figure of; `apart` if the interval is clear of 0."""
     ordered = sorted(curves, key=lambda curve: -mean(curve.per_object))
     best, worst = ordered[0], ordered[-1]
     found = difference(best.per_object, worst.per_object, analysis.models[0].image_ids)
     text = (apart if found.certain else alike).format(
         best=head_name(analysis, best.model, best.branch),
         worst=head_name(analysis, worst.model, worst.branch),
-        high=mean(best.per_object),
-        low=mean(worst.per_object),
+        high=f"{mean(best.per_object):.{digits}f}",
+        low=f"{mean(worst.per_object):.{digits}f}",
     )
-    digits = 3 if "mean IoU" in apart else 2
     return (
         f"{text}; difference {found.mean:.{digits}f}, 95% interval {found.low:.{digits}f} to {found.high:.{digits}f}, "
         f"{found.objects} objects."
@@ -118,6 +119,6 @@ def _plain(kind: str) -> str:
     return {"classification": "classes", "localisation": "boxes"}[kind]
 
 
-def _listed(parts: object) -> str:
-    *first, last = [str(part) for part in parts]  # type: ignore[attr-defined]
+def _listed(parts: Iterable[str]) -> str:
+    *first, last = parts
     return f"{', '.join(first)} and {last}" if first else last
