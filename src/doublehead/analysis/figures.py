@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -74,21 +74,19 @@ def distribution(curves: Sequence[Curve], models: list[str], name: Named) -> str
     return svg(figure)
 
 
-def survivors(rows: Sequence[Survivors], models: list[str], name: Named, title: str, by_box: bool) -> str:
+def survivors(rows: Sequence[Survivors], models: list[str], name: Named, title: str) -> str:
     """The share of objects whose best-scored box after NMS has at least the IoU x."""
     figure = new_figure(*PANEL)
     axes = figure.subplots()
     for row in rows:
         values = np.sort(row.best)
         style = _style(row.model, row.score_branch, models)
-        if by_box and row.box_branch:
-            style["lw"] = 2.2 if row.box_branch.startswith("conv") else 1.0
-        label = f"{name(row.model, row.score_branch)}" + (f", {row.box_branch} boxes" if by_box else "")
         shares = 1 - np.arange(len(values)) / len(values)
-        axes.step(values, shares, where="pre", label=f"{label}: {mean(row.best):.2f}", **({"lw": 2.2} | style))
+        label = f"{name(row.model, row.score_branch)}: {mean(row.best):.2f}"
+        axes.step(values, shares, where="pre", label=label, lw=2.2, **style)
     dress(axes, title, "IoU of the best-scored box", "share of objects that reach it")
     axes.set(xlim=(0, 1), ylim=(0, 1.02))
-    axes.legend(fontsize=8, loc="lower left", title="mean IoU", framealpha=0.85)
+    axes.legend(fontsize=9, loc="lower left", title="scores of, mean IoU", framealpha=0.85)
     return svg(figure)
 
 
@@ -182,7 +180,7 @@ def _uri(file: io.BytesIO, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def _style(model: str, branch: str, models: list[str]) -> dict[str, object]:
+def _style(model: str, branch: str, models: list[str]) -> dict[str, Any]:
     """The colour says which head, the line which model."""
     head = next((head for head in _COLOURS if branch.startswith(head)), "")
     return {"color": _COLOURS.get(head, "0.45"), "ls": _LINES[models.index(model) % len(_LINES)]}

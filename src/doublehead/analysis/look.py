@@ -168,8 +168,9 @@ class Look:
         self.correlations["", "input"].add(spatial.roi_features(pooled(self.model, stage, place, truth, 1.0)))
         for branch, module in self._branches():
             rois = pooled(self.model, stage, place, truth, module.config.scale)
-            output = spatial.fc_output if isinstance(module.trunk, FCHead) else spatial.conv_output
-            self.correlations[branch, "output"].add(output(module.trunk, rois))  # type: ignore[operator]
+            trunk = module.trunk
+            split = spatial.fc_output(trunk, rois) if isinstance(trunk, FCHead) else spatial.conv_output(trunk, rois)
+            self.correlations[branch, "output"].add(split)
 
     def _branches(self) -> list[tuple[str, Branch]]:
         return list(zip(self.model.config.branch_names, self.model.roi_heads, strict=True))

@@ -20,7 +20,7 @@ BINS = 20
 SIZES = ("small", "medium", "large")
 _BORDERS = (32**2, 96**2)  # COCO's, in pixels of area
 
-_DRAWN, _KEPT = 600_000, 3000  # windows drawn, and kept of each range; the rarest range has some 4900
+_DRAWN, _KEPT = 600_000, 10_000  # windows drawn, and kept of each range; the rarest has 12,458
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def _pool(kept: int) -> np.ndarray:
     rng = np.random.default_rng(0)
     spread = np.exp(rng.uniform(np.log(0.004), 0, (_DRAWN, 1)))
     centre = 0.5 + 1.3 * spread * rng.uniform(-1, 1, (_DRAWN, 2))
-    half = 0.5 * np.exp(np.log(5) * spread * rng.uniform(-1, 1, (_DRAWN, 2)))
+    half = 0.5 * np.exp(np.log(8) * spread * rng.uniform(-1, 1, (_DRAWN, 2)))
     windows = np.concatenate([centre - half, centre + half], 1)
     places = bin_of(iou(windows, np.array([[0, 0, 1, 1]]))[:, 0])
     return windows[np.concatenate([np.flatnonzero(places == place)[:kept] for place in range(BINS)])]

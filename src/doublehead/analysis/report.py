@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ def page(analysis: Analysis) -> str:
         score_rows=_rows(analysis, [c for m in analysis.models for c in m.scores]),
         box_rows=_rows(analysis, [c for m in analysis.models for c in m.boxes]),
         survivor_rows=_survivor_rows(analysis),
+        correlation_rows=[(_of(analysis, c), c.mean) for m in analysis.models for c in m.correlations],
         combination_rows=_combination_rows(analysis),
         most=max(gain for m in analysis.models for c in m.combinations for gain in c.breakdown.gains.values()),
         kinds=KINDS,
@@ -127,6 +129,13 @@ def _curve_json(curve: Curve, figure: str) -> dict[str, Any]:
     }
 
 
+def _of(analysis: Analysis, correlation: Correlation) -> str:
+    """What is compared over positions, and whose it is."""
+    if correlation.branch is None:
+        return correlation.of + (f" of {correlation.model}" if len(analysis.models) > 1 else "")
+    return f"{words.head_name(analysis, correlation.model, correlation.branch)}: {correlation.of}"
+
+
 def _figures(analysis: Analysis) -> dict[str, list[tuple[str, str]]]:
     """By section, figures as data URI and what they show in words."""
     models = [model.name for model in analysis.models]
@@ -134,18 +143,14 @@ def _figures(analysis: Analysis) -> dict[str, list[tuple[str, str]]]:
     def name(model: str, branch: str) -> str:
         return words.head_name(analysis, model, branch)
 
-    def of(correlation: Correlation) -> str:
-        if correlation.branch is None:
-            return correlation.of + (f" of {correlation.model}" if len(models) > 1 else "")
-        return f"{name(correlation.model, correlation.branch)}: {correlation.of}"
-
     counts = _counts(analysis)
     sizes = [("all", f"all {sum(counts.values())} objects")]
     sizes += [(size, f"{counts[size]} {size} objects") for size in SIZES if counts[size]]
     scores, boxes = ([c for m in analysis.models for c in getattr(m, kind)] for kind in ("scores", "boxes"))
     rows = [row for model in analysis.models for row in model.survivors]
-    own = {(m.name, c.score_branch, c.box_branch) for m in analysis.models for c in m.combinations[:1]}
-    regressed = [row for row in rows if (row.model, row.score_branch, row.box_branch) in own]
+    own = {model.name: model.combinations[0].box_branch for model in analysis.models}
+    windows = [row for row in rows if row.box_branch is None]
+    regressed = [row for row in rows if row.box_branch == own[row.model]]
     correlations = [c for model in analysis.models for c in model.correlations]
     y = ("score of the object's class", "IoU of the regressed box")
     against = figures.against_iou
@@ -156,16 +161,20 @@ def _figures(analysis: Analysis) -> dict[str, list[tuple[str, str]]]:
         "boxes": [(against(boxes, models, name, s, t, y[1]), f"Regressed IoU against IoU, {t}") for s, t in sizes],
         "nms": [
             (
-                figures.survivors([r for r in rows if r.box_branch is None], models, name, "windows left as they are"),
+                figures.survivors(windows, models, name, "windows left as they are"),
                 "IoU of the best-scored window after NMS",
             ),
             (
-                figures.survivors(regressed, models, name, "boxes regressed"),
+                figures.survivors(regressed, models, name, "boxes regressed by the model's box head"),
                 "IoU of the best-scored regressed box after NMS",
             ),
         ],
-        "maps": [(figures.maps(c, of(c)), f"{of(c)}, 7x7 maps of 7x7 positions") for c in correlations],
-        "distance": [(figures.by_distance(correlations, models, of), "Correlation by distance of positions")],
+        "maps": [
+            (figures.maps(c, _of(analysis, c)), f"{_of(analysis, c)}, 7x7 maps of 7x7 positions") for c in correlations
+        ],
+        "distance": [
+            (figures.by_distance(correlations, models, partial(_of, analysis)), "Correlation by distance of positions")
+        ],
         "gains": [(figures.gains(gains), "Points of AP50 that mending each kind of error would add")],
     }
 

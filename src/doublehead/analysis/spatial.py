@@ -32,7 +32,7 @@ class Correlation:
 
     def add(self, vectors: Tensor) -> None:
         """Count N objects by a vector at each position, (N, 49, width)."""
-        unit = torch.nn.functional.normalize(vectors.double(), dim=2)
+        unit = torch.nn.functional.normalize(vectors.detach().double(), dim=2)
         total = self.matrix * self.objects + (unit @ unit.transpose(1, 2)).sum(0).cpu().numpy()
         self.objects += len(vectors)
         self.matrix = total / self.objects

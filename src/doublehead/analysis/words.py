@@ -10,6 +10,16 @@ from doublehead.analysis.look import ModelAnalysis
 from doublehead.analysis.result import Analysis
 from doublehead.analysis.spatial import Correlation
 
+MENDED = {
+    "classification": "wrong classes",
+    "localisation": "poor boxes",
+    "both": "poor boxes of wrong classes",
+    "duplicate": "duplicates",
+    "background": "detections on the background",
+    "missed": "missed objects",
+}
+"""What mending a kind of error mends."""
+
 
 def head_name(analysis: Analysis, model: str, branch: str) -> str:
     """A head, for people to read; with its model where there are several."""
@@ -84,18 +94,21 @@ def positions(analysis: Analysis) -> str:
 def errors(model: ModelAnalysis, several: bool) -> str:
     """Where a model's detections lose most AP."""
     breakdown = model.combinations[0].breakdown
-    ordered = sorted(breakdown.gains.items(), key=lambda item: -item[1])
-    subject = f"{model.name}'s detections have" if several else "The detections have"
-    gains = _listed(f"{kind} {100 * gain:.1f}" for kind, gain in ordered[:3])
-    loss = {kind: 100 * breakdown.gains[kind] for kind in ("classification", "localisation")}
-    task = max(loss, key=lambda kind: loss[kind])
-    other = min(loss, key=lambda kind: loss[kind])
-    told = (
-        f"wrong {_plain(task)} cost more than wrong {_plain(other)} ({loss[task]:.1f} against {loss[other]:.1f})"
-        if round(loss[task], 1) > round(loss[other], 1)
-        else f"wrong classes and wrong boxes cost the same ({loss[task]:.1f})"
+    points = {kind: 100 * gain for kind, gain in breakdown.gains.items()}
+    first, *others = sorted(points, key=lambda kind: -points[kind])
+    subject = f"The detections of {model.name}" if several else "The detections"
+    rest = _listed(f"{MENDED[kind]} ({points[kind]:.1f})" for kind in others[:2])
+    boxes, classes = points["localisation"], points["classification"]
+    if f"{boxes:.1f}" == f"{classes:.1f}":
+        told = "Poor boxes and wrong classes cost the same"
+    elif boxes > classes:
+        told = "Poor boxes cost more than wrong classes"
+    else:
+        told = "Wrong classes cost more than poor boxes"
+    return (
+        f"{subject} have AP50 {100 * breakdown.ap50:.1f}: most, {points[first]:.1f} points, would be gained by mending "
+        f"{MENDED[first]}, then {rest}. {told} ({boxes:.1f} and {classes:.1f} points)."
     )
-    return f"{subject} AP50 {100 * breakdown.ap50:.1f}; most points would be gained by mending {gains}; {told}."
 
 
 def _compared(analysis: Analysis, curves: Sequence[Curve], digits: int, apart: str, alike: str) -> str:
@@ -113,10 +126,6 @@ def _compared(analysis: Analysis, curves: Sequence[Curve], digits: int, apart: s
         f"{text}; difference {found.mean:.{digits}f}, 95% interval {found.low:.{digits}f} to {found.high:.{digits}f}, "
         f"{found.objects} objects."
     )
-
-
-def _plain(kind: str) -> str:
-    return {"classification": "classes", "localisation": "boxes"}[kind]
 
 
 def _listed(parts: Iterable[str]) -> str:
