@@ -198,7 +198,7 @@ def analyze(
     """Show where models lose, in classifying or in localising, and how their heads differ: a page to look at."""
     asked = (FULL if full else QUICK).changed(images, objects, windows)
     result = compare_heads(weights, data, split, output, asked, batch_size, device=device, progress=True)
-    print("\n".join(found(result)))
+    print("\n".join(f"{topic}: {sentence}" for topic, sentence in found(result)))
     print(f"the report is {output / 'index.html'}")
 
 

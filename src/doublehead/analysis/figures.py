@@ -69,7 +69,9 @@ def distribution(curves: Sequence[Curve], models: list[str], name: Named) -> str
             style = _style(curve.model, curve.branch, models)
             axes.step(values, np.arange(1, len(values) + 1) / len(values), where="post", label=label, lw=2.2, **style)
     dress(axes, "correlation of score and IoU, by object", "PCC of an object's proposals", "share of objects up to it")
-    axes.set(ylim=(0, 1.02), xlim=(min(0.0, axes.get_xlim()[0]), 1))
+    everything = [value for curve in curves for value in curve.per_object if value == value]
+    least = np.percentile(everything, 2) if everything else 0  # a few objects far off would push all lines together
+    axes.set(ylim=(0, 1.02), xlim=(np.floor(10 * least) / 10, 1))
     axes.legend(fontsize=9, loc="upper left", title="mean", framealpha=0.85)
     return svg(figure)
 
@@ -108,7 +110,7 @@ def maps(correlation: Correlation, title: str) -> str:
 
 def by_distance(correlations: Sequence[Correlation], models: list[str], name: Callable[[Correlation], str]) -> str:
     """Mean correlation against the distance of two positions."""
-    figure = new_figure(*PANEL)
+    figure = new_figure(PANEL[0], PANEL[1] + 0.5)
     axes = figure.subplots()
     for correlation in correlations:
         distances, means = correlation.by_distance()
@@ -118,7 +120,7 @@ def by_distance(correlations: Sequence[Correlation], models: list[str], name: Ca
         axes.plot(distances, means, marker="o", ms=3, lw=2, label=name(correlation), **style)
     dress(axes, "correlation by distance", "distance between two positions of the 7x7", "mean cosine similarity")
     axes.set_ylim(top=1.02)
-    axes.legend(fontsize=8, framealpha=0.85)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8)
     return svg(figure)
 
 

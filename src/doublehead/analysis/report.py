@@ -67,7 +67,7 @@ def to_json(analysis: Analysis) -> dict[str, Any]:
     """Every number of the report."""
     return {
         "doublehead": doublehead.__version__,
-        "found": words.found(analysis),
+        "found": dict(words.found(analysis)),
         "data": analysis.data,
         "split": analysis.split,
         "classes": analysis.categories.names,

@@ -23,7 +23,7 @@ MENDED = {
 
 def head_name(analysis: Analysis, model: str, branch: str) -> str:
     """A head, for people to read; with its model where there are several."""
-    name = "both heads fused" if branch == FUSED else f"{branch}-head"
+    name = "fused heads" if branch == FUSED else f"{branch}-head"
     return f"{name} of {model}" if len(analysis.models) > 1 else name
 
 
@@ -32,26 +32,30 @@ def combination_name(score: str, box: str) -> str:
     return f"{score} scores, {box} boxes"
 
 
-def found(analysis: Analysis) -> list[str]:
-    """The first paragraph: what was found of scores, boxes, positions and errors."""
-    sentences = [scores(analysis), boxes(analysis), positions(analysis)]
-    return [s for s in sentences if s] + [errors(model, len(analysis.models) > 1) for model in analysis.models]
+def found(analysis: Analysis) -> list[tuple[str, str]]:
+    """What the page begins with: what was found of scores, boxes, positions and errors, each under its name."""
+    several = len(analysis.models) > 1
+    return [
+        ("Scores", scores(analysis)),
+        ("Boxes", boxes(analysis)),
+        ("Positions", positions(analysis)),
+        *((f"Errors of {m.name}" if several else "Errors", errors(m)) for m in analysis.models),
+    ]
 
 
 def scores(analysis: Analysis) -> str:
-    """How closely the heads' scores follow IoU."""
-    curves = [curve for model in analysis.models for curve in model.scores]
+    """How closely the heads' scores follow IoU; fused ones belong to no head."""
+    curves = [curve for model in analysis.models for curve in model.scores if curve.branch != FUSED]
     if len(curves) == 1:
         (only,) = curves
         known = sum(value == value for value in only.per_object)
         return (
             f"The {head_name(analysis, only.model, only.branch)}'s score follows the IoU of a proposal with a "
-            f"correlation of {mean(only.per_object):.2f} (PCC, mean of {known} objects)."
+            f"correlation of {mean(only.per_object):.3f} (PCC, mean of {known} objects)."
         )
     return _compared(
         analysis,
         curves,
-        2,
         "Scores follow the IoU of proposals most closely in the {best} (mean PCC {high}) and least in the {worst} "
         "({low})",
         "No head's scores can be said to follow IoU more closely than another's: mean PCC {high} in the {best} and "
@@ -72,7 +76,6 @@ def boxes(analysis: Analysis) -> str:
     return _compared(
         analysis,
         curves,
-        3,
         f"From proposals of IoU {FOREGROUND} and more, boxes come out best from the {{best}} (mean IoU {{high}}) "
         "and worst from the {worst} ({low})",
         f"No head can be said to regress better than another: from proposals of IoU {FOREGROUND} and more, mean IoU "
@@ -91,12 +94,11 @@ def positions(analysis: Analysis) -> str:
     return f"Mean correlation between the outputs at different positions of an object: {_listed(map(said, ordered))}."
 
 
-def errors(model: ModelAnalysis, several: bool) -> str:
+def errors(model: ModelAnalysis) -> str:
     """Where a model's detections lose most AP."""
     breakdown = model.combinations[0].breakdown
     points = {kind: 100 * gain for kind, gain in breakdown.gains.items()}
     first, *others = sorted(points, key=lambda kind: -points[kind])
-    subject = f"The detections of {model.name}" if several else "The detections"
     rest = _listed(f"{MENDED[kind]} ({points[kind]:.1f})" for kind in others[:2])
     boxes, classes = points["localisation"], points["classification"]
     if f"{boxes:.1f}" == f"{classes:.1f}":
@@ -106,12 +108,12 @@ def errors(model: ModelAnalysis, several: bool) -> str:
     else:
         told = "Wrong classes cost more than poor boxes"
     return (
-        f"{subject} have AP50 {100 * breakdown.ap50:.1f}: most, {points[first]:.1f} points, would be gained by mending "
-        f"{MENDED[first]}, then {rest}. {told} ({boxes:.1f} and {classes:.1f} points)."
+        f"Detections have AP50 {100 * breakdown.ap50:.1f}: most, {points[first]:.1f} points, would be gained by "
+        f"mending {MENDED[first]}, then {rest}. {told} ({boxes:.1f} and {classes:.1f} points)."
     )
 
 
-def _compared(analysis: Analysis, curves: Sequence[Curve], digits: int, apart: str, alike: str) -> str:
+def _compared(analysis: Analysis, curves: Sequence[Curve], apart: str, alike: str) -> str:
     """The best head against the worst, on objects that both have a figure of; `apart` if the interval is clear of 0."""
     ordered = sorted(curves, key=lambda curve: -mean(curve.per_object))
     best, worst = ordered[0], ordered[-1]
@@ -119,11 +121,11 @@ def _compared(analysis: Analysis, curves: Sequence[Curve], digits: int, apart: s
     text = (apart if found.certain else alike).format(
         best=head_name(analysis, best.model, best.branch),
         worst=head_name(analysis, worst.model, worst.branch),
-        high=f"{mean(best.per_object):.{digits}f}",
-        low=f"{mean(worst.per_object):.{digits}f}",
+        high=f"{mean(best.per_object):.3f}",
+        low=f"{mean(worst.per_object):.3f}",
     )
     return (
-        f"{text}; difference {found.mean:.{digits}f}, 95% interval {found.low:.{digits}f} to {found.high:.{digits}f}, "
+        f"{text}; difference {found.mean:.3f}, 95% interval {found.low:.3f} to {found.high:.3f}, "
         f"{found.objects} objects."
     )
 
