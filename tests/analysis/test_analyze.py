@@ -119,6 +119,11 @@ def test_heads_are_asked_as_the_detector_asks_them(ext, monkeypatch):
         np.testing.assert_allclose(answers.boxes["conv"], wanted, atol=1e-2)
 
 
+def test_models_are_told_apart_by_file_run_or_number():
+    assert heads.model_names(["runs/a/best.safetensors", "b.safetensors"]) == ["a", "b"]
+    assert heads.model_names(["x/a.safetensors", "y/a.safetensors"]) == ["a (1)", "a (2)"]
+
+
 def test_mistakes_are_answered_in_a_sentence(dataset, own_dataset, ext, tmp_path, command):
     report = ("-o", tmp_path / "report")
     assert "no split `holiday`" in command("analyze", ext, dataset, "--split", "holiday", *report).sentence

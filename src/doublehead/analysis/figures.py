@@ -40,11 +40,11 @@ _DRAWN_SCORE = 0.3
 _PICTURE = 720  # pixels, the longer side
 
 
-def against_iou(curves: Sequence[Curve], models: list[str], name: Named, size: str, title: str, y: str) -> str:
-    """Mean and deviation in each range of proposal IoU."""
+def against_iou(curves: Sequence[Curve], models: list[str], name: Named, size: str, title: str, regressed: bool) -> str:
+    """Mean and deviation, of scores or of the IoU of regressed boxes, in each range of proposal IoU."""
     figure = new_figure(*PANEL)
     axes = figure.subplots()
-    if y == "IoU of the regressed box":
+    if regressed:
         axes.plot([0, 1], [0, 1], color="0.6", lw=1, label="left as it is")
     for curve in curves:
         bins = curve.bins[size]
@@ -52,7 +52,9 @@ def against_iou(curves: Sequence[Curve], models: list[str], name: Named, size: s
         axes.plot(CENTRES, bins.mean, label=name(curve.model, curve.branch), lw=2.2, **style)
         low, high = bins.mean - bins.deviation, bins.mean + bins.deviation
         axes.fill_between(CENTRES, low, high, color=style["color"], alpha=0.10, lw=0)
-    dress(axes, title, "IoU of the proposal", y)
+    dress(
+        axes, title, "IoU of the proposal", "IoU of the regressed box" if regressed else "score of the object's class"
+    )
     axes.set(xlim=(0, 1), ylim=(0, 1.02))
     axes.legend(fontsize=9, loc="upper left", framealpha=0.85)
     return svg(figure)

@@ -152,13 +152,12 @@ def _figures(analysis: Analysis) -> dict[str, list[tuple[str, str]]]:
     windows = [row for row in rows if row.box_branch is None]
     regressed = [row for row in rows if row.box_branch == own[row.model]]
     correlations = [c for model in analysis.models for c in model.correlations]
-    y = ("score of the object's class", "IoU of the regressed box")
     against = figures.against_iou
     gains = [(name, model.combinations[0].breakdown.gains) for name, model in zip(models, analysis.models, strict=True)]
     return {
-        "scores": [(against(scores, models, name, s, t, y[0]), f"Score against IoU, {t}") for s, t in sizes],
+        "scores": [(against(scores, models, name, s, t, False), f"Score against IoU, {t}") for s, t in sizes],
         "pcc": [(figures.distribution(scores, models, name), "Distribution of the PCC over objects")],
-        "boxes": [(against(boxes, models, name, s, t, y[1]), f"Regressed IoU against IoU, {t}") for s, t in sizes],
+        "boxes": [(against(boxes, models, name, s, t, True), f"Regressed IoU against IoU, {t}") for s, t in sizes],
         "nms": [
             (
                 figures.survivors(windows, models, name, "windows left as they are"),
