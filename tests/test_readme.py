@@ -43,13 +43,14 @@ def test_the_walk_through_runs_as_written(tmp_path, monkeypatch, command) -> Non
     monkeypatch.chdir(tmp_path)
     voc_dataset(tmp_path / "BCCD")
     walk = [words for words in commands(PAGES[0]) if any("BCCD" in word for word in words)]
-    assert [words[0] for words in walk] == ["train", "evaluate", "predict"]
+    assert [words[0] for words in walk] == ["train", "evaluate", "predict", "analyze"]
     for words in walk:
         small = flags(SMALL | {"train.epochs": 2}) if words[0] == "train" else []
         outcome = command(*words, *small)
         assert outcome.code == 0, outcome.err
     assert (tmp_path / "runs/bccd/curves.png").exists()
     assert (tmp_path / "runs/bccd/pictures/BloodImage_00007.jpg").exists()
+    assert (tmp_path / "runs/bccd/analysis/index.html").exists()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -11,6 +11,9 @@ from rich.table import Table
 
 import doublehead
 from doublehead import plots, prediction
+from doublehead.analysis.analyze import analyze as compare_heads
+from doublehead.analysis.proposals import BINS, FULL, QUICK
+from doublehead.analysis.words import found
 from doublehead.benchmarks import floor
 from doublehead.benchmarks.inference import inference
 from doublehead.benchmarks.measure import Settings
@@ -196,6 +199,30 @@ def evaluate(
     except DoubleheadError as error:
         print(f"no curves drawn: {error}")
     print(f"{result.waited:.0%} of the time went into waiting for images; everything is in {output}")
+
+
+@app.command()
+def analyze(
+    weights: Annotated[list[str], typer.Argument(help="One or more checkpoints or published names to compare.")],
+    data: Annotated[str, typer.Argument(help="The dataset's folder or YAML: always the last.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the report.")] = Path("analysis"),
+    split: Annotated[str, typer.Option(help="Which split to look at.")] = "val",
+    full: Annotated[bool, typer.Option("--full", help="The paper's numbers: everything, 14000 windows.")] = False,
+    objects: Annotated[
+        int | None, typer.Option(help=f"Objects that windows are laid around; else {QUICK.objects}.", min=1)
+    ] = None,
+    windows: Annotated[int | None, typer.Option(help=f"Windows around each; else {QUICK.windows}.", min=BINS)] = None,
+    images: Annotated[
+        int | None, typer.Option(help=f"Images that objects are detected in; else at most {QUICK.images}.", min=1)
+    ] = None,
+    batch_size: Batch = 4,
+    device: Device = "auto",
+) -> None:
+    """Show where models lose, in classifying or in localising, and how their heads differ: a page to look at."""
+    asked = (FULL if full else QUICK).changed(images, objects, windows)
+    result = compare_heads(weights, data, split, output, asked, batch_size, device=device, progress=True)
+    print("\n".join(f"{topic}: {sentence}" for topic, sentence in found(result)))
+    print(f"the report is {output / 'index.html'}")
 
 
 @app.command()

@@ -31,7 +31,7 @@ def precision_recall(metrics: Metrics, path: str | Path) -> Path:
     Raises:
         DoubleheadError: matplotlib is not installed, or the ending names no format.
     """
-    figure = _figure(11, 4.8)
+    figure = new_figure(11, 4.8)
     panels = figure.subplots(1, 2, sharey=True)
     measured = [(k, c) for k, c in enumerate(metrics.classes, 1) if not math.isnan(c.ap)]
     few = len(measured) <= _MANY
@@ -51,7 +51,7 @@ def precision_recall(metrics: Metrics, path: str | Path) -> Path:
                 ls="--" if few else "-",
                 label=name,
             )
-        _dress(axes, f"IoU {iou}", "recall", "precision" if iou == "0.5" else "")
+        dress(axes, f"IoU {iou}", "recall", "precision" if iou == "0.5" else "")
         axes.set(xlim=(0, 1), ylim=(0, 1.02))
         if measured:
             axes.legend(title="AP at this IoU, %", loc="lower left", fontsize=9)
@@ -76,7 +76,7 @@ def training_curves(training_csv: str | Path, validation_csv: str | Path | None,
         raise DoubleheadError(f"{training_csv}: there are no training steps to plot")
     measured = validation_csv is not None and Path(validation_csv).is_file()
     validation = _columns(Path(validation_csv)) if measured else {}  # type: ignore[arg-type]
-    figure = _figure(15, 4.6)
+    figure = new_figure(15, 4.6)
     losses, rate, figures = figure.subplots(1, 3, width_ratios=(1.5, 0.8, 1.2))
     steps = training["step"]
 
@@ -88,7 +88,7 @@ def training_curves(training_csv: str | Path, validation_csv: str | Path | None,
         if window > 1:
             losses.plot(steps, values, color=colour, lw=0.6, alpha=0.22)
         losses.plot(steps, _smoothed(values, window), color=colour, lw=2.2 if name == "loss" else 1.5, label=name)
-    _dress(losses, "training loss, smoothed" if window > 1 else "training loss", "step", "")
+    dress(losses, "training loss, smoothed" if window > 1 else "training loss", "step", "")
     if any(np.nansum(training[name]) > 0 for name in parts):
         losses.set_yscale("log")
     if parts:
@@ -98,7 +98,7 @@ def training_curves(training_csv: str | Path, validation_csv: str | Path | None,
         rate.plot(steps, training["lr"], color="black", lw=1.8)
         rate.set_ylim(bottom=0)
         rate.yaxis.set_major_formatter("{x:.3g}")
-    _dress(rate, "learning rate", "step", "")
+    dress(rate, "learning rate", "step", "")
 
     _validation_panel(figures, validation)
     for axes in (losses, rate, figures):
@@ -125,7 +125,7 @@ def compared(
     Raises:
         DoubleheadError: matplotlib is not installed.
     """
-    figure = _figure(11, 1.6 + 0.42 * len(names))
+    figure = new_figure(11, 1.6 + 0.42 * len(names))
     left, right = figure.subplots(1, 2, sharey=True)
     for place, (seeds, difference) in enumerate(zip(values, differences, strict=True)):
         colour = "0.4" if difference is None else _rgb(1)
@@ -136,8 +136,8 @@ def compared(
             right.plot([low, high], [place, place], color=colour, lw=2.5, alpha=0.55)
             right.plot([middle], [place], "o", color="black", ms=6)
     right.axvline(0, color="0.4", lw=1)
-    _dress(left, "AP, %: each seed, and the mean", "", "")
-    _dress(right, f"AP less that of {baseline}, with 95% interval", "", "")
+    dress(left, "AP, %: each seed, and the mean", "", "")
+    dress(right, f"AP less that of {baseline}, with 95% interval", "", "")
     left.set_yticks(range(len(names)), names)
     left.set_ylim(len(names) - 0.5, -0.5)
     return _write(figure, path)
@@ -198,7 +198,7 @@ def _validation_panel(axes: Axes, validation: dict[str, np.ndarray]) -> None:
     """AP, AP50, AP75 and whatever other figures there are; those of sizes and of recall would only crowd it."""
     names = [name for name in validation if name not in ("step", "epoch", "time")]
     names = [name for name in names if name in ("AP", "AP50", "AP75")] or names
-    _dress(axes, "validation, %", "step", "")
+    dress(axes, "validation, %", "step", "")
     axes.set_ylim(0, 100)
     if not names or not len(validation.get("step", ())):
         axes.text(0.5, 0.5, "not measured yet", ha="center", va="center", color="0.4", transform=axes.transAxes)
@@ -210,8 +210,12 @@ def _validation_panel(axes: Axes, validation: dict[str, np.ndarray]) -> None:
     axes.legend(fontsize=9, loc="lower right")
 
 
-def _figure(width: float, height: float) -> Figure:
-    """A figure of its own: pyplot would keep it alive, and switch the caller's backend."""
+def new_figure(width: float, height: float) -> Figure:
+    """A figure of this size in inches, of its own: pyplot would keep it alive, and switch the caller's backend.
+
+    Raises:
+        DoubleheadError: matplotlib is not installed.
+    """
     require("matplotlib", "plots")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -221,7 +225,8 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _dress(axes: Axes, title: str, x: str, y: str) -> None:
+def dress(axes: Axes, title: str, x: str, y: str) -> None:
+    """Title, labels and a quiet grid: the look of every figure here."""
     axes.set(xlabel=x, ylabel=y)
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
     axes.grid(color="0.9", lw=0.8)

@@ -172,6 +172,17 @@ def evaluate_detections(
     )
 
 
+def average_precision(scores: np.ndarray, hits: np.ndarray, objects: int) -> float:
+    """COCO's AP at one IoU for one class, interpolated at 101 recalls, from detections already judged.
+
+    Args:
+        scores: (N,) in any order.
+        hits: (N,) bool, whether each detection counts as found.
+        objects: how many there are to find, at least one.
+    """
+    return float(hotcoco.metrics.average_precision(scores, hits, objects))
+
+
 def truth(records: Sequence[Record], categories: Categories) -> dict[str, Any]:
     """The records as a COCO annotation file would have them."""
     annotations: list[dict[str, Any]] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +20,16 @@ from doublehead.model.branches import at_least_float32
 from doublehead.model.roi_heads import RoIHeads
 
 Target = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class FirstStage:
+    """A batch of images as the branches meet it."""
+
+    levels: list[Tensor]  # P2..P5
+    proposals: list[Tensor]  # per image, (N, 4) xyxy in input pixels
+    sizes: list[tuple[int, int]]  # per image, (height, width) of its part of the input
+    ratios: list[Tensor]  # per image, (4,): pixels of the image given to one of the input, for x, y, x, y
 
 
 class Detector(nn.Module):
@@ -71,15 +82,26 @@ class Detector(nn.Module):
         Returns:
             Per image `boxes` (D, 4) float32 xyxy, `scores` (D,) falling, `labels` (D,) int64 in 1..C.
         """
-        if not images:
-            return []
+        return self.second_stage(self.first_stage(images)) if images else []
+
+    @torch.no_grad()
+    def first_stage(self, images: list[Tensor]) -> FirstStage:
+        """Resize images of any sizes, and give their features and proposals: all that comes before the branches."""
         resized = [resize(image, self.config.input) for image in images]
         batch, features = self._features(resized)
         proposals, _ = self.rpn(batch, features)
-        results = self.roi_heads.detections(_levels(features), proposals, batch.image_sizes)
-        for image, (height, width), result in zip(images, batch.image_sizes, results, strict=True):
-            ratio = torch.tensor([image.shape[-1] / width, image.shape[-2] / height], device=result["boxes"].device)
-            result["boxes"] = self.edges.rescale(result["boxes"], ratio.repeat(2))
+        ratios = [
+            torch.tensor([image.shape[-1] / width, image.shape[-2] / height], device=proposals[0].device).repeat(2)
+            for image, (height, width) in zip(images, batch.image_sizes, strict=True)
+        ]
+        return FirstStage(_levels(features), proposals, batch.image_sizes, ratios)
+
+    @torch.no_grad()
+    def second_stage(self, stage: FirstStage) -> list[dict[str, Tensor]]:
+        """Run the branches: what `detect` gives."""
+        results = self.roi_heads.detections(stage.levels, stage.proposals, stage.sizes)
+        for result, ratio in zip(results, stage.ratios, strict=True):
+            result["boxes"] = self.edges.rescale(result["boxes"], ratio)
         return results
 
     def forward(self, images: list[Tensor], targets: list[Target] | None = None) -> object:

@@ -44,15 +44,18 @@ class RoIHeads(nn.Module):
         self.pooler = RoIPooler(RESOLUTION, config.roi.sampling_ratio, config.roi.aligned, self.edges)
         self.branches = nn.ModuleList(Branch(b, config, classes, RESOLUTION) for b in config.branches)
         self.names = config.branch_names
-        weights = [b.regress for b in config.branches]
-        box_branch, score_branch = config.roi.box_branch, config.roi.score_branch
-        self.box_branch = self.names.index(box_branch) if box_branch else weights.index(max(weights))
-        self.score_branches = [
-            i for i, b in enumerate(config.branches) if b.classify and score_branch in (None, self.names[i])
-        ]
+        self.choose(config.roi.score_branch, config.roi.box_branch)
         self.coder = BoxCoder((10.0, 10.0, 5.0, 5.0))
         self.matcher = Matcher(config.roi.foreground_iou, config.roi.foreground_iou, allow_low_quality_matches=False)
         self.sampler = BalancedPositiveNegativeSampler(config.roi.sampled, config.roi.positive_fraction)
+
+    def choose(self, score_branch: str | None, box_branch: str | None) -> None:
+        """Whose scores count (None: all that classify, fused), and whose boxes (None: the largest regress weight's)."""
+        weights = [branch.config.regress for branch in self]
+        self.box_branch = self.names.index(box_branch) if box_branch else weights.index(max(weights))
+        self.score_branches = [
+            i for i, b in enumerate(self) if b.config.classify and score_branch in (None, self.names[i])
+        ]
 
     def __iter__(self) -> Iterator[Branch]:
         for branch in self.branches:

@@ -1,0 +1,118 @@
+"""What the branches of a model answer when asked about given boxes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from doublehead.config import ModelConfig
+from doublehead.model.detector import Detector, FirstStage
+from doublehead.model.postprocess import fuse
+
+AT_ONCE = 512
+"""Boxes pooled and run at once, which bounds the memory."""
+
+FUSED = "fused"
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Which branches of a model give scores, and which give boxes."""
+
+    scores: tuple[str, ...]  # names of branches, and `fused` where there are several
+    boxes: tuple[str, ...]
+    own: tuple[str, str]  # whose scores and whose boxes the model's config asks for
+
+    @property
+    def combinations(self) -> list[tuple[str, str]]:
+        """Every pair of scores and boxes, the model's own first."""
+        pairs = [(score, box) for score in self.scores for box in self.boxes]
+        return sorted(pairs, key=lambda pair: pair != self.own)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Of W boxes around one object: the score of its class, and the box regressed for it, by head."""
+
+    scores: dict[str, np.ndarray]  # (W,)
+    boxes: dict[str, np.ndarray]  # (W, 4) xyxy in pixels of the image
+
+
+def heads_of(model: Detector) -> Heads:
+    """The heads of a model."""
+    config: ModelConfig = model.config
+    named = list(zip(config.branch_names, config.branches, strict=True))
+    scores = tuple(name for name, branch in named if branch.classify)
+    scores += (FUSED,) * (len(scores) > 1)
+    own_box = config.branch_names[model.roi_heads.box_branch]
+    own = (config.roi.score_branch or scores[-1], own_box)
+    return Heads(scores, tuple(name for name, branch in named if branch.regress), own)
+
+
+@torch.no_grad()
+def ask(model: Detector, stage: FirstStage, place: int, boxes: np.ndarray, labels: np.ndarray) -> Answers:
+    """Ask every branch about boxes of one image, a part of them at a time.
+
+    Args:
+        model: the detector, ready for inference.
+        stage: its first stage on a batch of images.
+        place: of the image in the batch.
+        boxes: (W, 4) xyxy in pixels of the image.
+        labels: (W,) 1..C of the model: the class whose score and box are wanted.
+    """
+    device = stage.levels[0].device
+    parts = [
+        _ask(model, stage, place, *pair)
+        for pair in zip(
+            torch.from_numpy(boxes).to(device).split(AT_ONCE),
+            torch.from_numpy(labels).to(device).split(AT_ONCE),
+            strict=True,
+        )
+    ]
+    scores = {name: np.concatenate([part.scores[name] for part in parts]) for name in parts[0].scores}
+    return Answers(scores, {name: np.concatenate([part.boxes[name] for part in parts]) for name in parts[0].boxes})
+
+
+def pooled(model: Detector, stage: FirstStage, place: int, boxes: Tensor, scale: float) -> Tensor:
+    """RoI features (W, C, 7, 7) of boxes (W, 4), in pixels of one image of the batch, enlarged by the scale."""
+    rois = to_input(model, stage, place, boxes)
+    empty = rois[:0]
+    return model.roi_heads.pooler(stage.levels, [rois if i == place else empty for i in range(len(stage.sizes))], scale)
+
+
+def to_input(model: Detector, stage: FirstStage, place: int, boxes: Tensor) -> Tensor:
+    """Boxes in pixels of one image of the batch as boxes in pixels of the input."""
+    return model.edges.rescale(boxes, 1 / stage.ratios[place])
+
+
+def _ask(model: Detector, stage: FirstStage, place: int, boxes: Tensor, labels: Tensor) -> Answers:
+    rows = torch.arange(len(boxes), device=boxes.device)
+    probabilities: dict[str, Tensor] = {}
+    regressed: dict[str, Tensor] = {}
+    for name, branch in zip(model.config.branch_names, model.roi_heads, strict=True):
+        logits, deltas = branch(pooled(model, stage, place, boxes, branch.config.scale))
+        if logits is not None:
+            probabilities[name] = logits.softmax(1)
+        if deltas is not None:
+            decoded = model.roi_heads.coder.decode_single(deltas, to_input(model, stage, place, boxes))
+            per_class = decoded.unflatten(1, (-1, 4))
+            own = per_class[rows, labels if per_class.shape[1] > 1 else torch.zeros_like(labels)]
+            clipped = model.edges.clip(own, stage.sizes[place])
+            regressed[name] = model.edges.rescale(clipped, stage.ratios[place])
+    if len(probabilities) > 1:
+        probabilities[FUSED] = fuse(list(probabilities.values()), model.config.roi.fusion)
+    scores = {name: table[rows, labels].cpu().numpy() for name, table in probabilities.items()}
+    return Answers(scores, {name: table.cpu().numpy() for name, table in regressed.items()})
+
+
+def model_names(weights: list[str]) -> list[str]:
+    """A short name for each model that tells it from the others: its file's, or its run folder's, or a number."""
+    paths = [Path(w) for w in weights]
+    names = [path.parent.name if path.stem in ("best", "last") and path.parent.name else path.stem for path in paths]
+    if len(set(names)) == len(names):
+        return names
+    return [f"{name} ({place})" for place, name in enumerate(names, 1)]

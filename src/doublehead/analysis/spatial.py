@@ -1,0 +1,87 @@
+"""How alike a head's outputs are at the 7x7 positions of a proposal (paper, section 3.3 and figure 4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from doublehead.model.roi_heads import RESOLUTION
+from doublehead.model.trunks import ConvHead, FCHead
+
+POSITIONS = RESOLUTION**2
+
+
+@dataclass
+class Correlation:
+    """Cosine similarity between all pairs of positions, mean over what was added."""
+
+    model: str
+    branch: str | None  # None: the RoI features that branches are given
+    of: str  # what is compared, in words
+    matrix: np.ndarray  # (49, 49)
+    objects: int
+
+    @classmethod
+    def empty(cls, model: str, branch: str | None, of: str) -> Correlation:
+        """Nothing added yet."""
+        return cls(model, branch, of, np.zeros((POSITIONS, POSITIONS)), 0)
+
+    def add(self, vectors: Tensor) -> None:
+        """Count N objects by a vector at each position, (N, 49, width)."""
+        unit = torch.nn.functional.normalize(vectors.detach().double(), dim=2)
+        total = self.matrix * self.objects + (unit @ unit.transpose(1, 2)).sum(0).cpu().numpy()
+        self.objects += len(vectors)
+        self.matrix = total / self.objects
+
+    @property
+    def mean(self) -> float:
+        """Mean over all pairs of different positions."""
+        return float(self.matrix[~np.eye(POSITIONS, dtype=bool)].mean())
+
+    def by_distance(self) -> tuple[np.ndarray, np.ndarray]:
+        """Each distance between two positions that there is, in positions; and the mean over all pairs at it."""
+        distances, group = _distances()
+        return distances, np.bincount(group, self.matrix.ravel()) / np.bincount(group)
+
+
+def conv_output(trunk: ConvHead, rois: Tensor) -> Tensor:
+    """The conv-head's output before pooling, position by position: (N, C, 7, 7) to (N, 49, width)."""
+    return trunk.feature_map(rois).flatten(2).transpose(1, 2)
+
+
+def fc_output(trunk: FCHead, rois: Tensor) -> Tensor:
+    """What each position adds to the first layer of the fc-head: RoI features (N, C, 7, 7) to (N, 49, width).
+
+    Their sum and the bias are the layer's output before ReLU.
+    """
+    return torch.einsum("ncp,ocp->npo", rois.flatten(2), _by_position(trunk))
+
+
+def fc_weights(trunk: FCHead) -> Tensor:
+    """The weights of the fc-head's first layer, position by position: (1, 49, C x width)."""
+    return _by_position(trunk).flatten(0, 1).T[None]
+
+
+def roi_features(rois: Tensor) -> Tensor:
+    """RoI features position by position: (N, C, 7, 7) to (N, 49, C)."""
+    return rois.flatten(2).transpose(1, 2)
+
+
+def _by_position(trunk: FCHead) -> Tensor:
+    """The first layer's weights as (width, C, 49): `flatten` puts channels first."""
+    weight = trunk.layers[0].weight
+    assert isinstance(weight, Tensor)
+    return weight.unflatten(1, (-1, POSITIONS))
+
+
+@cache
+def _distances() -> tuple[np.ndarray, np.ndarray]:
+    """The distances there are, and which of them each of the 49 x 49 pairs has."""
+    at = np.stack(np.divmod(np.arange(POSITIONS), RESOLUTION), 1)
+    squares = ((at[:, None] - at[None]) ** 2).sum(2)
+    values, group = np.unique(squares, return_inverse=True)
+    return np.sqrt(values), group.ravel()
