@@ -125,7 +125,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
                 f"{path}: was written by doublehead {header['doublehead']}, which is newer than this one "
                 f"({doublehead.__version__}): pip install --upgrade doublehead"
             )
-        if version > 1 and checksum(header, tensors) != header["checksum"]:
+        if version != 1 and checksum(header, tensors) != header["checksum"]:
             raise DoubleheadError(f"{path}: is damaged (its checksum differs); take a copy of it, or train again")
         config = ModelConfig.model_validate_json(header["model"])
         categories = json.loads(header["categories"])
