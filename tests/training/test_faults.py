@@ -62,7 +62,7 @@ def test_a_full_disk(dataset, small_disk, monkeypatch, command, whole):
     outcome = train(command, dataset, small_disk / "run")
     assert load_checkpoint(small_disk / "run" / "last.safetensors").notes["step"] == 4
     (small_disk / "filler").unlink()
-    assert_kept(command, outcome, small_disk / "run", whole, "cannot be written (No space left on device)")
+    assert_kept(command, outcome, small_disk / "run", whole, "No space left on device")
 
 
 def test_a_disk_that_may_no_longer_be_written(dataset, small_disk, monkeypatch, command, whole):
@@ -85,9 +85,7 @@ def test_files_that_may_not_grow(dataset, tmp_path, monkeypatch, command, whole)
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert [path.name for path in (tmp_path / "run").glob(".*")] == []
     assert "File too large" in outcome.sentence
-    assert_kept(
-        command, outcome, tmp_path / "run", whole, f"{tmp_path / 'run' / 'last.safetensors'}: cannot be written"
-    )
+    assert_kept(command, outcome, tmp_path / "run", whole, ".safetensors: cannot be written (")
 
 
 def cpu_memory(self, images, targets):

@@ -19,8 +19,15 @@ from doublehead.model.checkpoint import load_checkpoint
 from doublehead.training import loop
 from small import SMALL, config_of, flags, rows
 
-ADAMW = SMALL | {"train.steps": 18, "train.evaluate_every": 2, "train.ema": 0.9, "train.clip_norm": 5.0}
+ADAMW = SMALL | {
+    "model.backbone.width": 16,
+    "train.steps": 18,
+    "train.evaluate_every": 2,
+    "train.ema": 0.9,
+    "train.clip_norm": 5.0,
+}
 SGD = SMALL | {
+    "model.backbone.width": 16,
     "train.steps": 18,
     "train.evaluate_every": 2,
     "train.optimizer": "sgd",
