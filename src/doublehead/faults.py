@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -50,7 +51,7 @@ def less_memory(settings: TrainConfig, world: int) -> str:
 
 def _sentence(error: Exception, memory: str) -> str | None:
     text = str(error) or type(error).__name__
-    cause = text.strip().splitlines()[0].rstrip(".: ")
+    cause = re.sub(r"^\[[^]]*\][ .]*", "", text.strip().splitlines()[0])  # without the line of torch's code
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in text for words in _NO_MEMORY):
         return f"out of memory ({cause}): {memory}"
     if "DataLoader worker" in text:
@@ -59,6 +60,7 @@ def _sentence(error: Exception, memory: str) -> str | None:
             "which shows what ails it"
         )
     if isinstance(error, dist.DistError) or any(words in text for words in _NO_PEER):
+        cause = cause.split(". ")[0]
         return (
             f"lost another process of this run ({cause}): what ended it says so itself, unless it was killed or its "
             "machine or the network between is down"
