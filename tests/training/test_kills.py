@@ -21,7 +21,8 @@ from small import flags
 
 KILLS, SEED = int(os.environ.get("DOUBLEHEAD_KILLS", 3)), int(os.environ.get("DOUBLEHEAD_SEED", 0))
 # Every step is saved, so that many a kill comes while a file is written.
-SETTINGS = NARROW | {"train.steps": 40, "train.evaluate_every": 1.5, "train.save_minutes": 1e-9, "data.workers": 1}
+SETTINGS = NARROW | {"train.evaluate_every": 1.5, "train.save_minutes": 1e-9, "data.workers": 1}
+SETTINGS |= {"train.steps": 24 if KILLS < 10 else 120}
 
 
 def start(dataset: Path, run: Path) -> subprocess.Popen[str]:
