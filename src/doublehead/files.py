@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from doublehead.errors import Fault
@@ -23,20 +24,22 @@ def whole(path: Path, keep: Path | None = None) -> Iterator[Path]:
     Raises:
         Fault: the disk is full, or the folder is gone or may not be written to; the file from before still stands.
     """
-    temporary = path.with_name(f".{path.stem}{_WRITING}{path.suffix}")
+    temporary = path.parent / _WRITING / path.name  # a folder, since safetensors has temporary files of its own
     with writing(path):
         try:
+            temporary.parent.mkdir(exist_ok=True)
+            temporary.touch()
+            mode = temporary.stat().st_mode
             yield temporary
+            temporary.chmod(mode)  # safetensors lets nobody but the owner read its files
             _to_disk(temporary, os.O_RDWR)
             if keep and path.exists():
                 os.replace(path, keep)
             os.replace(temporary, path)
             if os.name == "posix":  # elsewhere a folder cannot be opened
                 _to_disk(path.parent, os.O_RDONLY)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
+        finally:
+            remove_unfinished(path.parent)
 
 
 @contextmanager
@@ -57,8 +60,7 @@ def writing(path: Path) -> Iterator[None]:
 
 def remove_unfinished(folder: Path) -> None:
     """Remove what `whole` was writing there when its process was killed."""
-    for path in folder.glob(f".*{_WRITING}*"):
-        path.unlink()
+    shutil.rmtree(folder / _WRITING, ignore_errors=True)
 
 
 def _to_disk(path: Path, mode: int) -> None:

@@ -49,8 +49,8 @@ def moment(run: Path, began: bool) -> str:
     """What a kill came upon."""
     if not began:
         return "while it started"
-    if list(run.glob(".*.safetensors")):
-        return "while a checkpoint was written"
+    if (run / ".writing").exists():
+        return "while a file was written"
     return "while it trained or measured"
 
 

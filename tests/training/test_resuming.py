@@ -219,8 +219,9 @@ def test_stopped_before_anything_was_saved_it_begins_anew(dataset, tmp_path, mon
 def test_what_a_kill_leaves_half_written_is_written_again(dataset, tmp_path, monkeypatch, command, never_stopped):
     """A last line cut short, whose step then looks like an earlier one; and files under their temporary names."""
     run = stopped(dataset, tmp_path / "run", monkeypatch, 6)
-    (run / ".last.writing.safetensors").write_bytes(b"half")
-    (run / ".config.writing.yaml").write_bytes(b"ha")
+    (run / ".writing").mkdir()
+    (run / ".writing" / "last.safetensors").write_bytes(b"half")
+    (run / ".writing" / ".tmp123").write_bytes(b"ha")
     for name in ("training.csv", "validation.csv"):
         with (run / name).open("a") as file:
             file.write("1")

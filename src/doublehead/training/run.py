@@ -89,8 +89,7 @@ class RunFolder:
         Raises:
             Fault: the folder cannot be written.
         """
-        with writing(self.path):
-            remove_unfinished(self.path)
+        remove_unfinished(self.path)
         cut_rows(self.training, step)
         cut_rows(self.validation, measured)
         self._write_environment([*self.environments(), environment])
