@@ -31,8 +31,8 @@ from doublehead.model.cost import TYPICAL_OWNERS, cost
 from doublehead.model.presets import PRESETS, preset
 from doublehead.study.study import study
 from doublehead.training import start
-from doublehead.training.loop import Interrupted
 from doublehead.training.recipes import RECIPES
+from doublehead.training.signals import Interrupted
 
 app = typer.Typer(
     help="Double-Head R-CNN: detectors with one head that classifies and one that localises.",
@@ -152,9 +152,12 @@ def train(
 
 
 @app.command()
-def resume(run: Annotated[Path, typer.Argument(help="The folder of the run.")]) -> None:
+def resume(
+    run: Annotated[Path, typer.Argument(help="The folder of the run.")],
+    other_data: Annotated[bool, typer.Option("--other-data", help="Go on though the data has changed.")] = False,
+) -> None:
     """Go on with a run that was stopped, as if it had never been."""
-    start.resume(run)
+    start.resume(run, other_data)
 
 
 @app.command("study")
@@ -191,6 +194,8 @@ def evaluate(
 ) -> None:
     """Measure a model on annotated images: COCO's figures, AP per class, precision-recall curves."""
     result = measure(weights, data, split, batch_size, device=device, progress=True, precision=precision)
+    if not result.leads:
+        return
     output = output or Path(weights).parent / f"evaluation-{split}"
     result.save(output)
     Console.out(result.metrics.table(), result.metrics.totals_table())

@@ -18,6 +18,9 @@ from doublehead.errors import DoubleheadError
 
 Block = Literal["up", "bottleneck", "non-local"]
 
+LOADER_TIMEOUT = 300.0
+"""Seconds that loading one batch may take before the disk, or a process that loads, is taken to hang."""
+
 CONV_HEAD_FORMS: dict[str, tuple[Block, ...]] = {
     "paper": ("up", "non-local", "bottleneck", "non-local", "bottleneck"),
     "mmdetection": ("up", "bottleneck", "bottleneck", "bottleneck", "bottleneck"),
@@ -250,6 +253,9 @@ class DataConfig(Strict):
     val_split: str | None = Field(default="val", description="Split measured during training; null: none.")
     augment: AugmentConfig = AugmentConfig()
     workers: int | None = Field(default=None, ge=0, description="Loader processes per rank; None: by the cores.")
+    timeout: float = Field(
+        default=LOADER_TIMEOUT, ge=0, description="Longest wait for a batch from a loader process, in seconds; 0: none."
+    )
     check: Literal["decode", "header", "none"] = Field(
         default="decode", description="How every image is looked at before training starts."
     )
@@ -291,6 +297,10 @@ class TrainConfig(Strict):
         default=None, gt=0, description="Epochs between measurements on the val split; null: a twentieth of the run."
     )
     save_minutes: float = Field(default=10.0, gt=0, description="Longest time between two savings of `last`.")
+    skip_not_finite: int = Field(
+        default=0, ge=0, description="How many steps whose loss or gradient is not finite are left out before it ends."
+    )
+    timeout: float = Field(default=1800.0, gt=0, description="Longest wait for another process of the run, in seconds.")
     log_every: int = Field(default=20, ge=1, description="Steps between rows of training.csv.")
 
     @field_validator("weights")

@@ -1,4 +1,4 @@
-"""The one exception a user's mistake raises: a sentence that names the file, field or image and the mend."""
+"""What a user's mistake, or the machine's fault, raises: a sentence that names what is wrong and the mend."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from types import ModuleType
 
 class DoubleheadError(Exception):
     """A mistake in the input, told in one sentence. The command line prints it and exits with code 2."""
+
+
+class Fault(DoubleheadError):
+    """What happened to the machine - memory, disk, network, a process - and no mistake of the user's: try again."""
 
 
 def require(module: str, extra: str) -> ModuleType:

@@ -1,5 +1,6 @@
 import json
 import pickle
+import random
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from safetensors.torch import save_file
 from small_models import small_config
 
 from doublehead.categories import Categories
-from doublehead.errors import DoubleheadError
+from doublehead.errors import DoubleheadError, Fault
 from doublehead.model.checkpoint import load_checkpoint, load_model, save_checkpoint
 from doublehead.model.detector import Detector
 
@@ -46,9 +47,29 @@ def test_an_interrupted_save_leaves_the_old_file(saved: tuple[Path, Detector], m
         raise OSError("disk full")
 
     monkeypatch.setattr("doublehead.model.checkpoint.save_file", cut)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(Fault, match=r"best.safetensors: cannot be written \(disk full\)"):
         save_checkpoint(path, model.config, CATEGORIES, model.state_dict(), {})
     assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == ["best.safetensors"]
+
+
+def test_a_change_of_any_bit_is_found(tmp_path: Path) -> None:
+    """Of the header and of the tensors; 200 of them."""
+    path = tmp_path / "best.safetensors"
+    tensors = {"a": torch.arange(500), "b": torch.zeros(3, 4, 5, dtype=torch.bfloat16)}
+    save_checkpoint(path, small_config("double-head"), CATEGORIES, tensors, {"step": 7}, {"c": torch.tensor(True)})
+    whole = path.read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    chance = random.Random(0)
+    places = [chance.randrange(header) for _ in range(100)] + [chance.randrange(header, len(whole)) for _ in range(100)]
+    for place in places:
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << chance.randrange(8)
+        path.write_bytes(damaged)
+        with pytest.raises(DoubleheadError, match=r"best\.safetensors: "):
+            load_checkpoint(path)
+    path.write_bytes(whole)
+    load_checkpoint(path)
 
 
 @pytest.mark.parametrize("damage", ["cut", "noise", "pickle", "empty", "other", "newer", "config", "weights"])

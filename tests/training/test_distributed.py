@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -73,6 +74,7 @@ def launch(folder: Path, words: tuple[str | Path, ...], environment: dict[str, s
     return subprocess.Popen(
         [sys.executable, *start, str(script), *map(str, words)],
         env=os.environ | {"KEEP": str(folder), "OMP_NUM_THREADS": "1"} | environment,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -110,7 +112,7 @@ def test_two_processes_train_one_model_through_a_ctrl_c(own_dataset, tmp_path, t
     assert [key for key in ranks[0] if not ranks[0][key].equal(ranks[1][key])] == []
     measured = rows(run / "validation.csv")[-1]
     alone = doublehead.evaluate(run / "last.safetensors", own_dataset, "val", workers=0, device="cpu").metrics
-    assert {k: measured[k] for k in alone.totals} == pytest.approx(alone.totals, rel=1e-4, nan_ok=True)
+    assert {k: measured[k] for k in alone.totals} == pytest.approx(alone.totals, rel=1e-5, nan_ok=True)  # 6 digits
 
 
 def test_a_loss_gone_wrong_in_one_process_stops_both_with_its_images(dataset, tmp_path, torchrun):
@@ -134,6 +136,31 @@ def test_a_mistake_that_one_process_finds_ends_both_without_a_traceback(own_data
     (error,) = {line for line in said.splitlines() if line.startswith("error: ")}
     assert str(bad) in error
     assert "[rank" not in said
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_processes_measure_together_exactly_what_one_measures_alone(
+    dataset, trained, tmp_path, torchrun, command, batch
+):
+    """Three images: with one to a batch the shares are uneven, with three the second process has none."""
+    words = ("evaluate", trained / "best.safetensors", dataset, "--split", "test", "--device", "cpu")
+    words += ("--batch-size", str(batch), "-o")
+    process = torchrun(*words, tmp_path / "together")
+    out, said = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+    assert out.count("everything is in") == 1  # the second process is silent
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as torchrun does
+    assert command(*words, tmp_path / "alone").code == 0
+    torch.set_num_threads(threads)
+    for name in ("metrics.json", "predictions.json"):
+        assert (tmp_path / "together" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+    assert json.loads((tmp_path / "together" / "predictions.json").read_text())
+
+
+def test_without_an_output_folder_several_processes_are_refused(dataset, monkeypatch, command):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert command("train", dataset, "--model", "single-fc-tiny").sentence.startswith("give --output: all processes")
 
 
 @pytest.mark.parametrize("model", ["double-head-tiny", "double-head-ext-tiny", "double-conv-tiny"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -10,14 +11,23 @@ import sys
 import time
 
 import pytest
+import torch
+from whole_runs import MODEL, NARROW, assert_same_run, stop_at
 
 import doublehead
 from doublehead.model.checkpoint import load_checkpoint
 from doublehead.training import loop
 from small import SMALL, config_of, flags, rows
 
-ADAMW = SMALL | {"train.steps": 18, "train.evaluate_every": 2, "train.ema": 0.9, "train.clip_norm": 5.0}
+ADAMW = SMALL | {
+    "model.backbone.width": 16,
+    "train.steps": 18,
+    "train.evaluate_every": 2,
+    "train.ema": 0.9,
+    "train.clip_norm": 5.0,
+}
 SGD = SMALL | {
+    "model.backbone.width": 16,
     "train.steps": 18,
     "train.evaluate_every": 2,
     "train.optimizer": "sgd",
@@ -28,7 +38,6 @@ SGD = SMALL | {
     "model.head_norm": "batch",
     "data.augment.iou_crop": 0.5,
 }
-MODEL = "double-head-tiny"
 
 
 @pytest.fixture(scope="module")
@@ -44,33 +53,6 @@ def never_stopped(dataset, tmp_path_factory):
         return runs[key]
 
     return run
-
-
-def assert_same_run(run, whole):
-    one, other = load_checkpoint(run / "last.safetensors"), load_checkpoint(whole / "last.safetensors")
-    for part in ("weights", "training"):
-        tensors, expected = getattr(one, part), getattr(other, part)
-        assert tensors.keys() == expected.keys()
-        assert [key for key in expected if not tensors[key].equal(expected[key])] == []
-    assert one.notes | {"seconds": 0} == other.notes | {"seconds": 0}
-    for name in ("training.csv", "validation.csv"):
-        assert (run / name).read_text() == (whole / name).read_text()
-    best, expected = load_checkpoint(run / "best.safetensors"), load_checkpoint(whole / "best.safetensors")
-    assert best.notes == expected.notes
-    assert all(best.weights[key].equal(expected.weights[key]) for key in expected.weights)
-
-
-def stop_at(monkeypatch, step, what):
-    """Do `what` in place of going on, once the row of that step is written."""
-    append = loop.append_row
-
-    def appended(path, row):
-        append(path, row)
-        if row["step"] == step and path.name == "training.csv":
-            monkeypatch.setattr(loop, "append_row", append)
-            what()
-
-    monkeypatch.setattr(loop, "append_row", appended)
 
 
 @pytest.mark.parametrize(("settings", "number"), [(ADAMW, signal.SIGINT), (SGD, signal.SIGTERM)], ids=["adamw", "sgd"])
@@ -176,3 +158,127 @@ def test_the_config_of_a_run_gives_the_same_run(tmp_path, command, never_stopped
     assert command("train", "--config", whole / "config.yaml", "-o", tmp_path / "run").code == 0
     assert config_of(tmp_path / "run") == config_of(whole)
     assert_same_run(tmp_path / "run", whole)
+
+
+def stopped(dataset, run, monkeypatch, step, settings=NARROW):
+    stop_at(monkeypatch, step, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(loop.Interrupted):
+        doublehead.train(dataset, MODEL, run, settings=settings)
+    return run
+
+
+def noise(path):
+    """Turn a few bits in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0b1010
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (noise, "last.safetensors: is damaged (its checksum differs)"),
+        (lambda last: last.write_bytes(last.read_bytes()[:-1]), "last.safetensors: is damaged or no safetensors file"),
+        (lambda last: last.write_bytes(b""), "last.safetensors: is damaged or no safetensors file"),
+        (lambda last: last.unlink(), "last.safetensors: is not there"),
+    ],
+)
+def test_without_a_whole_last_checkpoint_it_goes_on_from_the_one_before(
+    dataset, tmp_path, monkeypatch, command, never_stopped, spoil, said
+):
+    run = stopped(dataset, tmp_path / "run", monkeypatch, 6)
+    spoil(run / "last.safetensors")
+    outcome = command("resume", run)
+    assert outcome.code == 0
+    assert said in outcome.err
+    assert "going on from the one before, previous.safetensors of step 4" in outcome.err
+    assert_same_run(run, never_stopped(NARROW))
+
+
+def test_without_any_whole_checkpoint_the_run_says_so(dataset, tmp_path, monkeypatch, command):
+    run = stopped(dataset, tmp_path / "run", monkeypatch, 6)
+    for name in ("last", "previous"):
+        noise(run / f"{name}.safetensors")
+    sentence = command("resume", run).sentence
+    assert sentence.startswith(f"{run / 'last.safetensors'}: is damaged")
+    assert "no other checkpoint is left to go on from: train again" in sentence
+
+
+def test_stopped_before_anything_was_saved_it_begins_anew(dataset, tmp_path, monkeypatch, command, never_stopped):
+    def crash():
+        raise RuntimeError("power cut")
+
+    stop_at(monkeypatch, 2, crash)
+    with pytest.raises(RuntimeError, match="power cut"):
+        doublehead.train(dataset, MODEL, tmp_path / "run", settings=NARROW)
+    outcome = command("resume", tmp_path / "run")
+    assert "nothing was saved yet; beginning anew" in outcome.err
+    assert_same_run(tmp_path / "run", never_stopped(NARROW))
+
+
+def test_what_a_kill_leaves_half_written_is_written_again(dataset, tmp_path, monkeypatch, command, never_stopped):
+    """A last line cut short, whose step then looks like an earlier one; and files under their temporary names."""
+    run = stopped(dataset, tmp_path / "run", monkeypatch, 6)
+    (run / ".writing").mkdir()
+    (run / ".writing" / "last.safetensors").write_bytes(b"half")
+    (run / ".writing" / ".tmp123").write_bytes(b"ha")
+    for name in ("training.csv", "validation.csv"):
+        with (run / name).open("a") as file:
+            file.write("1")
+    assert command("resume", run).code == 0
+    assert_same_run(run, never_stopped(NARROW))
+
+
+def test_another_number_of_loader_processes_gives_the_same_run(dataset, tmp_path, never_stopped):
+    doublehead.train(dataset, MODEL, tmp_path / "run", settings=NARROW | {"data.workers": 2})
+    assert_same_run(tmp_path / "run", never_stopped(NARROW))
+
+
+def test_a_run_records_what_it_was_made_with(own_dataset, tmp_path, monkeypatch, command):
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    monkeypatch.chdir(repository)
+    for words in (["init", "-q"], ["-c", "user.name=a", "-c", "user.email=b", "commit", "-qm", "c", "--allow-empty"]):
+        subprocess.run(["git", *words], check=True)
+    command("train", own_dataset, "--model", MODEL, "-o", tmp_path / "run", *flags(NARROW | {"train.steps": 2}))
+    monkeypatch.chdir(tmp_path)
+    moved = own_dataset.rename(tmp_path / "moved")
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace(str(own_dataset), str(moved)))
+    assert command("resume", tmp_path / "run").code == 0
+    first, second = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert first["versions"]["torch"] == torch.__version__
+    assert first["command"].startswith("doublehead train ")
+    assert len(first["git"]["commit"]) == 40
+    assert (first["from_step"], second["from_step"]) == (0, 2)
+    assert second["git"] is None
+    assert first["data"] == second["data"]  # also in its new place
+    assert {len(value) for value in first["data"].values()} == {64}
+
+
+@pytest.mark.parametrize("change", ["a box", "a file", "a class"])
+def test_other_data_is_refused_unless_asked_for(own_dataset, tmp_path, monkeypatch, command, change):
+    run = stopped(own_dataset, tmp_path / "run", monkeypatch, 2)
+    annotations = own_dataset / "annotations" / "instances_train.json"
+    content = json.loads(annotations.read_text())
+    if change == "a box":
+        content["annotations"][0]["bbox"][0] += 1
+    elif change == "a file":
+        (own_dataset / "train" / content["images"][0]["file_name"]).rename(own_dataset / "train" / "other.jpg")
+        content["images"][0]["file_name"] = "other.jpg"
+    else:
+        content["categories"][0]["name"] = "other"
+        val = own_dataset / "annotations" / "instances_val.json"
+        val.write_text(val.read_text().replace(json.loads(val.read_text())["categories"][0]["name"], "other"))
+    annotations.write_text(json.dumps(content))
+    sentence = command("resume", run).sentence
+    assert sentence.startswith(
+        f"{run}: its {'train and val' if change == 'a class' else 'train'} data is not what it was"
+    )
+    assert sentence.endswith(f"go on with `doublehead resume {run} --other-data`")
+    outcome = command("resume", run, "--other-data")
+    if change == "a class":
+        assert "different classes" in outcome.sentence
+    else:
+        assert outcome.code == 0
+        assert command("resume", run).code == 0  # the new data is the run's from now on

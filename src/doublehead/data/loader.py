@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,10 +14,11 @@ import torch
 from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 
+from doublehead.config import LOADER_TIMEOUT
 from doublehead.data.check import read_record
 from doublehead.data.images import to_tensor
 from doublehead.data.records import Record, Split
-from doublehead.errors import DoubleheadError
+from doublehead.errors import DoubleheadError, Fault
 
 Key = tuple[int, int]  # epoch, index of the record: all that an augmented image depends on, besides the seed
 Target = dict[str, Any]
@@ -100,6 +102,7 @@ def training_loader(
     start_step: int,
     steps: int,
     workers: int,
+    timeout: float = LOADER_TIMEOUT,
 ) -> Iterator[tuple[list[torch.Tensor], list[Target]]]:
     """Micro-batches (images, targets) of one rank, from `start_step` up to, not including, `steps`.
 
@@ -108,6 +111,7 @@ def training_loader(
 
     Raises:
         DoubleheadError: there are no images, the batch cannot be shared out, or an image cannot be read.
+        Fault: no batch came for `timeout` seconds.
     """
     if not len(dataset):
         raise DoubleheadError("the training split holds no images")
@@ -117,23 +121,25 @@ def training_loader(
             f"make it a multiple of {world * micro_batch}"
         )
     plan = _Plan(dataset, batch_size, micro_batch, rank, world, seed, start_step, steps)
-    return _load(_Guarded(dataset.__getitem__), plan, workers)
+    return _load(_Guarded(dataset.__getitem__), plan, workers, timeout)
 
 
 def evaluation_loader(
-    split: Split, batch_size: int, workers: int, rank: int = 0, world: int = 1
+    split: Split, batch_size: int, workers: int, rank: int = 0, world: int = 1, timeout: float = LOADER_TIMEOUT
 ) -> Iterator[tuple[list[torch.Tensor], list[Record]]]:
-    """Images, uint8 (3, H, W) in their original size, and their records; a rank takes each `world`-th.
+    """Images, uint8 (3, H, W) in their original size, and their records; a rank takes each `world`-th batch.
 
-    They come by shape, from tall to wide, so that a batch needs little padding.
+    They come by shape, from tall to wide, so that a batch needs little padding. Whole batches are shared out, since
+    the padding has a part in the last digits of what is detected: these shall not depend on the number of ranks.
 
     Raises:
         DoubleheadError: an image cannot be read.
+        Fault: as `training_loader`.
     """
     shapes = [record.width / record.height for record in split.records]
-    indices = sorted(range(len(shapes)), key=shapes.__getitem__)[rank::world]
+    indices = sorted(range(len(shapes)), key=shapes.__getitem__)
     batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
-    for images, places in _load(_Guarded(_Originals(split.records)), batches, workers):
+    for images, places in _load(_Guarded(_Originals(split.records)), batches[rank::world], workers, timeout):
         yield images, [split.records[place] for place in places]
 
 
@@ -215,7 +221,9 @@ class _Guarded(torch.utils.data.Dataset[Any]):
         return list(images), list(others)
 
 
-def _load(items: _Guarded, batches: Any, workers: int) -> Iterator[tuple[list[torch.Tensor], list[Any]]]:
+def _load(
+    items: _Guarded, batches: Any, workers: int, timeout: float
+) -> Iterator[tuple[list[torch.Tensor], list[Any]]]:
     loader = DataLoader(
         items,
         batch_size=None,
@@ -223,12 +231,26 @@ def _load(items: _Guarded, batches: Any, workers: int) -> Iterator[tuple[list[to
         num_workers=workers,
         collate_fn=_as_is,
         worker_init_fn=_quiet,
+        timeout=timeout if workers else 0,
         generator=torch.Generator(),  # or it would draw from the global one, and a resumed run would differ
     )
-    for batch in loader:
-        if isinstance(batch, DoubleheadError):
-            raise batch
-        yield batch
+    iterator = iter(loader)
+    try:
+        for batch in iterator:
+            if isinstance(batch, DoubleheadError):
+                raise batch
+            yield batch
+    except RuntimeError as error:
+        for worker in getattr(iterator, "_workers", ()):  # one that hangs would keep this process from ending
+            with suppress(RuntimeError):  # torch says of each that it was killed
+                worker.kill()
+                worker.join()
+        if "timed out" in str(error):
+            raise Fault(
+                f"loading one batch took more than {timeout:g} seconds: see whether the disk or the network that holds "
+                "the images hangs, or set data.timeout higher"
+            ) from error
+        raise
 
 
 def _as_is(batch: Any) -> Any:

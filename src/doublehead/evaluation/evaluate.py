@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from doublehead.categories import Categories
+from doublehead.config import LOADER_TIMEOUT
 from doublehead.console import Console
 from doublehead.data.dataset import open_dataset
 from doublehead.data.loader import Waited, default_workers, evaluation_loader
 from doublehead.data.records import Split
+from doublehead.distribution import Distribution
 from doublehead.errors import DoubleheadError
 from doublehead.evaluation.coco import Metrics, evaluate_detections
+from doublehead.faults import told
 from doublehead.prediction import Predictor, load
 
 
@@ -26,6 +29,7 @@ class Evaluation:
     metrics: Metrics
     results: list[dict[str, Any]]
     waited: float  # share of the time in which the model stood idle, waiting for images
+    leads: bool = True  # under torchrun, whether this process is the one that speaks and writes
 
     def save(self, folder: Path) -> None:
         """Write metrics.json and predictions.json."""
@@ -48,19 +52,27 @@ def predict_split(
     split: Split,
     batch_size: int,
     workers: int | None = None,
-    rank: int = 0,
-    world: int = 1,
+    processes: Distribution | None = None,
     progress: Callable[[int], object] | None = None,
+    timeout: float = LOADER_TIMEOUT,
 ) -> SplitDetections:
-    """Detections in this rank's images of a split; `progress` is told images done."""
+    """Detections in a split, whose batches are shared out among the processes, if there are several.
+
+    They are the same, and in the same order, for every number of processes. `progress` is told how many images this
+    process has done.
+    """
     results: list[dict[str, Any]] = []
+    rank, world = (processes.rank, processes.world) if processes else (0, 1)
     workers = default_workers(world) if workers is None else workers
-    began, loader = time.monotonic(), Waited(evaluation_loader(split, batch_size, workers, rank, world))
+    began, loader = time.monotonic(), Waited(evaluation_loader(split, batch_size, workers, rank, world, timeout))
     for images, records in loader:
         for record, detections in zip(records, predictor.detect(images), strict=True):
             results += detections.to_coco(record.image_id)
         if progress:
             progress(len(images))
+    if processes:
+        results = processes.gather(results)
+    results.sort(key=lambda result: result["image_id"])  # those of one image keep their order
     return SplitDetections(results, time.monotonic() - began, loader.seconds)
 
 
@@ -76,6 +88,8 @@ def evaluate(
 ) -> Evaluation:
     """Run a model over one split of a dataset and measure it as COCO does.
 
+    Under torchrun the processes share the images, and each returns all that was measured.
+
     Args:
         weights: a checkpoint's path, a published name, or a model already loaded.
         data: the dataset's folder or YAML; classes of the model that it does not have are left out.
@@ -88,16 +102,23 @@ def evaluate(
 
     Raises:
         DoubleheadError: weights, data or split have a mistake, or the data has classes unknown to the weights.
+        Fault: memory ran out, or a process of the run or of the loader was lost.
     """
-    predictor = weights if isinstance(weights, Predictor) else load(weights, device, precision)
     chosen = open_dataset(data).read(split)
-    require_known_classes(predictor.categories, chosen.categories)
-    with Console(progress).progress("measuring", len(chosen.records)) as advance:
-        found = predict_split(predictor, chosen, batch_size, workers, progress=advance)
+    smaller = f"try a batch size of {batch_size // 2}" if batch_size > 1 else "use a machine with more"
+    processes = Distribution.start(device)
+    try:
+        predictor = weights if isinstance(weights, Predictor) else load(weights, str(processes.device), precision)
+        require_known_classes(predictor.categories, chosen.categories)
+        bar = Console(progress and processes.leads).progress("measuring", -(-len(chosen.records) // processes.world))
+        with told(smaller), bar as advance:
+            found = predict_split(predictor, chosen, batch_size, workers, processes, advance)
+    finally:
+        processes.stop()
     asked = set(chosen.categories.ids)
     results = [result for result in found.results if result["category_id"] in asked]
     metrics = evaluate_detections(chosen.records, chosen.categories, results)
-    return Evaluation(metrics, results, found.waited / max(found.seconds, 1e-9))
+    return Evaluation(metrics, results, found.waited / max(found.seconds, 1e-9), processes.leads)
 
 
 def require_same_classes(between: str, one: Categories, other: Categories) -> None:

@@ -5,12 +5,14 @@ Besides the weights a file may hold the state of a training run, its tensors und
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -20,10 +22,11 @@ import doublehead
 from doublehead.categories import Categories
 from doublehead.config import ModelConfig, sentence
 from doublehead.errors import DoubleheadError
+from doublehead.files import whole
 from doublehead.model.detector import Detector
 
 FORMAT = "doublehead"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1: without checksum
 TRAINING = "training/"
 MEND = "`doublehead convert` makes checkpoints of other programs' weights"
 
@@ -52,8 +55,22 @@ def save_checkpoint(
     weights: dict[str, Tensor],
     notes: dict[str, Any],
     training: dict[str, Tensor] | None = None,
+    keep: Path | None = None,
 ) -> None:
-    """Write a checkpoint under a temporary name, then rename it, so that a whole one always stands at `path`."""
+    """Write a checkpoint, with a checksum of all that it holds, so that a whole one always stands at `path`.
+
+    Args:
+        path: where to.
+        config: of the model.
+        categories: its classes.
+        weights: the model's state_dict.
+        notes: whatever is to come back as `Checkpoint.notes`.
+        training: tensors of a training run's state.
+        keep: a name under which the file that stood at `path` before stays.
+
+    Raises:
+        Fault: it cannot be written; what stood at `path` still does.
+    """
     header = {
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
@@ -63,9 +80,22 @@ def save_checkpoint(
         "notes": json.dumps(notes),
     }
     tensors = weights | {TRAINING + key: value for key, value in (training or {}).items()}
-    temporary = path.with_name(f".{path.name}.writing")
-    save_file({key: value.detach().contiguous() for key, value in tensors.items()}, temporary, metadata=header)
-    os.replace(temporary, path)
+    tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    header["checksum"] = checksum(header, tensors)
+    with whole(path, keep) as temporary:
+        try:
+            save_file(tensors, temporary, metadata=header)
+        except SafetensorError as error:  # a full disk, among others
+            raise OSError(str(error)) from error
+
+
+def checksum(header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a header, but for its own `checksum`, and of every tensor's name, type, shape and bytes."""
+    digest = hashlib.sha256(json.dumps({k: v for k, v in header.items() if k != "checksum"}, sort_keys=True).encode())
+    for key, tensor in sorted(tensors.items()):
+        digest.update(f"{key} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
@@ -89,11 +119,14 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     if header.get("format") != FORMAT:
         raise DoubleheadError(f"{path}: is a safetensors file, but no doublehead checkpoint; {MEND}")
     try:
-        if int(header["format_version"]) > FORMAT_VERSION:
+        version = int(header["format_version"])
+        if version > FORMAT_VERSION:
             raise DoubleheadError(
                 f"{path}: was written by doublehead {header['doublehead']}, which is newer than this one "
                 f"({doublehead.__version__}): pip install --upgrade doublehead"
             )
+        if version != 1 and checksum(header, tensors) != header["checksum"]:
+            raise DoubleheadError(f"{path}: is damaged (its checksum differs); take a copy of it, or train again")
         config = ModelConfig.model_validate_json(header["model"])
         categories = json.loads(header["categories"])
         result = Checkpoint(

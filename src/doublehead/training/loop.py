@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shlex
-import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -24,46 +23,55 @@ from doublehead.data.loader import DetectionDataset, Waited, default_workers, st
 from doublehead.data.records import Split
 from doublehead.data.transforms import training_transform
 from doublehead.device import pick_precision
-from doublehead.errors import DoubleheadError
+from doublehead.distribution import Distribution
+from doublehead.errors import DoubleheadError, Fault
 from doublehead.evaluation.coco import Metrics, evaluate_detections
 from doublehead.evaluation.evaluate import predict_split, require_same_classes
-from doublehead.model.checkpoint import adopt, load_checkpoint
+from doublehead.faults import less_memory, told
+from doublehead.files import writing
+from doublehead.model.checkpoint import adopt
 from doublehead.model.detector import Detector
 from doublehead.prediction import Predictor
-from doublehead.training.distribution import Distribution
+from doublehead.training.bad_batch import keep_batch
+from doublehead.training.environment import environment, fingerprint
 from doublehead.training.pictures import draw_run
-from doublehead.training.run import RunFolder, append_row, cut_rows
+from doublehead.training.run import RunFolder, append_row
 from doublehead.training.schedule import learning_rate
+from doublehead.training.signals import Interrupted, stop_signals
 from doublehead.training.state import TrainingState
 
 MEASUREMENTS = 20
 """How often a run is measured where `train.evaluate_every` does not say: so many times, each epoch at most once."""
 
 
-class Interrupted(Exception):
-    """The run was asked to stop, and has been saved."""
-
-
-def run_training(config: Config, output: Path, resume: bool = False) -> Path:
+def run_training(config: Config, output: Path, resume: bool = False, other_data: bool = False) -> Path:
     """Train a detector; everything about the run is written into `output`.
 
     Args:
         config: the whole run; `data.path` names the dataset.
         output: the run folder; a new one, or with `resume` that of the run to go on with.
-        resume: go on from last.safetensors. The weights will be those of a run that was never stopped.
+        resume: go on from the newest whole checkpoint, or from the start where there is none. The weights will be those
+            of a run that was never stopped. A run that torchrun or SLURM starts again resumes by itself.
+        other_data: go on even if the data has changed since.
 
     Returns:
         The path of the best checkpoint.
 
     Raises:
         DoubleheadError: the data, the config or the folder has a mistake, or a loss is not finite.
+        Fault: memory, disk, a loader process or another process of the run failed; the run is kept.
         Interrupted: Ctrl-C or SIGTERM; the run is saved.
     """
-    processes = Distribution.start(config.train.device)
+    processes = Distribution.start(config.train.device, config.train.timeout)
     try:
-        training = _Training(config, output, resume, processes)
-        with stop_signals() as training.asked_to_stop:
-            return training.run()
+        with told(less_memory(config.train, processes.world)):
+            training = _Training(config, output, resume, processes, other_data)
+            with stop_signals() as training.asked_to_stop:
+                return training.run()
+    except Fault as fault:
+        if not RunFolder(output).config.exists():
+            raise
+        raise Fault(f"{fault}; then go on with: {_resume_command(output, processes.world)}") from fault
     finally:
         processes.stop()
 
@@ -73,7 +81,7 @@ class _Training:
 
     asked_to_stop: Callable[[], bool]
 
-    def __init__(self, config: Config, output: Path, resume: bool, processes: Distribution) -> None:
+    def __init__(self, config: Config, output: Path, resume: bool, processes: Distribution, other_data: bool) -> None:
         self.config, self.processes = config, processes
         self.run_folder = RunFolder(output)
         self.console = Console(processes.leads)
@@ -89,32 +97,48 @@ class _Training:
                 "a backbone without weights must learn all its stages and norms: set model.backbone.trainable_stages=5 "
                 "and model.backbone.norm=group, or give model.backbone.weights"
             )
-        if not resume:
+        if not resume and processes.started_again():
+            (resume,) = processes.any(processes.leads and self.run_folder.config.exists())
+            if resume:
+                processes.lead(lambda: self.run_folder.require_config(config))
+        elif not resume:
             processes.lead(self.run_folder.require_free)
         self.split, self.val = self._read_data(check=not resume)
+        fingerprints = self._fingerprints()
+        if resume and not other_data:
+            processes.lead(lambda: self.run_folder.require_data(fingerprints))
         self.per_epoch = steps_per_epoch(len(self.split.records), settings.batch_size)
         self.total = settings.steps or max(1, round((settings.epochs or 0) * self.per_epoch))
         precision = pick_precision(settings.precision, processes.device)
         self.autocast = torch.autocast(processes.device.type, precision, enabled=precision is not None)
         torch.manual_seed(settings.seed)
-        fresh = not resume and settings.weights is None
+        checkpoint = self.run_folder.newest(self.console.say) if resume else None
+        fresh = checkpoint is None and settings.weights is None
         model = Detector(config.model, len(self.split.categories), pretrained=fresh)
-        if settings.weights and not resume:
+        if settings.weights and checkpoint is None:
             new = adopt(model, self.split.categories, settings.weights)
             layers = sorted({key.rpartition(".")[0] for key in new})
             self.console.say(f"starting from {settings.weights}; new are {', '.join(layers) or 'no layers'}")
         model.to(processes.device).to(memory_format=torch.channels_last)
         self.state = TrainingState.create(model, settings, processes.device, precision is torch.float16)
-        if resume:
-            checkpoint = load_checkpoint(self.run_folder.last)
-            require_same_classes(f"{self.run_folder.last} and the data", checkpoint.categories, self.split.categories)
-            self.state.restore(checkpoint, self.run_folder.last)
-            if processes.leads:
-                cut_rows(self.run_folder.training, self.state.step)
-                cut_rows(self.run_folder.validation, self.state.measured)
-        elif processes.leads:
-            self.run_folder.begin(config)
-        self.saved = time.monotonic()
+        state = self.state
+        if checkpoint:
+            require_same_classes(f"{self.run_folder.path} and the data", checkpoint.categories, self.split.categories)
+            state.restore(checkpoint, self.run_folder.last)
+        processes.require_same(
+            f"step {state.step}",
+            f"{output}: must be a folder that all machines share; the checkpoints seen there differ",
+        )
+
+        def write() -> None:
+            about = environment(processes, state.step, fingerprints)
+            if resume:
+                self.run_folder.go_on(state.step, state.measured, about)
+            else:
+                self.run_folder.begin(config, about)
+
+        processes.lead(write)
+        self.saved, self.saved_at = time.monotonic(), (state.step, state.measured)
 
     def _read_data(self, check: bool) -> tuple[Split, Split | None]:
         data = self.config.data
@@ -141,6 +165,17 @@ class _Training:
             self.processes.lead(check_all)
         return split, val
 
+    def _fingerprints(self) -> dict[str, str]:
+        """Of each split, by its name.
+
+        Raises:
+            DoubleheadError: the processes see different data.
+        """
+        root = Path(self.config.data.path)
+        found = {split.name: fingerprint(split, root) for split in (self.split, self.val) if split}
+        self.processes.require_same(json.dumps(found), f"{root}: must be the same on all machines; its data differs")
+        return found
+
     def run(self) -> Path:
         """Train to the end."""
         state, console = self.state, self.console
@@ -153,14 +188,15 @@ class _Training:
             self._learn()
         except Interrupted:
             self._save()
-            command = "doublehead" if self.processes.world == 1 else "torchrun ... -m doublehead.cli"
-            folder = shlex.quote(str(self.run_folder.path))
-            console.say(f"stopped at step {state.step} and saved; go on with: {command} resume {folder}")
+            command = _resume_command(self.run_folder.path, self.processes.world)
+            console.say(f"stopped at step {state.step} and saved; go on with: {command}")
             raise
+        if self.val is None:
+            self._save_best()
         if self.processes.leads:
-            if self.val is None:
-                state.save(self.run_folder.best, self.config, self.split.categories, weights_only=True)
-            draw_run(self.run_folder, self.val or self.split, self._predictor(), console)
+            with writing(self.run_folder.path):
+                draw_run(self.run_folder, self.val or self.split, self._predictor(), console)
+                self.run_folder.previous.unlink(missing_ok=True)
             best = f", best AP {state.best:.3f}" if state.best >= 0 else ""
             console.say(f"done in {state.seconds / 60:.1f} minutes{best}; everything is in {self.run_folder.path}:")
             for path in sorted(self.run_folder.path.iterdir()):
@@ -181,13 +217,16 @@ class _Training:
                 losses = self._step(learner, step, batches)
                 state.step = step + 1
                 state.seconds += time.monotonic() - began
-                self._log(losses)
-                show(state.step, losses, state.best)
-                if self.processes.any(self.asked_to_stop()):
+                if losses:
+                    self._log(losses)
+                    show(state.step, losses, state.best)
+                late = time.monotonic() - self.saved > 60 * self.config.train.save_minutes
+                stop, save = self.processes.any(self.asked_to_stop(), late)
+                if stop:
                     raise Interrupted
                 if self._due(state.step):
                     self._measure()
-                elif time.monotonic() - self.saved > 60 * self.config.train.save_minutes:
+                elif save:
                     self._save()
             if state.seconds > before:
                 share = batches.seconds / (state.seconds - before)
@@ -209,16 +248,18 @@ class _Training:
             self.state.step,
             self.total,
             default_workers(processes.world) if data.workers is None else data.workers,
+            data.timeout,
         )
 
     def _step(
         self, learner: nn.Module, step: int, batches: Iterator[tuple[list[Tensor], list[dict[str, Any]]]]
     ) -> dict[str, float]:
-        """One optimiser step; the losses by name, averaged over the accumulated parts."""
+        """One optimiser step; the losses by name, averaged over the accumulated parts; none where it is left out."""
         settings, state = self.config.train, self.state
         # Each step draws its own numbers, so that a resumed run draws the same.
         torch.manual_seed((settings.seed * 1_000_003 + step) * 1_009 + self.processes.rank)
         state.model.train()
+        buffers = [buffer.clone() for buffer in state.model.buffers()] if settings.skip_not_finite else []
         sums: dict[str, float] = {}
         for part in range(settings.accumulate):
             images, targets = next(batches)
@@ -230,14 +271,22 @@ class _Training:
                 loss = torch.stack(list(losses.values())).sum()
                 for name, value in zip(["loss", *losses], torch.stack([loss, *losses.values()]).tolist(), strict=True):
                     sums[name] = sums.get(name, 0.0) + value / settings.accumulate
-                if self.processes.any(not math.isfinite(sums["loss"])):
-                    self._not_finite(step, sums, targets)
+                if any(self.processes.any(not math.isfinite(sums["loss"]))):
+                    bad = [name for name, value in sums.items() if not math.isfinite(value) and name != "loss"]
+                    self._not_finite(step, bad, sums, images, targets)
+                    for _ in range(part + 1, settings.accumulate):
+                        next(batches)
+                    return self._leave_out(buffers)
                 state.scaler.scale(loss / settings.accumulate).backward()
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(settings, step, self.total)
+        state.scaler.unscale_(state.optimizer)
+        norm = nn.utils.get_total_norm([p.grad for p in state.model.parameters() if p.grad is not None])
         if settings.clip_norm:
-            state.scaler.unscale_(state.optimizer)
-            nn.utils.clip_grad_norm_(state.model.parameters(), settings.clip_norm)
+            nn.utils.clip_grads_with_norm_(state.model.parameters(), settings.clip_norm, norm)
+        if not state.scaler.is_enabled() and not norm.isfinite():  # a scaler leaves such a step out by itself
+            self._not_finite(step, ["gradient"], sums, images, targets)
+            return self._leave_out(buffers)
         state.scaler.step(state.optimizer)
         state.scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
@@ -245,15 +294,40 @@ class _Training:
             state.average.update_parameters(state.model)
         return sums
 
-    def _not_finite(self, step: int, losses: dict[str, float], targets: list[dict[str, Any]]) -> None:
-        """Stop all processes with one sentence, which names the images of those whose loss went wrong."""
-        bad = [name for name, value in losses.items() if not math.isfinite(value) and name != "loss"]
+    def _not_finite(
+        self,
+        step: int,
+        bad: list[str],
+        losses: dict[str, float],
+        images: list[Tensor],
+        targets: list[dict[str, Any]],
+    ) -> None:
+        """Keep the batch of each process that has something `bad`; stop all with one sentence if there were too many.
+
+        Raises:
+            DoubleheadError: names the images.
+        """
+        folder = self.run_folder.not_finite / f"step-{step}"
         files = [str(self.split.records[target["index"]].path) for target in targets] if bad else []
+        if bad:
+            with suppress(Fault):  # a disk too full for pictures
+                keep_batch(folder, self.processes.rank, images, targets, self.split.records, losses)
         bad, files = self.processes.gather(bad), self.processes.gather(files)
-        raise DoubleheadError(
-            f"the loss ({', '.join(dict.fromkeys(bad))}) is not finite at step {step} on {', '.join(files)}: "
-            "lower train.lr, set train.clip_norm, or look at the boxes of these images"
-        )
+        what = "the gradient" if "gradient" in bad else f"the loss ({', '.join(dict.fromkeys(bad))})"
+        found = f"{what} is not finite at step {step} on {', '.join(files)}"
+        if self.state.skipped >= self.config.train.skip_not_finite:
+            raise DoubleheadError(
+                f"{found}: lower train.lr, set train.clip_norm, or look at the boxes of these images in {folder}"
+            )
+        self.console.say(f"left out: {found}; see {folder}")
+
+    def _leave_out(self, buffers: list[Tensor]) -> dict[str, float]:
+        """Forget a step: its gradients, and what it did to running statistics."""
+        self.state.skipped += 1
+        self.state.optimizer.zero_grad(set_to_none=True)
+        for buffer, before in zip(self.state.model.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+        return {}
 
     def _due(self, step: int) -> bool:
         """Whether the val split is to be measured after so many steps, and has not been yet."""
@@ -268,35 +342,30 @@ class _Training:
         assert self.val is not None
         state, processes = self.state, self.processes
         processes.share_buffers(state.for_use)
-        mine = range(processes.rank, len(self.val.records), processes.world)
-        with self.console.progress("measuring", len(mine)) as advance:
+        with self.console.progress("measuring", -(-len(self.val.records) // processes.world)) as advance:
 
             def went_on(images: int) -> None:
                 advance(images)
                 if processes.world == 1 and self.asked_to_stop():
                     raise Interrupted
 
-            part = predict_split(
-                self._predictor(), self.val, 4, self.config.data.workers, processes.rank, processes.world, went_on
-            )
-        results = processes.gather(part.results)
-        metrics = evaluate_detections(self.val.records, self.val.categories, results)
+            data = self.config.data
+            found = predict_split(self._predictor(), self.val, 4, data.workers, processes, went_on, data.timeout)
+        metrics = evaluate_detections(self.val.records, self.val.categories, found.results)
         state.measured = state.step
         unknown = math.isnan(metrics["AP"])  # without a box in the val split the newest weights count as best
         improved = unknown or metrics["AP"] > state.best
         if improved and not unknown:
             state.best = metrics["AP"]
-        if processes.leads:
-            self._report(metrics)
-            if improved:
-                state.save(self.run_folder.best, self.config, self.split.categories, weights_only=True)
+        self._report(metrics)
+        if improved:
+            self._save_best()
         self._save()
 
     def _report(self, metrics: Metrics) -> None:
         state = self.state
-        append_row(
-            self.run_folder.validation, {"step": state.step, "epoch": state.step / self.per_epoch, **metrics.totals}
-        )
+        row = {"step": state.step, "epoch": state.step / self.per_epoch, **metrics.totals}
+        self.processes.lead(lambda: append_row(self.run_folder.validation, row))
         self.console.say(
             f"step {state.step} of {self.total}, {state.seconds / 60:.1f} minutes: AP {metrics['AP']:.3f}, "
             f"AP50 {metrics['AP50']:.3f}, AP75 {metrics['AP75']:.3f} on {self.val.name if self.val else ''}"
@@ -307,15 +376,26 @@ class _Training:
 
     def _log(self, losses: dict[str, float]) -> None:
         state = self.state
-        if self.processes.leads and (state.step % self.config.train.log_every == 0 or state.step == self.total):
+        if state.step % self.config.train.log_every == 0 or state.step == self.total:
             rate = state.optimizer.param_groups[0]["lr"]
             row = {"step": state.step, "epoch": state.step / self.per_epoch, "lr": rate, **losses}
-            append_row(self.run_folder.training, row)
+            self.processes.lead(lambda: append_row(self.run_folder.training, row))
 
     def _save(self) -> None:
-        if self.processes.leads:
-            self.state.save(self.run_folder.last, self.config, self.split.categories)
-        self.saved = time.monotonic()
+        """Write `last`, unless it holds just this state."""
+        state, run = self.state, self.run_folder
+        if self.saved_at != (state.step, state.measured):
+            self.processes.lead(lambda: state.save(run.last, self.config, self.split.categories, keep=run.previous))
+        self.saved, self.saved_at = time.monotonic(), (state.step, state.measured)
+
+    def _save_best(self) -> None:
+        state, run = self.state, self.run_folder
+        self.processes.lead(lambda: state.save(run.best, self.config, self.split.categories, weights_only=True))
+
+
+def _resume_command(folder: Path, world: int) -> str:
+    program = "doublehead" if world == 1 else "torchrun ... -m doublehead.cli"
+    return f"{program} resume {shlex.quote(str(folder))}"
 
 
 @contextmanager
@@ -326,27 +406,3 @@ def _no_sync(learner: nn.Module, wait: bool) -> Iterator[None]:
             yield
     else:
         yield
-
-
-@contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C or SIGTERM into a flag that the loop looks at; a later Ctrl-C stops at once, unsaved."""
-    asked: float | None = None
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        now = time.monotonic()
-        asked = now if asked is None else asked
-        # torchrun repeats a Ctrl-C to processes that have it from the terminal already: that is no second one
-        if number == signal.SIGINT and now - asked > 1:
-            raise KeyboardInterrupt
-
-    try:
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread: there, no signal arrives
-        before = {}
-    try:
-        yield lambda: asked is not None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from doublehead.distribution import Distribution
+from doublehead.errors import DoubleheadError
 from doublehead.training.loop import run_training
 from doublehead.training.recipes import resolve
 from doublehead.training.run import RunFolder
@@ -41,27 +43,31 @@ def train(
 
     Raises:
         DoubleheadError: the data, the settings or the folder have a mistake, or a loss is not finite.
+        Fault: memory, disk, a loader process or another process of the run failed; the run is kept.
         Interrupted: Ctrl-C or SIGTERM; the run is saved.
     """
     named = {"data.path": str(data) if data else None, "train.device": device}
     flags = {key: value for key, value in named.items() if value}
     resolved = resolve(model, recipe, Path(config) if config else None, flags | dict(settings or {}))
+    if output is None and Distribution.many():
+        raise DoubleheadError("give --output: all processes, and each of them started again, share one run folder")
     name = f"{Path(resolved.data.path).name}-{resolved.model.preset}"
     return run_training(resolved, Path(output) if output else RunFolder.free(name))
 
 
-def resume(run: str | Path) -> Path:
+def resume(run: str | Path, other_data: bool = False) -> Path:
     """Go on with a run that was stopped, as if it had never been.
 
     Args:
         run: the run's folder.
+        other_data: go on even if the data has changed since.
 
     Returns:
         The path of the best checkpoint.
 
     Raises:
-        DoubleheadError: the folder holds no run, or as `train`.
+        DoubleheadError: the folder holds no run, the data has changed, or as `train`.
         Interrupted: Ctrl-C or SIGTERM; the run is saved.
     """
     folder = RunFolder(Path(run))
-    return run_training(folder.stored_config(), folder.path, resume=True)
+    return run_training(folder.stored_config(), folder.path, resume=True, other_data=other_data)

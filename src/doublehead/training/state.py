@@ -35,6 +35,7 @@ class TrainingState:
     measured: int = -1  # the step last measured on the val split
     best: float = -1.0  # the highest AP so far
     seconds: float = 0.0  # of training, over all resumptions
+    skipped: int = 0  # steps left out since their loss or gradient was not finite
 
     @classmethod
     def create(cls, model: Detector, config: TrainConfig, device: torch.device, fp16: bool) -> TrainingState:
@@ -47,8 +48,15 @@ class TrainingState:
         """The model to measure and to keep: the average where there is one."""
         return self.average.module if self.average is not None else self.model  # type: ignore[return-value]
 
-    def save(self, path: Path, config: Config, categories: Categories, weights_only: bool = False) -> None:
-        """Write the weights for use, and unless `weights_only` the state beside them."""
+    def save(
+        self,
+        path: Path,
+        config: Config,
+        categories: Categories,
+        weights_only: bool = False,
+        keep: Path | None = None,
+    ) -> None:
+        """Write the weights for use, and unless `weights_only` the state; `keep` as in `save_checkpoint`."""
         notes: dict[str, Any] = {"step": self.step, "best": self.best}
         tensors: dict[str, Tensor] = {}
         if not weights_only:
@@ -58,8 +66,9 @@ class TrainingState:
             optimizer = self.optimizer.state_dict()
             for index, values in optimizer["state"].items():
                 tensors |= {f"optimizer/{index}/{k}": v for k, v in values.items() if isinstance(v, Tensor)}
-            notes |= {"measured": self.measured, "seconds": self.seconds, "scaler": self.scaler.state_dict()}
-        save_checkpoint(path, config.model, categories, self.for_use.state_dict(), notes, tensors)
+            notes |= {"measured": self.measured, "seconds": self.seconds, "skipped": self.skipped}
+            notes |= {"scaler": self.scaler.state_dict()}
+        save_checkpoint(path, config.model, categories, self.for_use.state_dict(), notes, tensors, keep)
 
     def restore(self, checkpoint: Checkpoint, path: Path) -> None:
         """Go back to what `save` wrote.
@@ -82,7 +91,7 @@ class TrainingState:
         if notes["scaler"]:
             self.scaler.load_state_dict(notes["scaler"])
         self.step, self.measured, self.best = notes["step"], notes["measured"], notes["best"]
-        self.seconds = notes["seconds"]
+        self.seconds, self.skipped = notes["seconds"], notes.get("skipped", 0)
 
 
 def warm_average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:

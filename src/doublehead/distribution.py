@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -13,6 +14,10 @@ from torch import nn
 
 from doublehead.device import pick_device
 from doublehead.errors import DoubleheadError
+from doublehead.faults import told
+
+STARTED_AGAIN = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+"""How often torchrun has started these processes again, and SLURM this job."""
 
 
 def leads() -> bool:
@@ -29,13 +34,18 @@ class Distribution:
     device: torch.device
 
     @classmethod
-    def start(cls, device: str) -> Distribution:
+    def start(cls, device: str, timeout: float = 1800) -> Distribution:
         """Join the other processes where torchrun started this one; otherwise stand alone.
+
+        Args:
+            device: auto, cpu, cuda, cuda:1.
+            timeout: seconds for which the others are waited for.
 
         Raises:
             DoubleheadError: the device is not to be had here.
+            Fault: the others could not be joined.
         """
-        if "WORLD_SIZE" not in os.environ:
+        if not cls.many():
             return cls(0, 1, pick_device(device))
         if device in ("auto", "cuda") and torch.cuda.is_available():
             device = f"cuda:{os.environ['LOCAL_RANK']}"
@@ -43,13 +53,25 @@ class Distribution:
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)
         if not dist.is_initialized():
-            dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+            backend = "nccl" if chosen.type == "cuda" else "gloo"
+            with told():
+                dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
         return cls(dist.get_rank(), dist.get_world_size(), chosen)
+
+    @staticmethod
+    def many() -> bool:
+        """Whether torchrun started this process."""
+        return "WORLD_SIZE" in os.environ
 
     @property
     def leads(self) -> bool:
         """Whether this process writes files and speaks."""
         return self.rank == 0
+
+    def started_again(self) -> bool:
+        """Whether torchrun or SLURM has started this run again after the loss of a process or a machine."""
+        (again,) = self.any(any(os.environ.get(name, "0") != "0" for name in STARTED_AGAIN))
+        return again
 
     def gather(self, values: list[Any]) -> list[Any]:
         """The lists of all processes, joined in the order of their ranks."""
@@ -59,13 +81,13 @@ class Distribution:
         dist.all_gather_object(parts, values)
         return [value for part in parts for value in part]
 
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is up in any process."""
+    def any(self, *flags: bool) -> list[bool]:
+        """Of each flag, whether it is up in any process."""
         if self.world == 1:
-            return flag
-        tensor = torch.tensor(float(flag), device=self.device)
+            return list(flags)
+        tensor = torch.tensor(flags, dtype=torch.float32, device=self.device)
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
-        return bool(tensor.item())
+        return [bool(value) for value in tensor.tolist()]
 
     def lead(self, work: Callable[[], object]) -> None:
         """Let the first process do something; a mistake that it finds stops all with one sentence."""
@@ -77,6 +99,16 @@ class Distribution:
                 faults.append(error)
         for fault in self.gather(faults):
             raise fault
+
+    def require_same(self, value: object, otherwise: str) -> None:
+        """Refuse to go on where the processes have different values.
+
+        Raises:
+            DoubleheadError: the sentence `otherwise`, with the values.
+        """
+        values = list(dict.fromkeys(self.gather([value])))
+        if len(values) > 1:
+            raise DoubleheadError(f"{otherwise} ({' or '.join(map(str, values))})")
 
     def share_buffers(self, module: nn.Module) -> None:
         """Give all processes the first one's running statistics, which each gathers from its own images."""
