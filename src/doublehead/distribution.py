@@ -20,11 +20,6 @@ STARTED_AGAIN = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 """How often torchrun has started these processes again, and SLURM this job."""
 
 
-def leads() -> bool:
-    """Whether this process is the first of those that torchrun started, or the only one."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 @dataclass(frozen=True)
 class Distribution:
     """This process among those of the run."""
@@ -32,6 +27,7 @@ class Distribution:
     rank: int
     world: int
     device: torch.device
+    joined: bool = False  # whether this is what joined the others, and not something around it
 
     @classmethod
     def start(cls, device: str, timeout: float = 1800) -> Distribution:
@@ -52,11 +48,12 @@ class Distribution:
         chosen = pick_device(device)
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)
-        if not dist.is_initialized():
+        joined = not dist.is_initialized()
+        if joined:
             backend = "nccl" if chosen.type == "cuda" else "gloo"
             with told():
                 dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
-        return cls(dist.get_rank(), dist.get_world_size(), chosen)
+        return cls(dist.get_rank(), dist.get_world_size(), chosen, joined)
 
     @staticmethod
     def many() -> bool:
@@ -117,6 +114,6 @@ class Distribution:
                 dist.broadcast(buffer, 0)
 
     def stop(self) -> None:
-        """Leave the other processes."""
-        if self.world > 1:
+        """Leave the other processes, unless something around this goes on with them."""
+        if self.joined:
             dist.destroy_process_group()

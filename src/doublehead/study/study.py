@@ -6,7 +6,6 @@ import json
 import math
 import os
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,14 +14,14 @@ from typing import Any
 from doublehead.config import Config
 from doublehead.console import Console
 from doublehead.data.dataset import open_dataset
-from doublehead.device import pick_device
-from doublehead.errors import DoubleheadError
-from doublehead.evaluation.evaluate import evaluate
+from doublehead.distribution import Distribution
+from doublehead.errors import DoubleheadError, Fault
+from doublehead.evaluation.evaluate import Evaluation, evaluate
+from doublehead.files import whole
 from doublehead.model.checkpoint import load_checkpoint
 from doublehead.prediction import Predictor
 from doublehead.study.plan import Plan, Run, read_plan, runs
 from doublehead.study.summary import Summary, summarise
-from doublehead.training.distribution import leads
 from doublehead.training.loop import run_training
 from doublehead.training.recipes import resolve
 from doublehead.training.run import RunFolder
@@ -63,20 +62,13 @@ def study(
     mine = _share(asked, every, shard)
     split = open_dataset(data).read(asked.split)
     configs = {run: _config(asked, run, data, dict(settings or {})) for run in mine}  # mistakes before the first run
-    console, faults = Console(leads()), []
-    for number, run in enumerate(mine, 1):
-        if run.result.exists():
-            _require_same(run, configs[run])
-            continue
-        console.say(f"run {number} of {len(mine)}: {run}")
-        try:
-            _do(asked, run, configs[run], output)
-        except DoubleheadError as error:
-            faults.append(f"{run}: {error}")
-            console.say(f"failed: {error}")
-    if faults:
-        raise DoubleheadError(f"{len(faults)} of {len(mine)} runs failed; the first is {faults[0]}")
-    if not leads() or not all(run.result.exists() for run in every):
+    any_config = next(iter(configs.values()))
+    processes = Distribution.start(any_config.train.device, any_config.train.timeout)
+    try:
+        _do_all(asked, configs, output, processes)
+    finally:
+        processes.stop()
+    if not processes.leads or not all(run.result.exists() for run in every):
         return None
     return summarise(asked, every, split, output)
 
@@ -101,33 +93,50 @@ def _config(plan: Plan, run: Run, data: str | Path, settings: dict[str, Any]) ->
     return resolve(trained.model, plan.recipe, None, said)
 
 
-def _do(plan: Plan, run: Run, config: Config, output: Path) -> None:
+def _do_all(plan: Plan, configs: dict[Run, Config], output: Path, processes: Distribution) -> None:
+    """Do what has not been done yet; what fails does not keep the rest from being done."""
+    console, faults = Console(processes.leads), []
+    for number, (run, config) in enumerate(configs.items(), 1):
+        if run.result.exists():
+            _require_same(run, config)
+            continue
+        console.say(f"run {number} of {len(configs)}: {run}")
+        try:
+            _do(plan, run, config, output, processes)
+        except DoubleheadError as error:
+            if isinstance(error, Fault) and processes.world > 1:  # the other processes may not know of it
+                raise
+            faults.append(f"{run}: {error}")
+            console.say(f"failed: {error}")
+    if faults:
+        raise DoubleheadError(f"{len(faults)} of {len(configs)} runs failed; the first is {faults[0]}")
+
+
+def _do(plan: Plan, run: Run, config: Config, output: Path, processes: Distribution) -> None:
     """Train, unless the weights are another run's, and measure."""
     of = plan.rows[run.row].of
+    folder = RunFolder(run.folder)
+    seconds: float | None = None
     if of is not None:
         weights = RunFolder(output / of / f"seed-{run.seed}").best
-        if leads():
-            run.folder.mkdir(parents=True, exist_ok=True)
-            _measure(run, config, weights, plan.split, None)
-        return
-    folder = RunFolder(run.folder)
-    resumed = folder.last.exists()
-    if resumed:
-        _require_same_config(run, folder.stored_config(), config)
-    elif leads() and folder.config.exists():  # stopped before anything was saved
-        shutil.rmtree(run.folder)
-    weights = run_training(config, run.folder, resume=resumed)
-    if leads():
-        _measure(run, config, weights, plan.split, load_checkpoint(folder.last).notes["seconds"])
-        folder.last.unlink()  # four times the weights, and nothing is left to resume
-
-
-def _measure(run: Run, config: Config, weights: Path, split: str, seconds: float | None) -> None:
-    """Evaluate weights, and write the result, by which the run is finished."""
+    else:
+        resumed = folder.config.exists()
+        if resumed:
+            _require_same_config(run, folder.stored_config(), config)
+        weights = run_training(config, run.folder, resume=resumed)
+        processes.any(False)  # waits for the first process, which writes the weights
+        seconds = load_checkpoint(folder.last).notes["seconds"]
     checkpoint = replace(load_checkpoint(weights), config=config.model)
-    predictor = Predictor(checkpoint.build(), checkpoint.categories, pick_device(config.train.device))
-    found = evaluate(predictor, config.data.path, split, workers=config.data.workers)
-    found.save(run.folder / split)
+    predictor = Predictor(checkpoint.build(), checkpoint.categories, processes.device)
+    found = evaluate(predictor, config.data.path, plan.split, workers=config.data.workers, device=config.train.device)
+    if processes.leads:
+        found.save(run.folder / plan.split)
+        _write_result(run, config, weights, found, seconds)
+        folder.last.unlink(missing_ok=True)  # four times the weights, and nothing is left to resume
+
+
+def _write_result(run: Run, config: Config, weights: Path, found: Evaluation, seconds: float | None) -> None:
+    """The result, by which the run is finished."""
     values = {
         "row": run.row,
         "seed": run.seed,
@@ -136,9 +145,8 @@ def _measure(run: Run, config: Config, weights: Path, split: str, seconds: float
         "metrics": {name: None if math.isnan(value) else value for name, value in found.metrics.totals.items()},
         "config": config.model_dump(mode="json"),
     }
-    temporary = run.result.with_name(f".{run.result.name}.writing")
-    temporary.write_text(json.dumps(values, indent=1), encoding="utf-8")
-    os.replace(temporary, run.result)
+    with whole(run.result) as temporary:
+        temporary.write_text(json.dumps(values, indent=1), encoding="utf-8")
 
 
 def _require_same(run: Run, config: Config) -> None:
