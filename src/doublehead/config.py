@@ -338,7 +338,7 @@ def parse_settings(assignments: Iterable[str]) -> dict[str, Any]:
             raise DoubleheadError(f"--set {assignment}: write it as key=value, such as train.epochs=10")
         try:
             settings[key.strip()] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except (ValueError, RecursionError, yaml.YAMLError) as error:
             raise DoubleheadError(f"--set {assignment}: `{text}` cannot be read as a YAML value") from error
     return settings
 
@@ -379,7 +379,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: no UTF-8, or 2001-99-99
         raise DoubleheadError(f"{path}: cannot be read as YAML ({str(error).splitlines()[0]})") from error
     if not isinstance(values, dict):
         raise DoubleheadError(f"{path}: must hold `key: value` lines")

@@ -10,7 +10,8 @@ def test_bccd(shared):
     splits = {name: dataset.read(name) for name in ("train", "val", "test")}
     assert {name: len(split.records) for name, split in splits.items()} == {"train": 205, "val": 87, "test": 72}
     kind = "boxes without area left out"
-    left_out = sorted(example for split in splits.values() for example in split.findings.examples.get(kind, []))
+    findings = [split.findings.by_kind[kind] for split in splits.values() if kind in split.findings.by_kind]
+    left_out = sorted(place.text for finding in findings for place in finding.places)
     assert left_out == ["BloodImage_00338.jpg (RBC)", "BloodImage_00343.jpg (RBC)"]
     assert all(split.categories.names == ("Platelets", "RBC", "WBC") for split in splits.values())
     assert sum(len(record.boxes) for split in splits.values() for record in split.records) == 4888 - 2
