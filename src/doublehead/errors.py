@@ -17,7 +17,7 @@ class DoubleheadError(Exception):
     """
 
     def __init__(self, sentence: str, kind: str = "") -> None:
-        super().__init__(sentence)
+        super().__init__(printable(sentence))
         self.kind = kind
 
 
@@ -33,6 +33,11 @@ def require(module: str, extra: str) -> ModuleType:
         raise DoubleheadError(
             f"this needs {module.split('.')[0]}, which is not installed: pip install 'doublehead[{extra}]'"
         ) from error
+
+
+def printable(text: str) -> str:
+    """Text that any output takes: halves of characters, as in file names that are no UTF-8, are written as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def brief(value: Any) -> str:

@@ -1,10 +1,11 @@
 """`doublehead check`: datasets with one fault each, of which `check` and `train` say the same."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
-from faults import FAULTS, Fault, sound, table
+from faults import FAULTS, Fault, add, edit, sound, table, without
 
 from doublehead.errors import DoubleheadError
 from small import SMALL, flags
@@ -69,3 +70,62 @@ def test_the_corpus_is_what_the_docs_show():
     assert len(FAULTS) >= 40
     assert len({(row.format, row.what) for row in FAULTS}) == len(FAULTS)
     assert table() in DOCS.read_text(), "put the output of `python tests/data/faults.py` into docs/reliability.md"
+
+
+def suspects(root: Path) -> Path:
+    """One dataset with several suspects, and a class whose name is markup."""
+    sound("COCO", root)
+    add(root, [5, 5, 0, 4])
+    add(root, [0, 0, 40, 30])
+    without(root, lambda box: box["image_id"] == 5)
+    for split in ("train", "val"):
+        file = root / "annotations" / f"instances_{split}.json"
+        file.write_text(file.read_text().replace('"red"', '"<b>[/red]&"'))
+    return root
+
+
+def test_the_page_shows_suspects_and_needs_no_other_file(tmp_path, command):
+    root = suspects(tmp_path / "data")
+    outcome = command("check", root, "--report", tmp_path / "report")
+    page = tmp_path / "report" / "index.html"
+    assert outcome.code == 0
+    assert f"the page is {page}\n" in outcome.out
+    assert [file.name for file in (tmp_path / "report").iterdir()] == ["index.html"]
+    text = page.read_text()
+    for words in ("boxes without area left out", "Boxes of each class", "&lt;b&gt;[/red]&amp;", "32 to 64"):
+        assert words in text
+    assert "<b>" not in text
+    assert text.count("data:image/jpeg;base64,") == 3
+    assert not re.findall(r"(?:src|href)=\"(?!data:|#)", text)
+    for target in re.findall(r"href=\"#(\w+)\"", text):
+        assert f'id="{target}"' in text
+
+
+def test_nothing_is_written_into_the_dataset(tmp_path, command):
+    root = sound("YOLO", tmp_path / "data")
+    before = {path: path.stat().st_mtime_ns for path in [root, *root.rglob("*")]}
+    assert command("check", root, "--report", tmp_path / "report").code == 0
+    assert before == {path: path.stat().st_mtime_ns for path in [root, *root.rglob("*")]}
+
+
+def test_every_fault_is_counted_not_the_first_alone(tmp_path, command):
+    root = sound("COCO", tmp_path / "data")
+    for name in ("t1", "t4", "t5"):
+        (root / "train" / f"{name}.png").unlink()
+    (root / "val" / "v1.png").write_text("no image")
+    edit(root, lambda values: [box.update(category_id=9) for box in values["annotations"][:7]])
+    outcome, found = checked(command, root)
+    counts = {(f["split"], f["kind"]): f["count"] for f in found["findings"] if f["level"] == "error"}
+    assert outcome.code == 1
+    assert counts == {
+        ("train", "annotations of unknown categories"): 7,
+        ("train", "images missing"): 3,
+        ("val", "files that are no images"): 1,
+    }
+    assert "11 errors to mend before training" in outcome.out
+
+
+def test_a_path_without_a_dataset(tmp_path, command):
+    outcome = command("check", tmp_path / "gone")
+    assert outcome.code == 1
+    assert "there is no such dataset" in " ".join(outcome.out.split())

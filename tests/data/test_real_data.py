@@ -1,6 +1,9 @@
+from collections import defaultdict
+
 from doublehead.config import AugmentConfig
 from doublehead.data.check import check_images
 from doublehead.data.dataset import open_dataset
+from doublehead.data.inspection import inspect
 from doublehead.data.loader import DetectionDataset, evaluation_loader, training_loader
 from doublehead.data.transforms import training_transform
 
@@ -16,6 +19,18 @@ def test_bccd(shared):
     assert all(split.categories.names == ("Platelets", "RBC", "WBC") for split in splits.values())
     assert sum(len(record.boxes) for split in splits.values() for record in split.records) == 4888 - 2
     check_images(splits["val"].records, "header")
+
+
+def test_check_finds_what_is_known_of_bccd(shared):
+    found = inspect(shared / "bccd")
+    assert not found.errors
+    places = defaultdict(list)
+    for _, finding in found.rows:
+        places[finding.kind] += [place.text for place in finding.places]
+    assert sorted(places["boxes without area left out"]) == ["BloodImage_00338.jpg (RBC)", "BloodImage_00343.jpg (RBC)"]
+    unlabelled = places["images that look unlabelled"]
+    assert len(unlabelled) == 15
+    assert all("no `RBC`" in text for text in unlabelled)
 
 
 def test_coco(shared):

@@ -12,7 +12,7 @@ import numpy as np
 
 from doublehead.data.images import image_size
 from doublehead.data.records import COORDINATE_LIMIT, ID_LIMIT, Categories, Findings, Record, Split, note_box
-from doublehead.errors import DoubleheadError, brief
+from doublehead.errors import DoubleheadError, brief, printable
 
 Entry = dict[str, Any]
 
@@ -69,7 +69,8 @@ def _load(path: Path) -> dict[str, list[Entry]]:
 def _categories(path: Path, content: dict[str, list[Entry]], findings: Findings) -> Categories:
     entries = content["categories"]
     for entry in entries:
-        if not _is_id(entry.get("id")) or not isinstance(entry.get("name"), str) or not entry["name"].strip():
+        name = entry.get("name")
+        if not _is_id(entry.get("id")) or not isinstance(name, str) or not name.strip() or name != printable(name):
             raise DoubleheadError(f"{path}: category {brief(entry.get('id'))} needs a whole number as id and a name")
     entries = sorted(entries, key=lambda entry: entry["id"])
     if not entries:
@@ -105,7 +106,7 @@ class _Reader:
     def images(self, entries: list[Entry]) -> dict[int, tuple[Entry, list[Entry]]]:
         """Images by id, each with an empty list for its annotations."""
         found: dict[int, tuple[Entry, list[Entry]]] = {}
-        files: dict[Any, int] = {}
+        files: dict[str, str] = {}
         for image in entries:
             number, file = image.get("id"), image.get("file_name")
             if not _is_id(number):
@@ -119,7 +120,7 @@ class _Reader:
             if isinstance(file, str) and file in files:
                 self.findings.warn("files listed as two images", f"{file}, images {files[file]} and {brief(number)}")
             elif isinstance(file, str):
-                files[file] = number
+                files[file] = brief(number)
         return found
 
     def annotations(self, entries: list[Entry], images: dict[int, tuple[Entry, list[Entry]]]) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.table import Table
 from rich.text import Text
 
@@ -171,7 +172,7 @@ def _look(record: Record) -> _Look:
         notes.append(("images of other colours, turned into RGB", f" ({picture.mode})"))
     if picture.several:
         notes.append(("images of several frames or pages, the first one read", ""))
-    if all(low == high for low, high in picture.rgb.getextrema()):
+    if not np.ptp(picture.rgb.getextrema(), axis=-1).any():
         notes.append(("images of one colour alone", ""))
     size = struct.pack("2q", *picture.rgb.size)
     return _Look(None, tuple(notes), hashlib.blake2b(picture.rgb.tobytes(), digest_size=16, person=size).digest())

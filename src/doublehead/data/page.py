@@ -22,7 +22,7 @@ from doublehead.errors import DoubleheadError
 
 SHOWN = 12  # suspects of each kind and split
 _LONG_SIDE = 360  # pixels of a picture in the gallery
-_LINES = 40  # of a histogram
+_LINES = 24  # of a histogram
 _STEPS = (0, 1, 2, 3, 5, 9, 17, 33, 65, 129)  # ranges of the number of boxes in an image begin here
 _SMALLEST = 10  # pixels of the frame about a suspect box, so that one without area is seen
 
@@ -35,7 +35,8 @@ h3 { font-size: 15px; margin: 22px 0 8px; }
 .panel h3 { margin-top: 0; }
 .verdict { font-size: 16px; margin: 6px 0 18px; }
 .panel { background: #fff; border: 1px solid #e1e4ea; border-radius: 8px; padding: 14px 18px; }
-.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(330px, 1fr)); gap: 16px; align-items: start; }
+.panels { columns: 2 440px; column-gap: 16px; }
+.panels .panel { break-inside: avoid; margin-bottom: 16px; }
 table { border-collapse: collapse; width: 100%; }
 th { text-align: left; font-weight: 600; color: #5a6372; }
 th, td { padding: 5px 14px 5px 0; border-bottom: 1px solid #eceef2; vertical-align: top; }
@@ -44,14 +45,15 @@ tr:last-child td { border-bottom: 0; }
 .error { color: #b3261e; font-weight: 600; }
 .warning { color: #8a5a00; font-weight: 600; }
 .text { color: #5a6372; overflow-wrap: anywhere; }
-.bars td { border: 0; padding: 1px 8px 1px 0; }
-.bars .label { max-width: 170px; overflow-wrap: anywhere; }
-.bars .bar { width: 55%; padding: 1px 0; }
+.bars { table-layout: fixed; }
+.bars td { border: 0; padding: 1px 8px 1px 0; vertical-align: middle; }
+.bars .label { width: 30%; overflow-wrap: anywhere; }
+.bars .bar { width: 40%; }
 .bar div { height: 11px; border-radius: 2px; margin: 1px 0; min-width: 1px; }
 .key { display: inline-block; width: 11px; height: 11px; border-radius: 2px; margin: 0 5px 0 14px; }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(220px, 1fr)); gap: 12px; }
 figure { margin: 0; background: #fff; border: 1px solid #e1e4ea; border-radius: 8px; overflow: hidden; }
-figure img { display: block; width: 100%; height: 170px; object-fit: contain; background: #20242c; }
+figure img { display: block; width: 100%; aspect-ratio: 4 / 3; object-fit: contain; background: #20242c; }
 figcaption { padding: 6px 10px 8px; font-size: 13px; overflow-wrap: anywhere; }
 a { color: inherit; }
 """
@@ -123,7 +125,7 @@ def _histograms(splits: Sequence[Split]) -> str:
     sizes = [Counter(f"{record.width} x {record.height}" for record in split.records) for split in splits]
     panels = (
         _bars("Boxes of each class", *_most(classes)),
-        _bars("Side of the boxes, pixels (root of the area)", _rising(sides), sides),
+        _bars("Side of the boxes (root of the area), pixels", _rising(sides), sides),
         _bars("Boxes in an image", _rising(in_images), in_images),
         _bars("Size of the images", *_most(sizes)),
     )

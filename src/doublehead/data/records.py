@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from doublehead.categories import Categories as Categories
-from doublehead.errors import DoubleheadError
+from doublehead.errors import DoubleheadError, printable
 
 COORDINATE_LIMIT = 1e9  # pixels; areas of larger boxes would turn infinite in float32
 ID_LIMIT = 2**53  # whole numbers up to it survive every reader of JSON
@@ -81,11 +81,11 @@ class Findings:
 
     def warn(self, kind: str, text: str, image: Path | None = None, box: Box | None = None) -> None:
         """Count one more of something that was mended, or that training can live with."""
-        self._add(kind, False, Place(text, image, box))
+        self._add(kind, False, Place(printable(text), image, box))
 
     def fault(self, kind: str, sentence: str, image: Path | None = None) -> None:
         """Count one more of something that must be mended."""
-        self._add(kind, True, Place(sentence, image))
+        self._add(kind, True, Place(printable(sentence), image))
 
     @contextmanager
     def collect(self, kind: str, image: Path | None = None) -> Iterator[None]:

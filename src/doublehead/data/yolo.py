@@ -14,7 +14,7 @@ import numpy as np
 from doublehead.config import read_yaml
 from doublehead.data.images import IMAGE_SUFFIXES, image_size
 from doublehead.data.records import Box, Categories, Findings, Record, Split, note_box
-from doublehead.errors import DoubleheadError, brief
+from doublehead.errors import DoubleheadError, brief, printable
 
 SPLITS = ("train", "val", "valid", "test")  # the keys of data.yaml that name images
 _PIXELS = 2.0  # a fraction beyond it was meant as pixels
@@ -109,7 +109,7 @@ def _names(path: Path, values: dict[str, Any]) -> tuple[str, ...]:
     for number, name in enumerate(names):
         if not isinstance(name, str | int | float) or isinstance(name, bool) or not str(name).strip():
             raise DoubleheadError(f"{path}: class {number} under `names` needs a name in quotes, not {brief(name)}")
-    return tuple(str(name) for name in names)
+    return tuple(printable(str(name)) for name in names)
 
 
 def _images(data: DataYaml, source: str, findings: Findings) -> Sequence[Path]:

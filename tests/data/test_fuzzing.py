@@ -1,6 +1,6 @@
 """Damaged and hostile input: whatever it is, the answer is a result or a DoubleheadError, soon and in little memory.
 
-    DOUBLEHEAD_FUZZ=2000 python -m pytest tests/test_fuzzing.py -s
+    DOUBLEHEAD_FUZZ=2000 python -m pytest tests/data/test_fuzzing.py -s
 
 tries 2000 inputs of each kind instead of a few, and prints how many were refused.
 """
@@ -8,6 +8,7 @@ tries 2000 inputs of each kind instead of a few, and prints how many were refuse
 from __future__ import annotations
 
 import copy
+import io
 import json
 import os
 import resource
@@ -20,19 +21,24 @@ from typing import Any
 
 import pytest
 import yaml
+from faults import sound
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from rich.console import Console as RichConsole
+from rich.table import Table
 
-from data.faults import sound
+from doublehead.categories import Categories
 from doublehead.config import parse_settings
 from doublehead.data.check import read_for_training
 from doublehead.data.images import image_size, read_image
 from doublehead.data.inspection import inspect
 from doublehead.errors import DoubleheadError
 from doublehead.evaluation.coco import evaluate_detections
-from doublehead.model.checkpoint import load_model
+from doublehead.model.checkpoint import load_model, save_checkpoint
+from doublehead.model.detector import Detector
 from doublehead.training.recipes import resolve
+from small import SMALL
 
 EXAMPLES = int(os.environ.get("DOUBLEHEAD_FUZZ", "0"))
 SECONDS = 10  # an input that takes longer hangs
@@ -56,12 +62,12 @@ WORDS = (
     b": ",
 )
 VALUES: tuple[Any, ...] = (
-    None, True, 0, -1, 0.5, 1e30, -1e300, float("inf"), float("nan"), 10**30, 2**53, "", " ", "a" * 5000, "\x00", "\ud800",
-    "[/b]", "../../x", "~nobody/x", [], {}, [[]], {"": None}, [1, 2, 3, 4], ["a"] * 50, {"id": 1},
+    None, True, 0, -1, 0.5, 1e30, -1e300, float("inf"), float("nan"), 10**30, 2**53, "", " ", "a" * 5000, "\x00",
+    "\ud800", "[/b]", "../../x", "~nobody/x", [], {}, [[]], {"": None}, [1, 2, 3, 4], ["a"] * 50, {"id": 1},
 )  # fmt: skip
 
 places = st.lists(
-    st.tuples(st.floats(0, 1), st.integers(0, 3), st.sampled_from(WORDS) | st.binary(max_size=6)), max_size=6
+    st.tuples(st.floats(0, 1), st.integers(0, 3), st.sampled_from(WORDS) | st.binary(max_size=6)), max_size=3
 )
 changes = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 4), st.sampled_from(VALUES)), min_size=1, max_size=3)
 
@@ -141,8 +147,7 @@ def fuzz(name: str, few: int, spoiled: st.SearchStrategy[Any], target: Callable[
             try:
                 target(value)
                 seen["read"] += 1
-            except DoubleheadError as error:
-                assert str(error).strip()
+            except DoubleheadError:
                 seen["refused"] += 1
 
     run()
@@ -156,13 +161,17 @@ def look_at(root: Path) -> None:
     """Read a dataset in every way there is; `check` never fails, and agrees with training."""
     found = inspect(root)
     found.to_json()
-    found.table()
+    show(found.table())
     try:
         train, _ = read_for_training(root)
     except DoubleheadError:
         assert found.errors
         raise
-    evaluate_detections(train.records, train.categories, []).table()
+    show(evaluate_detections(train.records, train.categories, []).table())
+
+
+def show(table: Table) -> None:
+    RichConsole(file=io.TextIOWrapper(io.BytesIO(), encoding="utf-8")).print(table)
 
 
 FILES = {
@@ -245,8 +254,14 @@ def test_config(tmp_path):
     fuzz("--set", 40, st.tuples(st.sampled_from(keys), texts).map("=".join), setting)
 
 
-def test_checkpoints(tmp_path, trained):
-    whole = (trained / "best.safetensors").read_bytes()
+def test_checkpoints(tmp_path):
+    config = resolve(
+        "double-head-tiny", settings={key: v for key, v in SMALL.items() if key.startswith("model.")}
+    ).model
+    saved = tmp_path / "sound.safetensors"
+    classes = Categories(("red", "white"), (1, 2))
+    save_checkpoint(saved, config, classes, Detector(config, 2, pretrained=False).state_dict(), {"step": 7})
+    whole = saved.read_bytes()
     length = int.from_bytes(whole[:8], "little")
     header, tensors = json.loads(whole[8 : 8 + length]), whole[8 + length :]
     within = header["__metadata__"]
