@@ -7,6 +7,7 @@ A run is a `Config`: `model` (what is built), `data` (how images reach it) and `
 from __future__ import annotations
 
 import copy
+import os.path
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -137,6 +138,12 @@ class RPNConfig(Strict):
         default=1e-3, ge=0, description="Proposals with a side under it, in pixels, are dropped."
     )
 
+    @model_validator(mode="after")
+    def _background_below(self) -> RPNConfig:
+        if not self.background_iou <= self.foreground_iou:
+            raise ValueError("background_iou must not lie above foreground_iou")
+        return self
+
 
 class RoIConfig(Strict):
     """Sampling of proposals, which of them a regress-only branch sees, and post-processing."""
@@ -239,7 +246,7 @@ class AugmentConfig(Strict):
 
 def absolute(path: str) -> str:
     """The path as it is from any folder, so that a run can be resumed from another one."""
-    return str(Path(path).expanduser().absolute())
+    return str(Path(os.path.expanduser(path)).absolute())
 
 
 class DataConfig(Strict):

@@ -41,6 +41,12 @@ class Dataset:
     format: Literal["coco", "voc", "yolo"]
     splits: dict[str, Callable[[], Split]]
 
+    @property
+    def distinct(self) -> list[str]:
+        """Names of the splits, without VOC's trainval where train and val are there."""
+        again = "trainval" if {"train", "val"} <= set(self.splits) else ""
+        return [name for name in self.splits if name != again]
+
     def has(self, split: str) -> bool:
         """Whether `read` finds this split."""
         return self.name_of(split) is not None

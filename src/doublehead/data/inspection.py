@@ -64,6 +64,7 @@ class Inspection:
         """Counts and examples, for the console."""
         table = Table("", "split", "found", "what", "such as")
         table.columns[2].justify = "right"
+        table.columns[4].overflow = "fold"  # paths stay whole
         for split, finding in self.rows:
             level = Text("error", "bold red") if finding.error else Text("warning", "yellow")
             examples = Text("\n".join(place.text for place in finding.places[: 1 if finding.error else 2]))
@@ -118,7 +119,7 @@ def inspect(path: str | Path, progress: bool = False) -> Inspection:
     splits: list[Split] = []
     with findings.collect("datasets that cannot be read"):
         dataset = open_dataset(path)
-        for name in _names(dataset):
+        for name in dataset.distinct:
             with findings.collect("splits that cannot be read"):
                 splits.append(dataset.look(name))
         _training(path, dataset, splits, findings)
@@ -130,12 +131,6 @@ def inspect(path: str | Path, progress: bool = False) -> Inspection:
         suspect_boxes(split)
         suspect_classes(split)
     return Inspection(Path(path), splits, findings)
-
-
-def _names(dataset: Dataset) -> list[str]:
-    """The splits to look at: VOC's trainval is train and val once more."""
-    again = "trainval" if {"train", "val"} <= set(dataset.splits) else ""
-    return [name for name in dataset.splits if name != again]
 
 
 def _training(path: str | Path, dataset: Dataset, splits: list[Split], findings: Findings) -> None:

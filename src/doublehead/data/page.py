@@ -51,7 +51,8 @@ tr:last-child td { border-bottom: 0; }
 .bars .bar { width: 40%; }
 .bar div { height: 11px; border-radius: 2px; margin: 1px 0; min-width: 1px; }
 .key { display: inline-block; width: 11px; height: 11px; border-radius: 2px; margin: 0 5px 0 14px; }
-.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(220px, 1fr)); gap: 12px; }
+ul.panel { margin: 8px 0; padding-left: 34px; }
+.gallery { margin: 8px 0; display: grid; grid-template-columns: repeat(auto-fill, minmax(220px, 1fr)); gap: 12px; }
 figure { margin: 0; background: #fff; border: 1px solid #e1e4ea; border-radius: 8px; overflow: hidden; }
 figure img { display: block; width: 100%; aspect-ratio: 4 / 3; object-fit: contain; background: #20242c; }
 figcaption { padding: 6px 10px 8px; font-size: 13px; overflow-wrap: anywhere; }
@@ -140,11 +141,14 @@ def _gallery(inspection: Inspection) -> str:
     records = {record.path: record for split in inspection.splits for record in split.records}
     parts = []
     for number, (split, finding) in enumerate(inspection.rows):
-        shown = [_figure(place, records.get(place.image) if place.image else None) for place in _first(finding)]
+        shown = [_shown(place, records.get(place.image) if place.image else None) for place in _first(finding)]
+        pictures, texts = ["".join(part) for part in zip(*shown, strict=True)] if shown else ("", "")
         if shown:
             more = f", {len(shown)} of {finding.count:,}" if finding.count > len(shown) else ""
             title = f"{escape(finding.kind)}{f' in {escape(split)}' if split else ''}{more}"
-            parts.append(f'<h3 id="f{number}">{title}</h3><div class="gallery">{"".join(shown)}</div>')
+            parts.append(f'<h3 id="f{number}">{title}</h3>')
+            parts.append(f'<div class="gallery">{pictures}</div>' if pictures else "")
+            parts.append(f'<ul class="panel text">{texts}</ul>' if texts else "")
     return f"<h2>Looked at closely</h2>{''.join(parts)}" if parts else ""
 
 
@@ -158,8 +162,10 @@ def _first(finding: Finding) -> list[Place]:
     return [*chosen, *others][:SHOWN]
 
 
-def _figure(place: Place, record: Record | None) -> str:
-    return f"<figure>{_picture(place, record)}<figcaption>{escape(place.text)}</figcaption></figure>"
+def _shown(place: Place, record: Record | None) -> tuple[str, str]:
+    """A figure and nothing, or nothing and a line where there is no picture."""
+    picture, text = _picture(place, record), escape(place.text)
+    return (f"<figure>{picture}<figcaption>{text}</figcaption></figure>", "") if picture else ("", f"<li>{text}</li>")
 
 
 def _picture(place: Place, record: Record | None) -> str:
@@ -171,7 +177,7 @@ def _picture(place: Place, record: Record | None) -> str:
     except DoubleheadError:
         return ""
     width, height = image.size
-    image.thumbnail((_LONG_SIDE, _LONG_SIDE))
+    image = image.resize([max(1, round(side * _LONG_SIDE / max(width, height))) for side in (width, height)])
     scale = np.array([image.width / width, image.height / height] * 2)
     if record is not None and (record.width, record.height) == (width, height):
         image = draw_boxes(image, record.boxes * scale, record.labels)

@@ -15,7 +15,7 @@ from doublehead.errors import DoubleheadError
 
 
 def write_coco(data: str | Path, output: str | Path, link: bool = False, progress: bool = False) -> list[Split]:
-    """Write every split as `annotations/instances_<split>.json` and `<split>/`, into a new folder.
+    """Write the distinct splits as `annotations/instances_<split>.json` and `<split>/`, into a new folder.
 
     Class ids stay as the dataset has them (those of YOLO begin with 0), boxes too, so that a model trained on either
     can be measured on the other. Difficult objects of VOC become crowds. What the reader left out is left out.
@@ -33,7 +33,7 @@ def write_coco(data: str | Path, output: str | Path, link: bool = False, progres
         DoubleheadError: the dataset has a fault, an image is missing, or the folder is not empty.
     """
     dataset, output = open_dataset(data), Path(output)
-    splits = [dataset.read(name) for name in dataset.splits]
+    splits = [dataset.read(name) for name in dataset.distinct]
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise DoubleheadError(f"{output}: is not empty; name a new folder")
     (output / "annotations").mkdir(parents=True, exist_ok=True)
