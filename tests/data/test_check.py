@@ -60,7 +60,7 @@ def test_a_sound_dataset_has_no_findings_and_trains(form, tmp_path, command):
     outcome, found = checked(command, root)
     assert outcome.code == 0
     assert found["findings"] == []
-    assert outcome.out == "no errors: this can be trained on; 0 warnings, which training can live with\n"
+    assert outcome.out == "no errors: this can be trained on; warnings: 0\n"
     assert [(split["name"], split["images"]) for split in found["splits"]] == [("train", 10), ("val", 4)]
     assert [(c["name"], c["boxes"]) for c in found["splits"][0]["classes"]] == [("red", 30), ("white", 10)]
     assert command("train", root, *TINY, "-o", tmp_path / "run").code == 0
@@ -122,10 +122,11 @@ def test_every_fault_is_counted_not_the_first_alone(tmp_path, command):
         ("train", "images missing"): 3,
         ("val", "files that are no images"): 1,
     }
-    assert "11 errors to mend before training" in outcome.out
+    assert "errors to mend before training: 11; warnings: " in outcome.out
 
 
 def test_a_path_without_a_dataset(tmp_path, command):
-    outcome = command("check", tmp_path / "gone")
+    outcome, found = checked(command, tmp_path / "gone")
     assert outcome.code == 1
-    assert "there is no such dataset" in " ".join(outcome.out.split())
+    (finding,) = found["findings"]
+    assert "there is no such dataset" in finding["places"][0]["text"]

@@ -57,8 +57,8 @@ class Inspection:
     def verdict(self) -> str:
         """One line."""
         if self.errors:
-            return f"{self.errors} errors to mend before training, {self.warnings} warnings"
-        return f"no errors: this can be trained on; {self.warnings} warnings, which training can live with"
+            return f"errors to mend before training: {self.errors}; warnings: {self.warnings}"
+        return f"no errors: this can be trained on; warnings: {self.warnings}"
 
     def table(self) -> Table:
         """Counts and examples, for the console."""
