@@ -35,7 +35,7 @@ def test_version(command):
 def test_help_names_every_command(command):
     outcome = command("--help")
     assert outcome.code == 0
-    for name in ("models", "synthesize", "train", "resume", "evaluate", "predict", "benchmark"):
+    for name in ("models", "check", "to-coco", "synthesize", "train", "resume", "evaluate", "predict", "benchmark"):
         assert f" {name} " in outcome.out
 
 

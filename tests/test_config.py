@@ -92,6 +92,9 @@ def test_override_leaves_what_it_was_given():
         ({"train.lr": -1}, "settings: `train.lr`: Input should be greater than 0"),
         ({"model.backbone.name": "resnet51"}, "settings: `model.backbone.name`: Input should be 'resnet18'"),
         ({"model.conv_head.blocks": "papr"}, "`model.conv_head`: blocks is a list, or one of paper, mmdetection"),
+        ({"model.backbone": "None"}, "settings: `model.backbone`: Input should be a valid dictionary"),
+        ({"train": 5}, "settings: `train`: Input should be a valid dictionary"),
+        ({"model.rpn.foreground_iou": 0.1}, "`model.rpn`: background_iou must not lie above foreground_iou"),
         ({"train.steps": 10, "train.epochs": 2}, "give the run's length as steps or as epochs"),
         ({"train.steps": None, "train.epochs": None}, "give the run's length as steps or as epochs"),
     ],
@@ -112,7 +115,7 @@ def test_a_wrong_key_in_a_file_is_named_with_the_file(file):
         resolve("double-head-tiny", file=file("train: {lr: 0.1}"), settings={"train.lr1": 1})
 
 
-@pytest.mark.parametrize("text", ["train: [", "- 1", "just words"])
+@pytest.mark.parametrize("text", ["train: [", "- 1", "just words", "train: 2001-99-99"])
 def test_a_file_that_holds_no_settings_is_named(file, text):
     path = file(text)
     with pytest.raises(DoubleheadError, match=str(path)):

@@ -23,6 +23,9 @@ from doublehead.benchmarks.training import training
 from doublehead.config import parse_settings
 from doublehead.console import Console
 from doublehead.data import synthetic
+from doublehead.data.inspection import inspect
+from doublehead.data.page import write_page
+from doublehead.data.to_coco import write_coco
 from doublehead.errors import DoubleheadError
 from doublehead.evaluation.evaluate import evaluate as measure
 from doublehead.interop import convert as interop
@@ -127,6 +130,37 @@ def synthesize(
     with Console().progress("drawing", sum(counts.values())) as advance:
         synthetic.synthesize(directory, counts, seed, progress=advance)
     print(f"{sum(counts.values())} images are in {directory}")
+
+
+@app.command()
+def check(
+    data: Annotated[str, typer.Argument(help="The dataset's folder or YAML.")],
+    report: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write a page with histograms and the suspects' pictures there.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all findings there.")] = None,
+) -> None:
+    """Look for all that training and evaluation would meet in a dataset. Exit code 1 where they would fail."""
+    inspection = inspect(data, progress=True)
+    if inspection.rows:
+        Console.out(inspection.table())
+    if json:
+        inspection.write_json(json)
+    if report:
+        print(f"the page is {write_page(inspection, report)}")
+    print(inspection.verdict)
+    raise typer.Exit(1 if inspection.errors else 0)
+
+
+@app.command("to-coco")
+def to_coco(
+    data: Annotated[str, typer.Argument(help="A dataset in any format: its folder or YAML.")],
+    output: Annotated[Path, typer.Argument(help="An empty or new folder.")],
+    link: Annotated[bool, typer.Option("--link", help="Link to the images instead of copying them.")] = False,
+) -> None:
+    """Write a dataset of any format in COCO's."""
+    for split in write_coco(data, output, link, progress=True):
+        print(f"{split.name}: {len(split.records)} images")
 
 
 @app.command()

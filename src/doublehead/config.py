@@ -7,6 +7,7 @@ A run is a `Config`: `model` (what is built), `data` (how images reach it) and `
 from __future__ import annotations
 
 import copy
+import os.path
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -140,6 +141,12 @@ class RPNConfig(Strict):
         default=1e-3, ge=0, description="Proposals with a side under it, in pixels, are dropped."
     )
 
+    @model_validator(mode="after")
+    def _background_below(self) -> RPNConfig:
+        if not self.background_iou <= self.foreground_iou:
+            raise ValueError("background_iou must not lie above foreground_iou")
+        return self
+
 
 class RoIConfig(Strict):
     """Sampling of proposals, which of them a regress-only branch sees, and post-processing."""
@@ -242,7 +249,7 @@ class AugmentConfig(Strict):
 
 def absolute(path: str) -> str:
     """The path as it is from any folder, so that a run can be resumed from another one."""
-    return str(Path(path).expanduser().absolute())
+    return str(Path(os.path.expanduser(path)).absolute())
 
 
 class DataConfig(Strict):
@@ -348,7 +355,7 @@ def parse_settings(assignments: Iterable[str]) -> dict[str, Any]:
             raise DoubleheadError(f"--set {assignment}: write it as key=value, such as train.epochs=10")
         try:
             settings[key.strip()] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except (ValueError, RecursionError, yaml.YAMLError) as error:
             raise DoubleheadError(f"--set {assignment}: `{text}` cannot be read as a YAML value") from error
     return settings
 
@@ -389,7 +396,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: no UTF-8, or 2001-99-99
         raise DoubleheadError(f"{path}: cannot be read as YAML ({str(error).splitlines()[0]})") from error
     if not isinstance(values, dict):
         raise DoubleheadError(f"{path}: must hold `key: value` lines")

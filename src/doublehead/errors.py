@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import importlib
+import reprlib
 from types import ModuleType
+from typing import Any
 
 
 class DoubleheadError(Exception):
-    """A mistake in the input, told in one sentence. The command line prints it and exits with code 2."""
+    """A mistake in the input, told in one sentence. The command line prints it and exits with code 2.
+
+    Args:
+        sentence: names the file, field or image, and the mend.
+        kind: what it is one of, in the plural, where many are counted.
+    """
+
+    def __init__(self, sentence: str, kind: str = "") -> None:
+        super().__init__(printable(sentence))
+        self.kind = kind
 
 
 class Fault(DoubleheadError):
@@ -26,3 +37,13 @@ def require(module: str, extra: str) -> ModuleType:
         raise DoubleheadError(
             f"this needs {module.split('.')[0]}, which is not installed: pip install 'doublehead[{extra}]'"
         ) from error
+
+
+def printable(text: str) -> str:
+    """Text that any output takes: halves of characters, as in file names that are no UTF-8, are written as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def brief(value: Any) -> str:
+    """A user's value as code for a sentence, shortened where it is long or deep."""
+    return reprlib.repr(value)

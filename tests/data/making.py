@@ -40,3 +40,14 @@ def xml(objects: str, filename: str = "", size: str = "<width>40</width><height>
 def thing(name: str, *edges: float, difficult: int = 0) -> str:
     tags = "".join(f"<{k}>{v}</{k}>" for k, v in zip(("xmin", "ymin", "xmax", "ymax"), edges, strict=True))
     return f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>{tags}</bndbox></object>"
+
+
+def yolo(root: Path, labels: dict[str, str | None], text: str = "train: images\nnames: [cat, dog]\n") -> Path:
+    """A YOLO dataset of one split: label texts by image name; None: no label file."""
+    for name, lines in labels.items():
+        picture(root / "images" / f"{name}.png")
+        if lines is not None:
+            (root / "labels").mkdir(exist_ok=True)
+            (root / "labels" / f"{name}.txt").write_text(lines)
+    (root / "data.yaml").write_text(text)
+    return root

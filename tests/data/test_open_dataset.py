@@ -67,6 +67,9 @@ def make_voc(root):
 def test_voc_layout(tmp_path):
     dataset = open_dataset(make_voc(tmp_path))
     assert (dataset.format, list(dataset.splits)) == ("voc", ["train", "test", "trainval"])
+    assert dataset.distinct == ["train", "test", "trainval"]
+    (tmp_path / "ImageSets/Main/val.txt").touch()
+    assert open_dataset(tmp_path).distinct == ["train", "val", "test"]
     assert dataset.read("test").categories.names == ("ape",)
 
 
@@ -90,6 +93,8 @@ def test_yaml_names_format_and_splits(tmp_path):
         ("format: voc\nroot: gone\nsplits: {train: x}\n", "`root` names .*gone, which is no folder"),
         ("format: voc\nsplits: {}\n", "`splits` is empty"),
         ("- a list", "must hold"),
+        ("[" * 100_000, "cannot be read as YAML"),
+        ("format: 2001-99-99", "cannot be read as YAML"),
     ],
 )
 def test_mistakes_in_the_yaml_are_named(tmp_path, text, message):

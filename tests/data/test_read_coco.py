@@ -32,11 +32,11 @@ def test_crowds_are_kept_but_do_not_train_and_empty_images_stay(tmp_path):
 
 def test_boxes_without_area_are_left_out_and_counted(tmp_path):
     edges = [[5, 5, 0, 4], [5, 5, 4, -1], [50, 5, 4, 4], [-9, 5, 9, 4], [5, 5, 1, 1]]
-    annotations = [box(i, 1, 3, bbox) for i, bbox in enumerate(edges)]
+    annotations = [box(i, 1, 3, bbox) for i, bbox in enumerate(edges, start=1)]
     split = read_coco("train", coco(tmp_path / "a.json", [image(1)], annotations, CATS), tmp_path)
     assert split.records[0].boxes.tolist() == [[5, 5, 6, 6]]
-    assert split.findings.counts == {"boxes without area left out": 4}
-    assert split.findings.examples["boxes without area left out"][0] == "1.png, annotation 0"
+    assert split.findings.counts == {"boxes without area left out": 2, "boxes outside the image left out": 2}
+    assert split.findings.by_kind["boxes without area left out"].places[0].text == "1.png, annotation 1"
 
 
 def test_boxes_past_the_edge_are_kept_as_annotated_clipped_for_training_and_counted(tmp_path):
@@ -92,7 +92,7 @@ def test_roboflows_placeholder_is_left_out_only_where_it_is_one(tmp_path):
 def test_contradictions_name_the_file_and_the_entry(tmp_path, images, annotations, message):
     file = coco(tmp_path / "a.json", images, annotations, CATS)
     with pytest.raises(DoubleheadError, match=r"a\.json") as caught:
-        read_coco("train", file, tmp_path)
+        read_coco("train", file, tmp_path).sound()
     assert message in str(caught.value)
 
 

@@ -1,6 +1,9 @@
+from collections import defaultdict
+
 from doublehead.config import AugmentConfig
 from doublehead.data.check import check_images
 from doublehead.data.dataset import open_dataset
+from doublehead.data.inspection import inspect
 from doublehead.data.loader import DetectionDataset, evaluation_loader, training_loader
 from doublehead.data.transforms import training_transform
 
@@ -10,11 +13,24 @@ def test_bccd(shared):
     splits = {name: dataset.read(name) for name in ("train", "val", "test")}
     assert {name: len(split.records) for name, split in splits.items()} == {"train": 205, "val": 87, "test": 72}
     kind = "boxes without area left out"
-    left_out = sorted(example for split in splits.values() for example in split.findings.examples.get(kind, []))
+    findings = [split.findings.by_kind[kind] for split in splits.values() if kind in split.findings.by_kind]
+    left_out = sorted(place.text for finding in findings for place in finding.places)
     assert left_out == ["BloodImage_00338.jpg (RBC)", "BloodImage_00343.jpg (RBC)"]
     assert all(split.categories.names == ("Platelets", "RBC", "WBC") for split in splits.values())
     assert sum(len(record.boxes) for split in splits.values() for record in split.records) == 4888 - 2
     check_images(splits["val"].records, "header")
+
+
+def test_check_finds_what_is_known_of_bccd(shared):
+    found = inspect(shared / "bccd")
+    assert not found.errors
+    places = defaultdict(list)
+    for _, finding in found.rows:
+        places[finding.kind] += [place.text for place in finding.places]
+    assert sorted(places["boxes without area left out"]) == ["BloodImage_00338.jpg (RBC)", "BloodImage_00343.jpg (RBC)"]
+    unlabelled = places["images that look unlabelled"]
+    assert len(unlabelled) == 15
+    assert all("no `RBC`" in text for text in unlabelled)
 
 
 def test_coco(shared):

@@ -1,17 +1,47 @@
-"""Every image looked at before training starts, so that hour three brings no surprise."""
+"""What must hold before training starts, so that hour three brings no surprise; `doublehead check` asks the same."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal
+from pathlib import Path
+from typing import Literal, TypeVar
 
 from PIL import Image
 
-from doublehead.data.images import image_size, read_image
-from doublehead.data.records import Record
+from doublehead.categories import require_same_classes
+from doublehead.data.dataset import open_dataset
+from doublehead.data.images import Picture, image_size, read_picture
+from doublehead.data.records import Record, Split
 from doublehead.errors import DoubleheadError
+
+Seen = TypeVar("Seen")
+
+
+def read_for_training(path: str | Path, train: str = "train", val: str | None = "val") -> tuple[Split, Split | None]:
+    """The splits to train on and to measure during training; None where the dataset has no such split to measure.
+
+    Raises:
+        DoubleheadError: the dataset or one of the two splits has a mistake, or they do not go together.
+    """
+    dataset = open_dataset(path)
+    split = dataset.read(train)
+    measured = dataset.read(val) if val and dataset.has(val) else None
+    require_trainable(path, split, measured)
+    return split, measured
+
+
+def require_trainable(path: str | Path, split: Split, val: Split | None) -> None:
+    """Refuse splits that cannot be learned from, each sound in itself.
+
+    Raises:
+        DoubleheadError: the splits have different classes, or there is no box to learn from.
+    """
+    if val is not None:
+        require_same_classes(f"the splits {split.name} and {val.name}", split.categories, val.categories)
+    if not any(len(record.training_boxes()[1]) for record in split.records):
+        raise DoubleheadError(f"{path}: split `{split.name}` has no boxes to learn from")
 
 
 def read_record(record: Record) -> Image.Image:
@@ -20,9 +50,14 @@ def read_record(record: Record) -> Image.Image:
     Raises:
         DoubleheadError: the file cannot be read, or its size is not the annotations' size.
     """
-    image = read_image(record.path)
-    _same_size(record, image.size)
-    return image
+    return read_record_picture(record).rgb
+
+
+def read_record_picture(record: Record) -> Picture:
+    """As `read_record`, with what the file was before."""
+    picture = read_picture(record.path)
+    _same_size(record, picture.rgb.size)
+    return picture
 
 
 def check_images(
@@ -50,18 +85,27 @@ def check_images(
             return str(error)
         return None
 
-    faults = []
-    executor = ThreadPoolExecutor(os.cpu_count())  # decoders release the GIL
+    faults = [found for found in in_threads(fault, records, progress) if found]
+    if faults:
+        more = f" (and {len(faults) - 1} more of {len(records)} images have a fault)" if len(faults) > 1 else ""
+        raise DoubleheadError(f"{faults[0]}{more}")
+
+
+def in_threads(
+    look: Callable[[Record], Seen], records: Sequence[Record], progress: Callable[[], object] | None = None
+) -> Iterator[Seen]:
+    """What `look` sees in each record, in their order, by as many threads as there are cores: decoders release the GIL.
+
+    `progress` is called once per record, in this thread.
+    """
+    executor = ThreadPoolExecutor(os.cpu_count())
     try:
-        for found in executor.map(fault, records):
-            faults += [found] if found else []
+        for seen in executor.map(look, records):
+            yield seen
             if progress:
                 progress()
     finally:
         executor.shutdown(cancel_futures=True)  # or Ctrl-C would wait for all the rest
-    if faults:
-        more = f" (and {len(faults) - 1} more of {len(records)} images have a fault)" if len(faults) > 1 else ""
-        raise DoubleheadError(f"{faults[0]}{more}")
 
 
 def _same_size(record: Record, size: tuple[int, int]) -> None:
@@ -73,4 +117,4 @@ def _same_size(record: Record, size: tuple[int, int]) -> None:
         message += "; they were likely drawn before its EXIF orientation turned it: turn the file or the annotations"
     else:
         message += "; put back the image that was annotated, or mend the size and the boxes"
-    raise DoubleheadError(message)
+    raise DoubleheadError(message, "images of another size than annotated")

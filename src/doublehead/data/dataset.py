@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os.path
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,13 +16,15 @@ from doublehead.config import Strict, read_yaml, sentence
 from doublehead.data.coco import read_coco
 from doublehead.data.records import Split
 from doublehead.data.voc import read_voc, voc_categories
-from doublehead.errors import DoubleheadError
+from doublehead.data.yolo import read_data_yaml, read_yolo
+from doublehead.errors import DoubleheadError, brief
 
 LAYOUTS = (
     "annotations/instances_train.json with train/ or images/ (COCO)",
     "train/_annotations.coco.json (Roboflow)",
     "instances.json with images/ (COCO, one split)",
     "Annotations/, JPEGImages/ and ImageSets/Main/train.txt (Pascal VOC)",
+    "data.yaml (YOLO)",
 )
 
 
@@ -35,12 +38,18 @@ class Dataset:
     """
 
     path: Path
-    format: Literal["coco", "voc"]
+    format: Literal["coco", "voc", "yolo"]
     splits: dict[str, Callable[[], Split]]
+
+    @property
+    def distinct(self) -> list[str]:
+        """Names of the splits, without VOC's trainval where train and val are there."""
+        again = "trainval" if {"train", "val"} <= set(self.splits) else ""
+        return [name for name in self.splits if name != again]
 
     def has(self, split: str) -> bool:
         """Whether `read` finds this split."""
-        return self._name(split) is not None
+        return self.name_of(split) is not None
 
     def read(self, split: str) -> Split:
         """Read one split; its `name` is the one found.
@@ -48,12 +57,21 @@ class Dataset:
         Raises:
             DoubleheadError: there is no such split, or its files have a mistake.
         """
-        name = self._name(split)
+        return self.look(split).sound()
+
+    def look(self, split: str) -> Split:
+        """Read one split as far as it goes, with its faults among its findings; not yet fit to train on.
+
+        Raises:
+            DoubleheadError: there is no such split, or nothing of it can be read.
+        """
+        name = self.name_of(split)
         if name is None:
             raise DoubleheadError(f"{self.path}: has no split `{split}`; it has {', '.join(self.splits)}")
         return self.splits[name]()
 
-    def _name(self, split: str) -> str | None:
+    def name_of(self, split: str) -> str | None:
+        """The name under which `read` finds this split."""
         wanted = (split, canonical(split), "all" if canonical(split) == "train" else split)
         return next((name for name in wanted if name in self.splits), None)
 
@@ -64,14 +82,14 @@ def open_dataset(path: str | Path) -> Dataset:
     Raises:
         DoubleheadError: the path is missing, nothing known is found there, or the YAML has a mistake.
     """
-    path = Path(path).expanduser()
-    if path.is_file():
+    path = Path(os.path.expanduser(path))
+    if os.path.isfile(path):
         if path.suffix.lower() not in (".yaml", ".yml"):
             raise DoubleheadError(f"{path}: a dataset is a folder or a YAML file; give the folder that holds this file")
         return _from_yaml(path)
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise DoubleheadError(f"{path}: there is no such dataset; give a folder or a YAML file")
-    for recognise in (_voc, _official, _roboflow, _flat):
+    for recognise in (_voc, _official, _roboflow, _yolo, _flat):
         dataset = recognise(path)
         if dataset:
             return dataset
@@ -93,8 +111,8 @@ def summary(split: Split) -> str:
     counts = [f"{len(records)} images", f"{boxes} boxes of {len(split.categories)} classes"]
     counts += [f"{empty} images without boxes"] * bool(empty) + [f"{crowds} crowds or difficult objects"] * bool(crowds)
     lines = [f"{split.name}: {', '.join(counts)}"]
-    for kind, count in split.findings.counts.items():
-        lines.append(f"  {count} {kind}, such as {split.findings.examples[kind][0]}")
+    for finding in split.findings:
+        lines.append(f"  {finding.count} {finding.kind}, such as {finding.places[0].text}")
     return "\n".join(lines)
 
 
@@ -157,6 +175,17 @@ def _voc_dataset(path: Path, root: Path, lists: dict[str, Path]) -> Dataset:
     return Dataset(path, "voc", _named({split: reader(file) for split, file in lists.items()}))
 
 
+def _yolo(root: Path) -> Dataset | None:
+    files = [root / name for name in ("data.yaml", "data.yml", "dataset.yaml") if (root / name).is_file()]
+    return _yolo_dataset(root, files[0]) if files else None
+
+
+def _yolo_dataset(path: Path, file: Path) -> Dataset:
+    data = read_data_yaml(file)
+    readers = {split: partial(read_yolo, data=data, source=split) for split in data.sources}
+    return Dataset(path, "yolo", _named(readers))
+
+
 class _CocoSplit(Strict):
     annotations: str
     images: str
@@ -176,15 +205,20 @@ class _VocYaml(Strict):
 
 def _from_yaml(path: Path) -> Dataset:
     values = read_yaml(path)
+    if "format" not in values and ("names" in values or "nc" in values):
+        return _yolo_dataset(path, path)
     if values.get("format") not in ("coco", "voc"):
-        raise DoubleheadError(f"{path}: `format` must be coco or voc, not {values.get('format')!r}")
+        raise DoubleheadError(
+            f"{path}: `format` must be coco or voc, not {brief(values.get('format'))}; "
+            "a data.yaml of YOLO has none, but `names`"
+        )
     model: type[_CocoYaml | _VocYaml] = _CocoYaml if values["format"] == "coco" else _VocYaml
     try:
         description = model.model_validate(values)
     except ValidationError as error:
         raise DoubleheadError(f"{path}: {sentence(error)}") from error
-    root = path.parent / Path(description.root).expanduser()
-    if not root.is_dir():
+    root = path.parent / os.path.expanduser(description.root)
+    if not os.path.isdir(root):
         raise DoubleheadError(f"{path}: `root` names {root}, which is no folder")
     if not description.splits:
         raise DoubleheadError(f"{path}: `splits` is empty; name at least train")

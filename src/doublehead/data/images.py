@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +16,39 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".g
 _ORIENTATION = 0x0112  # the EXIF tag; its values 5..8 exchange width and height
 
 
-def read_image(path: Path) -> Image.Image:
-    """Read an image file as RGB, 8 bits a channel, turned upright as its EXIF orientation says.
+@dataclass(frozen=True)
+class Picture:
+    """A decoded image file, and what it was before."""
+
+    rgb: Image.Image  # 8 bits a channel, turned upright as its EXIF orientation says
+    mode: str  # Pillow's name for its colours: RGB, L, CMYK ...
+    orientation: int  # of EXIF, 1: upright
+    several: bool  # frames or pages, of which the first is read
+
+
+def read_picture(path: Path) -> Picture:
+    """Read an image file.
 
     Raises:
-        DoubleheadError: the file is missing, damaged, cut short, no image, or larger than Pillow's pixel limit.
+        DoubleheadError: the file is missing, damaged, cut short, no image, or larger than Pillow's pixel limit (about
+            179 million pixels).
     """
     try:
         with Image.open(path) as image:
-            return to_rgb(image)
+            several = image.format != "MPO" and getattr(image, "is_animated", False)  # MPO: a photo with its preview
+            orientation = image.getexif().get(_ORIENTATION, 1)
+            return Picture(to_rgb(image), image.mode, orientation, several)
     except Exception as error:  # decoders raise nearly anything on damaged bytes: whatever it is, the file is at fault
         raise _unreadable(path, error) from error
+
+
+def read_image(path: Path) -> Image.Image:
+    """Read an image file as RGB, 8 bits a channel, upright.
+
+    Raises:
+        DoubleheadError: as `read_picture`.
+    """
+    return read_picture(path).rgb
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -77,12 +100,18 @@ def _from_wide(image: Image.Image) -> Image.Image:
 
 def _unreadable(path: Path, error: Exception) -> DoubleheadError:
     if isinstance(error, FileNotFoundError):
-        return DoubleheadError(f"{path}: there is no such image file")
+        return DoubleheadError(f"{path}: there is no such image file", "images missing")
     if isinstance(error, DoubleheadError):
-        return DoubleheadError(f"{path}: {error}")
+        return DoubleheadError(f"{path}: {error}", "images with 32-bit values")
     if isinstance(error, Image.UnidentifiedImageError):
-        return DoubleheadError(f"{path}: is not an image that can be read; replace the file or leave it out")
+        return DoubleheadError(
+            f"{path}: is not an image that can be read; replace the file or leave it out", "files that are no images"
+        )
     if isinstance(error, Image.DecompressionBombError):
-        return DoubleheadError(f"{path}: has more pixels than Pillow's limit; scale it down or cut it into tiles")
+        return DoubleheadError(
+            f"{path}: has more pixels than Pillow's limit; scale it down or cut it into tiles", "images too large"
+        )
     cause = (str(error).splitlines() or [type(error).__name__])[0]
-    return DoubleheadError(f"{path}: is damaged or cut short ({cause}); replace the file or leave it out")
+    return DoubleheadError(
+        f"{path}: is damaged or cut short ({cause}); replace the file or leave it out", "images damaged or cut short"
+    )

@@ -1,16 +1,22 @@
-"""What the readers give: one record per image, the categories, and a count of what they met."""
+"""What the readers give: one record per image, the categories, and what they found amiss."""
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from doublehead.categories import Categories as Categories
+from doublehead.errors import DoubleheadError, printable
 
-FLOAT32_LIMIT = 3.0e38  # a coordinate beyond it would turn infinite in an array
+COORDINATE_LIMIT = 1e9  # pixels; areas of larger boxes would turn infinite in float32
+ID_LIMIT = 2**53  # whole numbers up to it survive every reader of JSON
+KEPT = 1000  # places remembered of each kind of finding
+
+Box = tuple[float, float, float, float]  # xyxy in pixels
 
 
 @dataclass(frozen=True)
@@ -35,33 +41,81 @@ class Record:
         return boxes, self.labels[keep]
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where something was found: in words, and for a picture of it the image and the box."""
+
+    text: str  # of an error: the whole sentence
+    image: Path | None = None
+    box: Box | None = None
+
+
 @dataclass
+class Finding:
+    """One kind of thing found amiss. An error keeps a split from training or evaluation; a warning does not."""
+
+    kind: str  # in the plural: "boxes without area left out"
+    error: bool
+    count: int = 0
+    places: list[Place] = field(default_factory=list)  # the first `KEPT`
+
+
 class Findings:
-    """What a reader met and mended: kind -> how often, with a few examples."""
+    """What was found amiss, by kind."""
 
-    counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    examples: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    def __init__(self) -> None:
+        self.by_kind: dict[str, Finding] = {}
 
-    def add(self, kind: str, example: str) -> None:
-        """Count one more of `kind`; the first three are kept as examples."""
-        self.counts[kind] += 1
-        if len(self.examples[kind]) < 3:
-            self.examples[kind].append(example)
+    def __iter__(self) -> Iterator[Finding]:
+        return iter(self.by_kind.values())
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Kind -> how often."""
+        return {finding.kind: finding.count for finding in self}
+
+    @property
+    def errors(self) -> list[Finding]:
+        """The kinds that keep from training."""
+        return [finding for finding in self if finding.error]
+
+    def warn(self, kind: str, text: str, image: Path | None = None, box: Box | None = None) -> None:
+        """Count one more of something that was mended, or that training can live with."""
+        self._add(kind, False, Place(printable(text), image, box))
+
+    def fault(self, kind: str, sentence: str, image: Path | None = None) -> None:
+        """Count one more of something that must be mended."""
+        self._add(kind, True, Place(printable(sentence), image))
+
+    @contextmanager
+    def collect(self, kind: str, image: Path | None = None) -> Iterator[None]:
+        """Count a DoubleheadError raised inside as a fault, of its own kind or else of this, and go on behind it."""
+        try:
+            yield
+        except DoubleheadError as error:
+            self.fault(error.kind or kind, str(error), image)
+
+    def _add(self, kind: str, error: bool, place: Place) -> None:
+        finding = self.by_kind.setdefault(kind, Finding(kind, error))
+        finding.count += 1
+        if len(finding.places) < KEPT:
+            finding.places.append(place)
 
 
-def note_box(
-    box: tuple[float, float, float, float], width: float, height: float, where: str, findings: Findings
-) -> bool:
-    """Say whether a box (xyxy) has area inside its image, and count it in `findings` if it has none or passes the edge.
+def note_box(box: Box, width: float, height: float, where: str, image: Path, findings: Findings) -> bool:
+    """Say whether a box has area inside its image, and warn in `findings` if it has none or passes the edge.
 
     Half a pixel past the edge is rounding and not worth a word.
     """
     x1, y1, x2, y2 = box
+    if x2 <= x1 or y2 <= y1:
+        findings.warn("boxes without area left out", where, image, box)
+        return False
     if min(x2, width) <= max(x1, 0) or min(y2, height) <= max(y1, 0):
-        findings.add("boxes without area left out", where)
+        findings.warn("boxes outside the image left out", where, image, box)
         return False
     if x1 < -0.5 or y1 < -0.5 or x2 > width + 0.5 or y2 > height + 0.5:
-        findings.add("boxes past the image's edge clipped for training", where)
+        findings.warn("boxes past the image's edge clipped for training", where, image, box)
     return True
 
 
@@ -73,3 +127,16 @@ class Split:
     records: list[Record]
     categories: Categories
     findings: Findings
+
+    def sound(self) -> Split:
+        """This split, if it may be trained on and measured.
+
+        Raises:
+            DoubleheadError: the first fault that was found while reading, and how many more there are.
+        """
+        faults = self.findings.errors
+        more = sum(finding.count for finding in faults) - 1
+        if faults:
+            behind = f" (and {more} more like this; `doublehead check` lists them)" if more else ""
+            raise DoubleheadError(f"{faults[0].places[0].text}{behind}")
+        return self

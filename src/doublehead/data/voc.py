@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os.path
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import ParseError
@@ -14,21 +16,25 @@ from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import parse
 
 from doublehead.data.images import IMAGE_SUFFIXES, image_size
-from doublehead.data.records import FLOAT32_LIMIT, Categories, Findings, Record, Split, note_box
+from doublehead.data.records import COORDINATE_LIMIT, Categories, Findings, Record, Split, note_box
 from doublehead.errors import DoubleheadError
 
 
 def voc_categories(root: Path) -> Categories:
     """Class names found in all of `root/Annotations`, in alphabetical order with ids 1..C: alike for every split.
 
+    Files that cannot be read are passed over: `read_voc` names them, where a split wants them.
+
     Raises:
-        DoubleheadError: an XML file cannot be read, or there is no object at all.
+        DoubleheadError: there is no object at all.
     """
-    files = sorted((root / "Annotations").glob("*.xml"))
-    names = sorted({_text(file, item, "name") for file in files for item in _parse(file).findall("object")})
+    names: set[str] = set()
+    for file in sorted((root / "Annotations").glob("*.xml")):
+        with suppress(DoubleheadError):
+            names.update(_text(file, item, "name") for item in _parse(file).findall("object"))
     if not names:
         raise DoubleheadError(f"{root / 'Annotations'}: no XML file there holds an object, so there are no classes")
-    return Categories(tuple(names), tuple(range(1, len(names) + 1)))
+    return Categories(tuple(sorted(names)), tuple(range(1, len(names) + 1)))
 
 
 def read_voc(name: str, root: Path, list_file: Path, categories: Categories | None = None) -> Split:
@@ -39,17 +45,19 @@ def read_voc(name: str, root: Path, list_file: Path, categories: Categories | No
     `difficult` objects become crowds: left out of training, and neither right nor wrong in evaluation, as in VOC.
     An image's id is its place in the list, from 1. Without `categories` they are collected by `voc_categories`.
 
+    Files that are missing or malformed are left out, each a fault in the split's findings.
+
     Raises:
-        DoubleheadError: a file is missing or malformed; it names the file and the field.
+        DoubleheadError: the list or the folder of images is missing, or there are no classes.
     """
     categories = categories or voc_categories(root)
     label_of = {category: label for label, category in enumerate(categories.names, start=1)}
-    image_of = _images(root / "JPEGImages")
     findings = Findings()
-    records = [
-        _record(number, root, stem, image_of, label_of, findings)
-        for number, stem in enumerate(_stems(root, list_file, findings), start=1)
-    ]
+    image_of = _images(root / "JPEGImages", findings)
+    records: list[Record] = []
+    for number, stem in enumerate(_stems(root, list_file, findings), start=1):
+        with findings.collect("images that cannot be used"):
+            records.append(_record(number, root, stem, image_of, label_of, findings))
     return Split(name, records, categories, findings)
 
 
@@ -60,18 +68,28 @@ def _stems(root: Path, list_file: Path, findings: Findings) -> Iterable[str]:
         raise DoubleheadError(f"{list_file}: cannot be read as a list of image names ({error})") from error
     stems: dict[str, None] = {}
     for line in filter(None, map(str.strip, lines)):
+        if "/" in line or "\\" in line:
+            sentence = f"{list_file}: `{line}` is a path; write the plain name of the image, without its folder"
+            findings.fault("images outside the dataset's folder", sentence)
+            continue
         # VOC's lists per class put 1, 0 or -1 behind the name; a name may itself hold blanks
-        stem = line if (root / "Annotations" / f"{line}.xml").exists() else re.sub(r"\s+(-1|0|1)$", "", line)
+        stem = line if os.path.exists(root / "Annotations" / f"{line}.xml") else re.sub(r"\s+(-1|0|1)$", "", line)
         if stem in stems:
-            findings.add("images listed twice, read once", f"{stem} in {list_file.name}")
+            findings.warn("images listed twice, read once", f"{stem} in {list_file.name}")
         stems[stem] = None
     return stems
 
 
-def _images(folder: Path) -> dict[str, Path]:
+def _images(folder: Path, findings: Findings) -> dict[str, Path]:
     if not folder.is_dir():
         raise DoubleheadError(f"{folder}: there is no such folder of images")
-    return {file.stem: file for file in sorted(folder.iterdir()) if file.suffix.lower() in IMAGE_SUFFIXES}
+    image_of: dict[str, Path] = {}
+    for file in sorted(folder.iterdir()):
+        if file.suffix.lower() in IMAGE_SUFFIXES:
+            if file.stem in image_of:
+                findings.warn("images of the same name, the last one taken", f"{image_of[file.stem].name}, {file.name}")
+            image_of[file.stem] = file
+    return image_of
 
 
 def _record(
@@ -86,14 +104,18 @@ def _record(
 
     boxes, labels, crowd = [], [], []
     for item in tree.findall("object"):
-        category = _text(path, item, "name")
-        if category not in label_of:
-            raise DoubleheadError(f"{path}: class `{category}` is not among {', '.join(label_of)}")
-        x1, y1, x2, y2 = (_number(path, item, f"bndbox/{edge}") for edge in ("xmin", "ymin", "xmax", "ymax"))
-        if note_box((x1, y1, x2, y2), width, height, f"{file.name} ({category})", findings):
-            boxes.append((x1, y1, x2, y2))
-            labels.append(label_of[category])
-            crowd.append(_number(path, item, "difficult", default=0) != 0)
+        with findings.collect("boxes that cannot be read", file):
+            category = _text(path, item, "name")
+            if category not in label_of:
+                raise DoubleheadError(
+                    f"{path}: class `{category}` is not among {', '.join(label_of)}", "unknown classes"
+                )
+            x1, y1, x2, y2 = (_number(path, item, f"bndbox/{edge}") for edge in ("xmin", "ymin", "xmax", "ymax"))
+            difficult = _number(path, item, "difficult", default=0) != 0
+            if note_box((x1, y1, x2, y2), width, height, f"{file.name} ({category})", file, findings):
+                boxes.append((x1, y1, x2, y2))
+                labels.append(label_of[category])
+                crowd.append(difficult)
     edges = np.array(boxes, dtype=np.float32).reshape(-1, 4)
     return Record(
         image_id=number,
@@ -112,7 +134,9 @@ def _image(path: Path, tree: Any, image_of: dict[str, Path]) -> Path:
     stem = Path((tree.findtext("filename") or "").strip()).stem
     file = image_of.get(path.stem) or image_of.get(stem)
     if file is None:
-        raise DoubleheadError(f"{path}: its image `{path.stem}` is not in {path.parent.parent / 'JPEGImages'}")
+        raise DoubleheadError(
+            f"{path}: its image `{path.stem}` is not in {path.parent.parent / 'JPEGImages'}", "images missing"
+        )
     return file
 
 
@@ -120,9 +144,11 @@ def _parse(path: Path) -> Any:
     try:
         return parse(path)
     except FileNotFoundError as error:
-        raise DoubleheadError(f"{path}: there is no such file, but the list names it") from error
+        raise DoubleheadError(
+            f"{path}: there is no such file, but the list names it", "annotation files missing"
+        ) from error
     except (OSError, ParseError, ValueError, DefusedXmlException) as error:
-        raise DoubleheadError(f"{path}: cannot be read as XML ({error})") from error
+        raise DoubleheadError(f"{path}: cannot be read as XML ({error})", "annotation files unreadable") from error
 
 
 def _text(path: Path, node: Any, field: str) -> str:
@@ -140,6 +166,6 @@ def _number(path: Path, node: Any, field: str, default: float | None = None) -> 
         value = float(text)
     except ValueError:
         value = math.nan
-    if not abs(value) < FLOAT32_LIMIT:  # so written that NaN fails too
-        raise DoubleheadError(f"{path}: <{field}> must be a finite number, not `{text}`")
+    if not abs(value) < COORDINATE_LIMIT:  # so written that NaN fails too
+        raise DoubleheadError(f"{path}: <{field}> must be a finite number, not `{text[:40]}`")
     return value

@@ -11,6 +11,7 @@ from typing import Any
 import hotcoco
 import numpy as np
 from rich.table import Table
+from rich.text import Text
 
 from doublehead.data.records import Categories, Record
 from doublehead.errors import DoubleheadError
@@ -104,7 +105,7 @@ class Metrics:
         table.add_column("detections", f"{self.detections}", justify="right")
         for c in self.classes:
             figures = (_percent(value) for value in (c.ap, c.ap50, c.ap75))
-            table.add_row(c.name, *figures, f"{c.boxes}", f"{c.detections}")
+            table.add_row(Text(c.name), *figures, f"{c.boxes}", f"{c.detections}")
         return table
 
     def totals_table(self) -> Table:

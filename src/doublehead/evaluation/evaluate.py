@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from doublehead.categories import Categories
+from doublehead.categories import Categories, some_classes
 from doublehead.config import LOADER_TIMEOUT
 from doublehead.console import Console
 from doublehead.data.dataset import open_dataset
@@ -121,24 +121,6 @@ def evaluate(
     return Evaluation(metrics, results, found.waited / max(found.seconds, 1e-9), processes.leads)
 
 
-def require_same_classes(between: str, one: Categories, other: Categories) -> None:
-    """Refuse classes that would stand for others.
-
-    Args:
-        between: what has these classes, in words: "the splits train and val".
-        one: the classes of the first.
-        other: the classes of the second.
-
-    Raises:
-        DoubleheadError: names, ids or their order differ.
-    """
-    if one != other:
-        raise DoubleheadError(
-            f"{between} have different classes, {_some(one.pairs)} and {_some(other.pairs)}: give both the same names "
-            "and ids in the same order"
-        )
-
-
 def require_known_classes(model: Categories, data: Categories) -> None:
     """Refuse to measure a model on classes that it does not know.
 
@@ -148,11 +130,6 @@ def require_known_classes(model: Categories, data: Categories) -> None:
     unknown = [pair for pair in data.pairs if pair not in model.pairs]
     if unknown:
         raise DoubleheadError(
-            f"the weights know {_some(model.pairs)}, but of the data's classes not {_some(unknown)}: use weights "
-            "trained on these classes, or give both the same names and ids"
+            f"the weights know {some_classes(model.pairs)}, but of the data's classes not {some_classes(unknown)}: "
+            "use weights trained on these classes, or give both the same names and ids"
         )
-
-
-def _some(pairs: Sequence[tuple[str, int]]) -> str:
-    named = ", ".join(f"`{name}` (id {number})" for name, number in pairs[:4])
-    return named + (f" and {len(pairs) - 4} more" if len(pairs) > 4 else "")

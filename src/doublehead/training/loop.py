@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from doublehead.categories import require_same_classes
 from doublehead.config import Config
 from doublehead.console import Console
-from doublehead.data.check import check_images
-from doublehead.data.dataset import open_dataset, summary
+from doublehead.data.check import check_images, read_for_training
+from doublehead.data.dataset import summary
 from doublehead.data.loader import DetectionDataset, Waited, default_workers, steps_per_epoch, training_loader
 from doublehead.data.records import Split
 from doublehead.data.transforms import training_transform
@@ -26,7 +27,7 @@ from doublehead.device import pick_precision
 from doublehead.distribution import Distribution
 from doublehead.errors import DoubleheadError, Fault
 from doublehead.evaluation.coco import Metrics, evaluate_detections
-from doublehead.evaluation.evaluate import predict_split, require_same_classes
+from doublehead.evaluation.evaluate import predict_split
 from doublehead.faults import less_memory, told
 from doublehead.files import writing
 from doublehead.model.checkpoint import adopt
@@ -144,17 +145,11 @@ class _Training:
         data = self.config.data
         if not data.path:
             raise DoubleheadError("which data? give the dataset's folder, or data.path in the config")
-        dataset = open_dataset(data.path)
-        split = dataset.read(data.train_split)
-        val = dataset.read(data.val_split) if data.val_split and dataset.has(data.val_split) else None
+        split, val = read_for_training(data.path, data.train_split, data.val_split)
         for part in filter(None, (split, val)):
             self.console.say(summary(part))
         if val is None:
             self.console.say("no val split: nothing is measured during training, and `best` will be the last weights")
-        else:
-            require_same_classes(f"the splits {split.name} and {val.name}", split.categories, val.categories)
-        if not sum(len(record.training_boxes()[1]) for record in split.records):
-            raise DoubleheadError(f"{data.path}: split `{split.name}` has no boxes to learn from")
         records = split.records + (val.records if val else [])
 
         def check_all() -> None:

@@ -81,16 +81,16 @@ def resolve(
         )
     said = override(merge(_model(model) if model else {}, from_file), settings)
     if recipe is None and not from_file.get("train"):
-        backbone = said["model"].get("backbone") or {}
+        backbone = _part(_part(said, "model"), "backbone")
         recipe = "scratch" if backbone.get("weights", "imagenet") is None else "finetune"
     if recipe is not None and recipe not in RECIPES:
         near = difflib.get_close_matches(recipe, RECIPES, 1) or list(RECIPES)
         raise DoubleheadError(f"unknown recipe `{recipe}`: did you mean {' or '.join(near)}?")
     whole = merge(RECIPES[recipe], said) if recipe else said
     for layer in (override({}, settings), from_file):  # a length said last takes the place of any other
-        named = LENGTHS & (layer.get("train") or {}).keys()
+        named = LENGTHS & _part(layer, "train").keys()
         if len(named) == 1:
-            whole["train"][(LENGTHS - named).pop()] = None
+            _part(whole, "train")[(LENGTHS - named).pop()] = None
         if named:
             break
     try:
@@ -99,6 +99,12 @@ def resolve(
         keys = {".".join(map(str, item["loc"])) for item in error.errors()}
         where = file if file and not keys <= settings.keys() else "settings"
         raise DoubleheadError(f"{where}: {sentence(error)}") from error
+
+
+def _part(values: dict[str, Any], key: str) -> dict[str, Any]:
+    """The mapping under a key, or an empty one where the user wrote something else, which validation will name."""
+    part = values.get(key)
+    return part if isinstance(part, dict) else {}
 
 
 def _model(name: str) -> dict[str, Any]:

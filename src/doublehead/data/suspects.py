@@ -1,0 +1,126 @@
+"""What training can live with, and a person may want to look at: each a warning among the findings."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from doublehead.data.images import IMAGE_SUFFIXES
+from doublehead.data.records import Box, Findings, Record, Split
+
+TINY = 2.0  # pixels of the shorter side
+WHOLE = 0.98  # share of the image's area
+USUAL = 0.9  # share of images that have a class, or any box at all ...
+MANY = 3.0  # ... and boxes of the class in such an image, on average: then a lack of it is likely a lack of labels
+
+
+def suspect_boxes(split: Split) -> None:
+    """Boxes that are tiny, cover everything, or are there twice; coordinates that look like fractions."""
+    largest = 0.0
+    for record in split.records:
+        if not len(record.boxes):
+            continue
+        largest = max(largest, float(record.boxes.max()))
+        x1, y1, x2, y2 = record.boxes.T.clip(0, np.array([[record.width], [record.height]] * 2))
+        tiny = np.minimum(x2 - x1, y2 - y1) < TINY
+        whole = (x2 - x1) * (y2 - y1) >= WHOLE * record.width * record.height
+        for kind, found in ((f"boxes under {TINY:.0f} pixels", tiny), ("boxes over the whole image", whole)):
+            for place in np.flatnonzero(found & ~record.crowd):
+                _warn(split, kind, record, int(place))
+        _twice(split, record)
+    if 0 < largest <= TINY:
+        split.findings.warn("splits whose boxes look like fractions, not pixels", f"no edge lies beyond {largest:g}")
+
+
+def suspect_classes(split: Split) -> None:
+    """Classes without a box, and names that are taken for different ones by their spelling alone."""
+    counts = class_counts(split)
+    for name, count in zip(split.categories.names, counts, strict=True):
+        if not count:
+            split.findings.warn("classes without boxes", name)
+    spelled: dict[str, str] = {}
+    for name in split.categories.names:
+        plain = "".join(name.casefold().split())
+        if plain in spelled:
+            split.findings.warn("classes whose names differ little or not at all", f"`{spelled[plain]}` and `{name}`")
+        spelled.setdefault(plain, name)
+
+
+def suspect_images(splits: Sequence[Split]) -> None:
+    """Images that look unlabelled: without a box, or without any of a class that nearly every image has many of."""
+    records = [record for split in splits for record in split.records]
+    labelled = sum(len(record.boxes) > 0 for record in records)
+    of_class: dict[str, list[int]] = defaultdict(list)
+    for split in splits:
+        for record in split.records:
+            labels, counts = np.unique(record.labels, return_counts=True)
+            for label, count in zip(labels, counts, strict=True):
+                of_class[split.categories.names[label - 1]].append(int(count))
+    usual = {
+        name: round(float(np.mean(counts)))
+        for name, counts in of_class.items()
+        if len(counts) >= USUAL * len(records) and np.mean(counts) >= MANY
+    }
+    for split in splits:
+        for record in split.records:
+            names = {split.categories.names[label - 1] for label in record.labels}
+            lacking = [f"no `{name}`, others have {count}" for name, count in usual.items() if name not in names]
+            if not len(record.boxes) and labelled >= USUAL * len(records):
+                lacking = ["no box at all"]
+            if lacking:
+                split.findings.warn(
+                    "images that look unlabelled", f"{record.path.name}: {'; '.join(lacking)}", record.path
+                )
+
+
+def suspect_overlap(splits: Sequence[Split], digests: dict[Path, bytes], findings: Findings) -> None:
+    """The same picture twice in a split, or in two splits: the same file, or other files with the same pixels."""
+    first: dict[bytes, tuple[Split, Path]] = {}
+    for split in splits:
+        for record in split.records:
+            digest = digests.get(record.path)
+            if digest is None:
+                continue
+            known, path = first.setdefault(digest, (split, record.path))
+            if known is not split:
+                text = f"{record.path.name} of {split.name} and {path.name} of {known.name}"
+                findings.warn("pictures in two splits", text, record.path)
+            elif path != record.path:
+                split.findings.warn("pictures twice in a split", f"{path.name} and {record.path.name}", record.path)
+
+
+def suspect_files(splits: Sequence[Split], findings: Findings) -> None:
+    """Image files that lie among the others, and that no split names."""
+    named = {record.path for split in splits for record in split.records}
+    for folder in sorted({path.parent for path in named}):
+        for file in sorted(folder.iterdir()) if folder.is_dir() else []:
+            if file.suffix.lower() in IMAGE_SUFFIXES and file not in named:
+                findings.warn("image files that no split names", str(file), file)
+
+
+def class_counts(split: Split) -> np.ndarray:
+    """Boxes of each class, (C,) int64, crowds not counted."""
+    labels = [record.labels[~record.crowd] for record in split.records]
+    joined = np.concatenate([np.zeros(0, dtype=np.int64), *labels])
+    return np.bincount(joined, minlength=len(split.categories) + 1)[1:]
+
+
+def _twice(split: Split, record: Record) -> None:
+    seen: dict[tuple[float, ...], int] = {}
+    for place, (edges, crowd) in enumerate(zip(record.boxes.round().tolist(), record.crowd, strict=True)):
+        other = seen.setdefault(tuple(edges), place)
+        if other != place and not crowd:
+            same = record.labels[other] == record.labels[place]
+            kind = "boxes annotated twice" if same else "boxes annotated twice with different classes"
+            _warn(split, kind, record, place)
+
+
+def _warn(split: Split, kind: str, record: Record, place: int) -> None:
+    name = split.categories.names[record.labels[place] - 1]
+    x1, y1, x2, y2 = map(float, record.boxes[place])
+    box: Box = (x1, y1, x2, y2)
+    text = f"{record.path.name}: {name} at {x1:g}, {y1:g}, {x2 - x1:g} x {y2 - y1:g}"
+    split.findings.warn(kind, text, record.path, box)
