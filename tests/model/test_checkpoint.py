@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from small_models import small_config
 
 from doublehead.categories import Categories
+from doublehead.config import ModelConfig
 from doublehead.errors import DoubleheadError, Fault
 from doublehead.model.checkpoint import load_checkpoint, load_model, save_checkpoint
 from doublehead.model.detector import Detector
@@ -99,6 +100,17 @@ def test_a_file_that_is_no_whole_checkpoint_is_named(saved: tuple[Path, Detector
     with pytest.raises(DoubleheadError, match=r"best\.safetensors: ") as caught:
         load_model(path)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_header_made_up_takes_no_memory(tmp_path: Path) -> None:
+    """Two layers of a million times a million: more than any machine holds."""
+    changed = small_config("double-head").model_dump()
+    changed["fc_head"] = {"layers": 2, "width": 10**6}
+    path = tmp_path / "huge.safetensors"
+    model = Detector(small_config("double-head"), 3)
+    save_checkpoint(path, ModelConfig.model_validate(changed), CATEGORIES, model.state_dict(), {})
+    with pytest.raises(DoubleheadError, match=r"huge\.safetensors: its weights do not fit its model config"):
+        load_model(path)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +90,22 @@ def test_a_stopped_run_goes_on_where_it_was(plan, dataset, tmp_path, monkeypatch
     studying.study(path, dataset, stopped)
     one, other = (json.loads((root / "single-fc/seed-1/result.json").read_text()) for root in (whole, stopped))
     assert one | {"training_seconds": 0} == other | {"training_seconds": 0}
+
+
+def test_under_torchrun_all_processes_do_each_run_together(plan, dataset, tmp_path) -> None:
+    rows = {"single-fc": ROWS["single-fc"], "same again": {"of": "single-fc"}}
+    words = ["study", plan(rows=rows, seeds=[0, 1]), dataset, "--output", tmp_path / "study"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, "-m", "doublehead.cli", *map(str, words)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("on 2 x cpu") == 2
+    with (tmp_path / "study/summary.csv").open(newline="") as file:
+        table = {row["row"]: row for row in csv.DictReader(file)}
+    assert float(table["same again"]["difference"]) == 0
+    assert table["same again"]["AP"] == table["single-fc"]["AP"]
 
 
 def test_a_run_that_fails_does_not_stop_the_others(plan, dataset, tmp_path, command) -> None:

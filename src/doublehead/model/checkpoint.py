@@ -42,7 +42,13 @@ class Checkpoint:
     notes: dict[str, Any]  # whatever the writer added: step, metrics, the state's scalars
 
     def build(self) -> Detector:
-        """The detector with these weights, in inference mode."""
+        """The detector with these weights, in inference mode.
+
+        Raises:
+            RuntimeError: weights are missing, left over or of another shape; before memory is taken for the model.
+        """
+        with torch.device("meta"):
+            Detector(self.config, len(self.categories)).load_state_dict(self.weights, assign=True)
         model = Detector(self.config, len(self.categories))
         model.load_state_dict(self.weights)
         return model.eval()
