@@ -37,6 +37,8 @@ def test_everything_comes_back(saved: tuple[Path, Detector]) -> None:
     for (name, one), other in zip(loaded.state_dict().items(), model.state_dict().values(), strict=True):
         assert torch.equal(one, other), name
     assert [p.name for p in path.parent.iterdir()] == ["best.safetensors"]
+    (path.parent / "another").touch()
+    assert path.stat().st_mode == (path.parent / "another").stat().st_mode  # safetensors keeps others from reading
 
 
 def test_an_interrupted_save_leaves_the_old_file(saved: tuple[Path, Detector], monkeypatch: pytest.MonkeyPatch) -> None:
