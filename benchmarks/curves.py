@@ -28,7 +28,7 @@ CASES = {
 }
 OWNERS = (10, 100, 300, 900)
 SIZES = ("480x640", "640x960", "800x1216", "800x1344")
-BATCHES = (1, 2)
+BATCHES = (1, 2, 4)
 REPEATS = 5
 
 
