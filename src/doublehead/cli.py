@@ -26,6 +26,8 @@ from doublehead.data import synthetic
 from doublehead.data.inspection import inspect
 from doublehead.data.page import write_page
 from doublehead.data.to_coco import write_coco
+from doublehead.deploy.server.settings import make_settings
+from doublehead.deploy.server.start import serve as start_server
 from doublehead.errors import DoubleheadError
 from doublehead.evaluation.evaluate import evaluate as measure
 from doublehead.interop import convert as interop
@@ -283,6 +285,44 @@ def predict(
     print(f"{done} pictures and predictions.json are in {output}")
     if faults:
         raise DoubleheadError(f"{len(faults)} of {len(files)} images could not be read: {'; '.join(faults[:10])}")
+
+
+@app.command()
+def serve(
+    weights: Weights,
+    host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0: to other machines too.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0: any that is free.", min=0, max=65535)] = 8000,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="DOUBLEHEAD_API_KEY", help="Ask for this key; better set the variable.")
+    ] = None,
+    batch_size: Batch = 4,
+    batch_wait: Annotated[float, typer.Option(help="Milliseconds an image waits for others to join it.")] = 10,
+    queue: Annotated[int, typer.Option(help="Images taken and not yet answered; more are turned away.")] = 64,
+    max_megabytes: Annotated[float, typer.Option(help="Of a request's body.")] = 20,
+    max_megapixels: Annotated[float, typer.Option(help="Of a request's images together.")] = 40,
+    max_images: Annotated[int, typer.Option(help="In a request.")] = 16,
+    timeout: Annotated[float, typer.Option(help="Seconds to receive a request, and then to answer it.")] = 30,
+    formats: Annotated[str, typer.Option(help="Those taken; gif and tiff could be added.")] = "jpeg,png,webp,bmp",
+    sample: Annotated[Path | None, typer.Option(help="An image for the page to offer; else one is drawn.")] = None,
+    device: Device = "auto",
+    precision: Precision = "fp32",
+) -> None:
+    """Answer over HTTP, with a page at /."""
+    settings = make_settings(
+        host=host,
+        port=port,
+        api_key=api_key,
+        batch_size=batch_size,
+        batch_wait=batch_wait,
+        queue=queue,
+        max_megabytes=max_megabytes,
+        max_megapixels=max_megapixels,
+        max_images=max_images,
+        timeout=timeout,
+        formats=formats.split(","),
+        sample=sample,
+    )
+    start_server(weights, settings, device, precision)
 
 
 @benchmark.command("inference")

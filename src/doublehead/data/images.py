@@ -39,7 +39,7 @@ def read_picture(path: Path) -> Picture:
             orientation = image.getexif().get(_ORIENTATION, 1)
             return Picture(to_rgb(image), image.mode, orientation, several)
     except Exception as error:  # decoders raise nearly anything on damaged bytes: whatever it is, the file is at fault
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
 
 
 def read_image(path: Path) -> Image.Image:
@@ -62,7 +62,7 @@ def image_size(path: Path) -> tuple[int, int]:
             width, height = image.size
             return (height, width) if image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8) else (width, height)
     except Exception as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -98,7 +98,8 @@ def _from_wide(image: Image.Image) -> Image.Image:
     return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
 
 
-def _unreadable(path: Path, error: Exception) -> DoubleheadError:
+def unreadable(path: Path | str, error: Exception) -> DoubleheadError:
+    """What went wrong with an image, as a sentence that begins with its path or name."""
     if isinstance(error, FileNotFoundError):
         return DoubleheadError(f"{path}: there is no such image file", "images missing")
     if isinstance(error, DoubleheadError):

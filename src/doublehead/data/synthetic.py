@@ -78,6 +78,16 @@ def synthesize(
     return directory
 
 
+def scene(seed: int = 0, size: tuple[int, int] = (640, 480)) -> Image.Image:
+    """One such image, in no dataset.
+
+    Args:
+        seed: from 0; another seed, another image.
+        size: (width, height) in pixels, each at least 64.
+    """
+    return Image.fromarray(_scene(np.random.default_rng(seed), *size)[0])
+
+
 def _split(
     folder: Path, split: str, count: int, seed: int, size: tuple[int, int], progress: Callable[[], object] | None
 ) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Where a trained detector earns its keep."""

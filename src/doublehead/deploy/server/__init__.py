@@ -1,0 +1,1 @@
+"""A detector behind HTTP, and a page to look at it."""

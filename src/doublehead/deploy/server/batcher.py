@@ -1,0 +1,172 @@
+"""Images of many requests, gathered into batches for the one thread that runs the model; and how many may wait."""
+
+from __future__ import annotations
+
+import logging
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from doublehead.deploy.server.engine import Choice
+from doublehead.deploy.server.refusals import Refused
+from doublehead.detections import Detections
+
+log = logging.getLogger(__name__)
+
+Run = Callable[[Sequence[Tensor], Sequence[Choice | None]], list[Detections]]
+
+
+@dataclass
+class Job:
+    """One image and the promise of its detections."""
+
+    image: Tensor  # uint8 (3, H, W)
+    choice: Choice | None
+    arrived: float = field(default_factory=time.monotonic)
+    promise: Future[Detections] = field(default_factory=Future)
+
+
+class Batcher:
+    """Runs the model on batches in a thread of its own.
+
+    A batch goes when it is full, or when its first image has waited as long as it may.
+
+    Args:
+        run: the model.
+        size: images in a batch at most.
+        wait: seconds that an image waits for others.
+        seen: told the size of each batch and the seconds it took.
+    """
+
+    def __init__(self, run: Run, size: int, wait: float, seen: Callable[[int, float], object]) -> None:
+        self._run, self._size, self._wait, self._seen = run, size, wait, seen
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="model", daemon=True)
+        self._thread.start()
+        self.pace = 0.0  # seconds per image, lately
+
+    @property
+    def alive(self) -> bool:
+        """Whether it takes images."""
+        return self._thread.is_alive()
+
+    def submit(self, image: Tensor, choice: Choice | None) -> Future[Detections]:
+        """Hand in an image uint8 (3, H, W). A promise that is cancelled in time costs nothing."""
+        job = Job(image, choice)
+        self._jobs.put(job)
+        return job.promise
+
+    def close(self) -> None:
+        """Finish what was handed in, then stop."""
+        self._jobs.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        ended = False
+        while not ended:
+            job = self._jobs.get()
+            batch: list[Job] = []
+            while job is not None:
+                batch.append(job)
+                if len(batch) == self._size:
+                    break
+                try:
+                    job = self._jobs.get(timeout=max(0.0, batch[0].arrived + self._wait - time.monotonic()))
+                except queue.Empty:
+                    break
+            ended = job is None
+            self._answer([job for job in batch if job.promise.set_running_or_notify_cancel()])
+
+    def _answer(self, batch: list[Job]) -> None:
+        if not batch:
+            return
+        began = time.monotonic()
+        try:
+            results = self._run([job.image for job in batch], [job.choice for job in batch])
+        except Exception as error:
+            if len(batch) == 1:
+                log.exception("an image of shape %s could not be answered", tuple(batch[0].image.shape))
+                batch[0].promise.set_exception(error)
+            else:  # one of them, or the memory that they need together: each for itself
+                log.warning("a batch of %d failed (%s), and is run image by image", len(batch), error)
+                for job in batch:
+                    self._answer([job])
+            return
+        seconds = time.monotonic() - began
+        each = seconds / len(batch)
+        self.pace = 0.8 * self.pace + 0.2 * each if self.pace else each
+        self._seen(len(batch), seconds)
+        for job, result in zip(batch, results, strict=True):
+            job.promise.set_result(result)
+
+
+class Room:
+    """Counts what has been taken and is not yet answered, and turns away what passes the bounds. For one thread.
+
+    Args:
+        images: at most.
+        pixels: at most, of all of them.
+        pace: gives the seconds per image, from which follows when to try again.
+    """
+
+    def __init__(self, images: int, pixels: int, pace: Callable[[], float]) -> None:
+        self._most_images, self._most_pixels, self._pace = images, pixels, pace
+        self.images = 0
+        self.pixels = 0
+
+    @property
+    def retry_after(self) -> int:
+        """Seconds until what is waiting should be done; at least one."""
+        return max(1, math.ceil(self.images * self._pace()))
+
+    @contextmanager
+    def place(self) -> Iterator[Place]:
+        """Room for one request, of one image at first, for as long as it is being answered.
+
+        Raises:
+            Refused: there is none.
+        """
+        place = Place(self)
+        try:
+            place.grow(images=1)
+            yield place
+        finally:
+            self.images -= place.images
+            self.pixels -= place.pixels
+
+    def take(self, images: int, pixels: int) -> None:
+        """Count these too.
+
+        Raises:
+            Refused: they would be too many.
+        """
+        if self.images + images > self._most_images or self.pixels + pixels > self._most_pixels:
+            raise Refused(503, "busy", "too many images are waiting; try again later", self.retry_after)
+        self.images += images
+        self.pixels += pixels
+
+
+class Place:
+    """What one request holds of the room."""
+
+    def __init__(self, room: Room) -> None:
+        self._room = room
+        self.images = 0
+        self.pixels = 0
+
+    def grow(self, images: int = 0, pixels: int = 0) -> None:
+        """Take more.
+
+        Raises:
+            Refused: there is no room for it.
+        """
+        self._room.take(images, pixels)
+        self.images += images
+        self.pixels += pixels

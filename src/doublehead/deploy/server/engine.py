@@ -1,0 +1,127 @@
+"""A model that answers each image by its own choice of heads and thresholds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from doublehead.analysis.heads import FUSED, Heads, heads_of
+from doublehead.detections import Detections
+from doublehead.errors import DoubleheadError
+from doublehead.model.detector import Detector, FirstStage
+from doublehead.prediction import Predictor
+
+MOST = 1000
+"""Detections that a request may ask for per image: with NMS at 1 these are the best candidates."""
+
+
+@dataclass(frozen=True, order=True)
+class Choice:
+    """How an image is to be answered."""
+
+    scores: str  # the branch whose class scores count, or `fused`
+    boxes: str  # the branch whose boxes count
+    nms: float  # IoU above which the lesser of two detections of a class is dropped
+    limit: int  # detections at most
+
+
+class Engine:
+    """A Predictor whose heads and thresholds can be chosen image by image; for one thread.
+
+    Models that are no PyTorch detectors have one way to answer, and no choice.
+    """
+
+    def __init__(self, predictor: Predictor) -> None:
+        self.predictor = predictor
+        model = predictor.model
+        self.model: Detector | None = model if isinstance(model, Detector) else None
+        self.heads: Heads | None = None
+        self.own: Choice | None = None
+        if self.model is not None:
+            self.heads = heads_of(self.model)
+            roi = self.model.config.roi
+            self.own = Choice(*self.heads.own, roi.nms_iou, roi.detections)
+
+    def choose(
+        self, scores: str | None = None, boxes: str | None = None, nms: float | None = None, limit: int | None = None
+    ) -> Choice | None:
+        """The model's own choice, with what is asked for otherwise.
+
+        Raises:
+            DoubleheadError: the model has no such head, or nothing to choose.
+        """
+        asked = {"scores": scores, "boxes": boxes, "nms": nms, "limit": limit}
+        if self.own is None:
+            if named := [name for name, value in asked.items() if value is not None]:
+                raise DoubleheadError(
+                    f"`{named[0]}` is fixed in an exported model; leave it out, or serve the checkpoint itself"
+                )
+            return None
+        for task, name in (("scores", scores), ("boxes", boxes)):
+            if name is not None and (reason := self.lacks(task, name)):
+                raise DoubleheadError(f"{task}={name}: {reason}")
+        return Choice(
+            scores or self.own.scores,
+            boxes or self.own.boxes,
+            self.own.nms if nms is None else nms,
+            limit or self.own.limit,
+        )
+
+    def names(self, task: str) -> list[str]:
+        """Names that `scores` or `boxes` may be asked for, able or not; none where there is no choice."""
+        if self.model is None:
+            return []
+        names = list(self.model.config.branch_names)
+        return {"scores": [*names, *[FUSED] * (len(names) > 1)], "boxes": names}.get(task, [])
+
+    def lacks(self, task: str, name: str) -> str | None:
+        """Why a head cannot give scores or boxes; None where it can."""
+        assert self.model is not None
+        assert self.heads is not None
+        able = getattr(self.heads, task)
+        if name in able:
+            return None
+        if name == FUSED and task == "scores":
+            return f"there is nothing to fuse, since the {able[0]}-head alone classifies in this model"
+        if name in self.model.config.branch_names:
+            learns = {"scores": "to classify", "boxes": "to regress boxes"}[task]
+            return f"this model's {name}-head never learnt {learns}; choose {' or '.join(able)}"
+        return f"this model has no such head; choose {' or '.join(able)}"
+
+    def detect(self, images: Sequence[Tensor], choices: Sequence[Choice | None]) -> list[Detections]:
+        """Detect objects in RGB tensors uint8 (3, H, W), each by its choice; what comes before the heads runs once."""
+        if self.model is None:
+            return self.predictor.detect(list(images))
+        model, predictor = self.model, self.predictor
+        wanted = [choice or self.own for choice in choices]
+        order = sorted(range(len(images)), key=lambda i: wanted[i])  # type: ignore[arg-type,return-value]
+        found: list[Detections] = []
+        categories = predictor.categories
+        with torch.autocast(predictor.device.type, predictor.precision, enabled=predictor.precision is not None):
+            stage = model.first_stage([images[i] for i in order])
+            for choice, places in groupby(range(len(order)), key=lambda place: wanted[order[place]]):
+                assert choice is not None
+                first, *rest = places
+                self._set(choice)
+                for result in model.second_stage(_part(stage, first, first + len(rest) + 1)):
+                    values = (result[key].cpu().numpy() for key in ("boxes", "scores", "labels"))
+                    found.append(Detections(*values, categories.names, categories.ids))
+        return [found[order.index(i)] for i in range(len(images))]
+
+    def _set(self, choice: Choice) -> None:
+        assert self.model is not None
+        heads = self.model.roi_heads
+        heads.choose(None if choice.scores == FUSED else choice.scores, choice.boxes)
+        heads.config = heads.config.model_copy(update={"nms_iou": choice.nms, "detections": choice.limit})
+
+
+def _part(stage: FirstStage, first: int, end: int) -> FirstStage:
+    """Some images of a batch."""
+    chosen = slice(first, end)
+    return FirstStage([level[chosen] for level in stage.levels], *(
+        part[chosen] for part in (stage.proposals, stage.sizes, stage.ratios)
+    ))  # fmt: skip

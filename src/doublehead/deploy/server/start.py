@@ -1,0 +1,66 @@
+"""From weights to a server that listens."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from pathlib import Path
+
+from doublehead.analysis.heads import model_names
+from doublehead.console import Console
+from doublehead.deploy.server.settings import Settings
+from doublehead.errors import DoubleheadError, require
+from doublehead.prediction import load
+
+GRACE = 5
+"""Seconds for answers to go out, beyond the time that a request may take, when the server is asked to stop."""
+
+
+def serve(weights: str | Path, settings: Settings, device: str = "auto", precision: str = "fp32") -> None:
+    """Answer over HTTP until Ctrl-C or SIGTERM, and then finish what was taken.
+
+    Args:
+        weights: see `load`.
+        settings: where to listen, and limits.
+        device: auto, cpu, cuda, cuda:1.
+        precision: fp32, bf16, fp16, or auto.
+
+    Raises:
+        DoubleheadError: the extra `serve` is missing, the weights cannot be loaded, or the port is not to be had.
+    """
+    for module in ("fastapi", "python_multipart", "prometheus_client"):
+        require(module, "serve")
+    uvicorn = require("uvicorn", "serve")
+    from doublehead.deploy.server.app import create_app
+
+    with _listening(settings) as sock:
+        app = create_app(load(weights, device, precision), model_names([str(weights)])[0], settings)
+        app.state.service.warm_up()
+        config = uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=int(2 * settings.timeout) + GRACE,
+            server_header=False,
+        )
+        host, port = sock.getsockname()[:2]
+        address = f"[{host}]" if ":" in host else host
+        Console().say(f"serving {app.state.service.name} at http://{address}:{port} - Ctrl-C stops")
+        # uvicorn finishes what it took and then raises the signal again, which would end the process by the signal:
+        # asked to stop, and having done so, the command ends with 0.
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        uvicorn.Server(config).run(sockets=[sock])
+
+
+def _listening(settings: Settings) -> socket.socket:
+    """A socket bound before the model is loaded, so that a port that is taken is said at once."""
+    try:
+        family = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0][0]
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((settings.host, settings.port))
+    except OSError as error:
+        raise DoubleheadError(
+            f"{settings.host}:{settings.port}: cannot be listened on ({error.strerror}); give another --port or --host"
+        ) from error
+    return sock
