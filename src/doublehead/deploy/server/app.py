@@ -32,6 +32,7 @@ from doublehead.deploy.server.metrics import Metrics
 from doublehead.deploy.server.refusals import Refused
 from doublehead.deploy.server.schema import (
     BODY,
+    TEXT,
     Answer,
     Answered,
     Asked,
@@ -260,7 +261,7 @@ def _describe(service: Service) -> ModelInfo:
 @_api.get(
     "/metrics",
     response_class=Response,
-    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}} | problems(401, 500),
+    responses=TEXT | problems(401, 500),
     summary="Counts for Prometheus",
 )
 async def metrics(service: Serving) -> Response:

@@ -108,8 +108,8 @@ class Engine:
                 first, *rest = places
                 self._set(choice)
                 for result in model.second_stage(_part(stage, first, first + len(rest) + 1)):
-                    values = (result[key].cpu().numpy() for key in ("boxes", "scores", "labels"))
-                    found.append(Detections(*values, categories.names, categories.ids))
+                    boxes, scores, labels = (result[key].cpu().numpy() for key in ("boxes", "scores", "labels"))
+                    found.append(Detections(boxes, scores, labels, categories.names, categories.ids))
         return [found[order.index(i)] for i in range(len(images))]
 
     def _set(self, choice: Choice) -> None:
@@ -121,7 +121,6 @@ class Engine:
 
 def _part(stage: FirstStage, first: int, end: int) -> FirstStage:
     """Some images of a batch."""
-    chosen = slice(first, end)
-    return FirstStage([level[chosen] for level in stage.levels], *(
-        part[chosen] for part in (stage.proposals, stage.sizes, stage.ratios)
-    ))  # fmt: skip
+    within = slice(first, end)
+    levels = [level[within] for level in stage.levels]
+    return FirstStage(levels, stage.proposals[within], stage.sizes[within], stage.ratios[within])

@@ -146,6 +146,10 @@ class Problem(BaseModel):
     detail: str = Field(description="A sentence with the mend.")
 
 
+TEXT: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+"""The answer of /metrics."""
+
+
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The refusals of a route, for the OpenAPI document."""
     found: dict[int | str, dict[str, Any]] = {

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 
 from doublehead.config import Strict, sentence
 from doublehead.errors import DoubleheadError
@@ -28,6 +29,13 @@ class Settings(Strict):
     timeout: float = Field(default=30.0, gt=0, description="Seconds to receive a request, and then to answer it.")
     formats: tuple[Format, ...] = Field(default=("jpeg", "png", "webp", "bmp"), min_length=1)
     sample: Path | None = Field(default=None, description="The image that the page offers; null: one that is drawn.")
+
+    @field_validator("api_key")
+    @classmethod
+    def _fits_a_header(cls, key: SecretStr | None) -> SecretStr | None:
+        if key is not None and not re.fullmatch("[!-~]+", key.get_secret_value()):
+            raise ValueError("must be letters, digits and signs of ASCII, without blanks")
+        return key
 
     @model_validator(mode="after")
     def _request_fits(self) -> Settings:

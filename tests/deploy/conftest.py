@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+from serving import small_app, small_checkpoint
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory) -> Path:
+    """A Double-Head-Ext model: both heads classify and regress."""
+    return small_checkpoint(tmp_path_factory.mktemp("weights"), "double-head-ext")
+
+
+@pytest.fixture(scope="session")
+def plain_weights(tmp_path_factory) -> Path:
+    """A Double-Head model: the fc-head only classifies, the conv-head only regresses."""
+    return small_checkpoint(tmp_path_factory.mktemp("weights"), "double-head")
+
+
+@pytest.fixture
+def served(weights) -> Iterator[Callable[..., TestClient]]:
+    """Give settings, get a client of a server with them."""
+    with ExitStack() as stack:
+        yield lambda model=weights, **settings: stack.enter_context(
+            TestClient(small_app(model, **settings), raise_server_exceptions=False)
+        )
+
+
+@pytest.fixture(scope="session")
+def client(weights) -> Iterator[TestClient]:
+    """A server that no test changes."""
+    with TestClient(small_app(weights), raise_server_exceptions=False) as client:
+        yield client

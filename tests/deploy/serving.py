@@ -1,0 +1,71 @@
+"""Small models, their servers, and images to send."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import uvicorn
+from fastapi import FastAPI
+from PIL import Image
+
+from doublehead.categories import Categories
+from doublehead.data.synthetic import scene
+from doublehead.deploy.server.app import create_app
+from doublehead.deploy.server.settings import make_settings
+from doublehead.model.checkpoint import save_checkpoint
+from doublehead.model.detector import Detector
+from doublehead.prediction import load
+from doublehead.training.recipes import resolve
+from small import SMALL
+
+CLASSES = Categories(("red", "white", "<b>platelets</b>"), (7, 17, 27))
+
+
+def small_checkpoint(folder: Path, variant: str) -> Path:
+    """A model of random weights that finds something anywhere, and whose heads do not agree."""
+    settings = {key: value for key, value in SMALL.items() if key.startswith("model.")}
+    config = resolve(f"{variant}-tiny", settings=settings).model
+    torch.manual_seed(0)
+    model = Detector(config, len(CLASSES))
+    for branch in model.roi_heads:
+        for layer, factor in ((branch.classifier, 60), (branch.regressor, 200)):
+            if layer is not None:
+                layer.weight.data *= factor
+    path = folder / f"{variant}.safetensors"
+    save_checkpoint(path, config, CLASSES, model.state_dict(), {})
+    return path
+
+
+def small_app(weights: Path, **settings: Any) -> FastAPI:
+    return create_app(load(weights, "cpu"), weights.stem, make_settings(**settings))
+
+
+@contextmanager
+def listening(app: FastAPI) -> Iterator[str]:
+    """The address of a real server in a thread of this process."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+
+
+def picture(seed: int = 0, size: tuple[int, int] = (96, 72)) -> Image.Image:
+    return scene(seed, size)
+
+
+def encoded(image: Image.Image, form: str = "JPEG", **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
