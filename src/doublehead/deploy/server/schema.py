@@ -24,7 +24,7 @@ BODY: dict[str, Any] = {
                     "required": [FIELD],
                     "additionalProperties": False,
                     "properties": {FIELD: {"type": "array", "minItems": 1, "items": _BYTES["schema"]}},
-                }
+                },
             },
             "image/jpeg": _BYTES,
             "image/png": _BYTES,
