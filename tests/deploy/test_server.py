@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import re
+import socket
 import struct
 import sys
 import threading
@@ -444,6 +445,13 @@ def test_a_missing_extra_is_named(weights, command, monkeypatch, module):
 )
 def test_settings_that_cannot_be(weights, command, words, sentence):
     assert sentence in command("serve", weights, *words).sentence
+
+
+def test_a_port_in_use(weights, command):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        sentence = command("serve", weights, "--port", port).sentence
+    assert sentence.startswith(f"127.0.0.1:{port}: cannot be listened on (Address already in use)")
 
 
 def test_closing_finishes_what_was_taken(weights):

@@ -14,6 +14,9 @@ from doublehead.deploy.server.refusals import Refused
 _POLICY = "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; frame-ancestors 'none'"
 """For browsers: the page takes scripts, styles and data from this server alone."""
 
+PATIENCE = 1.0
+"""Seconds without a byte after which a body that nobody wants is no longer read."""
+
 
 class Edge:
     """ASGI middleware.
@@ -78,23 +81,23 @@ class _Body:
             return await self._receive()  # waits for the client to leave
         if self._said > self._most:
             raise self._too_large()
-        message = await self._next()
+        message = await self._next(self._until - time.monotonic())
         if self._read > self._most:
             raise self._too_large()
         return message
 
     async def discard(self) -> None:
         """Read on and forget, at most as much again: a client that is still sending would not see the answer."""
-        until = self._read + self._most
+        most = self._read + self._most
         try:
-            while not self._done and self._read <= until:
-                await self._next()
+            while not self._done and self._read <= most:
+                await self._next(min(PATIENCE, self._until - time.monotonic()))
         except Refused:
             return
 
-    async def _next(self) -> Message:
+    async def _next(self, seconds: float) -> Message:
         try:
-            async with asyncio.timeout(max(0.0, self._until - time.monotonic())):
+            async with asyncio.timeout(max(0.0, seconds)):
                 message = await self._receive()
         except TimeoutError:
             raise Refused(408, "too_slow", "the body did not arrive in time; send less, or faster") from None

@@ -43,6 +43,7 @@ def serve(weights: str | Path, settings: Settings, device: str = "auto", precisi
             timeout_graceful_shutdown=int(2 * settings.timeout) + GRACE,
             server_header=False,
         )
+        sock.listen()  # who connects now waits for the moment that is left
         host, port = sock.getsockname()[:2]
         address = f"[{host}]" if ":" in host else host
         Console().say(f"serving {app.state.service.name} at http://{address}:{port} - Ctrl-C stops")
