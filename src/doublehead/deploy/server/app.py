@@ -18,6 +18,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi.staticfiles import StaticFiles
+from PIL import Image
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
@@ -27,7 +28,7 @@ from doublehead.data.synthetic import scene
 from doublehead.deploy.server.batcher import Batcher, Place, Room
 from doublehead.deploy.server.edge import Edge
 from doublehead.deploy.server.engine import Choice, Engine
-from doublehead.deploy.server.intake import Sent, count_pixels, decode, read_images
+from doublehead.deploy.server.intake import FIELD, Sent, count_pixels, decode, read_images
 from doublehead.deploy.server.metrics import Metrics
 from doublehead.deploy.server.refusals import Refused
 from doublehead.deploy.server.schema import (
@@ -150,7 +151,7 @@ def create_app(predictor: Predictor, name: str, settings: Settings) -> FastAPI:
             path if path in ROUTES else "other", status, seconds
         ),
     )
-    _name_heads(app, service.engine)
+    _complete(app.openapi(), service)
     return app
 
 
@@ -301,20 +302,26 @@ async def sample(service: Serving) -> Response:
 
 
 def _sample(path: Path | None) -> bytes:
-    """The page's sample as JPEG: the file named, or a scene drawn."""
-    picture = read_image(path) if path else scene()
+    """The page's sample: the file named, or a scene drawn."""
+    return as_jpeg(read_image(path) if path else scene())
+
+
+def as_jpeg(picture: Image.Image) -> bytes:
+    """An RGB picture as the bytes of a JPEG file."""
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=92)
     return file.getvalue()
 
 
-def _name_heads(app: FastAPI, engine: Engine) -> None:
-    """Put the names of this model's heads into the OpenAPI document."""
-    document = app.openapi()
-    for parameter in document["paths"]["/v1/detect"]["post"]["parameters"]:
+def _complete(document: dict[str, Any], service: Service) -> None:
+    """Put into the OpenAPI document what depends on model and settings: the names of heads, the number of images."""
+    post, engine = document["paths"]["/v1/detect"]["post"], service.engine
+    for parameter in post["parameters"]:
         able = [name for name in engine.names(parameter["name"]) if not engine.lacks(parameter["name"], name)]
         if able:
             parameter["schema"] = {"type": "string", "enum": able}
+    form = post["requestBody"]["content"]["multipart/form-data"]["schema"]
+    form["properties"][FIELD]["maxItems"] = service.settings.max_images
 
 
 def _problem(error: Refused) -> JSONResponse:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import socket
 from pathlib import Path
@@ -36,6 +37,7 @@ def serve(weights: str | Path, settings: Settings, device: str = "auto", precisi
     with _listening(settings) as sock:
         app = create_app(load(weights, device, precision), model_names([str(weights)])[0], settings)
         app.state.service.warm_up()
+        logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every malformed form
         config = uvicorn.Config(
             app,
             log_level="warning",
