@@ -5,8 +5,16 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from serving import small_app, small_checkpoint
+
+import doublehead
+from doublehead.deploy.server.app import create_app
+from doublehead.deploy.server.settings import Settings
+from doublehead.errors import DoubleheadError
+from doublehead.model.detector import Detector
+from doublehead.prediction import Predictor
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +36,23 @@ def served(weights) -> Iterator[Callable[..., TestClient]]:
         yield lambda model=weights, **settings: stack.enter_context(
             TestClient(small_app(model, **settings), raise_server_exceptions=False)
         )
+
+
+class Exported:
+    """A Predictor of a file that was exported: it detects, and cannot be looked into."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self.categories, self.device, self.precision = predictor.categories, predictor.device, predictor.precision
+        self.detect = predictor.detect
+
+    @property
+    def model(self) -> Detector:
+        raise DoubleheadError("was exported")
+
+
+@pytest.fixture
+def exported(weights) -> FastAPI:
+    return create_app(Exported(doublehead.load(weights, "cpu")), "exported", Settings())
 
 
 @pytest.fixture(scope="session")

@@ -134,6 +134,16 @@ def test_a_head_that_cannot_answer_says_why(opened, plain_weights):
         assert boxes(page)
 
 
+def test_an_exported_model_has_no_heads_to_switch(opened, exported):
+    with listening(exported) as address:
+        page = opened(address)
+        assert page.locator("#heads").is_hidden()
+        assert page.locator("#nms").is_disabled()
+        assert page.locator("#nms-reason").inner_text() == "NMS is fixed in an exported model."
+        choose(page, encoded(picture(), "PNG"))
+        assert boxes(page)
+
+
 def test_a_broken_file_gives_the_message(opened, address):
     page = opened(address)
     choose(page, encoded(picture(), "PNG")[:-500], "half.png")

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from fastapi.testclient import TestClient
 from PIL import Image
 from serving import CLASSES, encoded, picture, small_app
 
@@ -427,6 +428,16 @@ def test_the_sample(client, served, tmp_path):
 
 
 @pytest.mark.parametrize("module", ["fastapi", "uvicorn", "python_multipart", "prometheus_client"])
+def test_an_exported_model_answers_and_leaves_no_choice(exported):
+    with TestClient(exported, raise_server_exceptions=False) as client:
+        (model,) = client.get("/v1/models").json()["models"]
+        assert (model["own"], model["scores"], model["boxes"], model["score_threshold"]) == (None, [], [], None)
+        assert len(found(sent(client, picture()))) > 5
+        for query in ("nms=0.3", "limit=5", "scores=fc"):
+            detail = problem(sent(client, picture(), query), 422, "no_such_choice")
+            assert detail.startswith(f"`{query.split('=')[0]}` is fixed in an exported model")
+
+
 def test_a_missing_extra_is_named(weights, command, monkeypatch, module):
     monkeypatch.setitem(sys.modules, module, None)
     assert command("serve", weights).sentence == (

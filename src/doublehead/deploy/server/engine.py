@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -37,8 +38,9 @@ class Engine:
 
     def __init__(self, predictor: Predictor) -> None:
         self.predictor = predictor
-        model = predictor.model
-        self.model: Detector | None = model if isinstance(model, Detector) else None
+        self.model: Detector | None = None
+        with suppress(DoubleheadError):  # of a model that was exported
+            self.model = predictor.model
         self.heads: Heads | None = None
         self.own: Choice | None = None
         if self.model is not None:
