@@ -45,14 +45,16 @@ def serve(weights: str | Path, settings: Settings, device: str = "auto", precisi
             timeout_graceful_shutdown=int(2 * settings.timeout) + GRACE,
             server_header=False,
         )
+        server = uvicorn.Server(config)
+        # uvicorn finishes what it took and then raises the signal again, which would end the process by the signal:
+        # asked to stop, and having done so, the command ends with 0. This also catches one that comes before uvicorn.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: setattr(server, "should_exit", True))
         sock.listen()  # who connects now waits for the moment that is left
         host, port = sock.getsockname()[:2]
         address = f"[{host}]" if ":" in host else host
         Console().say(f"serving {app.state.service.name} at http://{address}:{port} - Ctrl-C stops")
-        # uvicorn finishes what it took and then raises the signal again, which would end the process by the signal:
-        # asked to stop, and having done so, the command ends with 0.
-        signal.signal(signal.SIGTERM, lambda *_: None)
-        uvicorn.Server(config).run(sockets=[sock])
+        server.run(sockets=[sock])
 
 
 def _listening(settings: Settings) -> socket.socket:
