@@ -319,7 +319,7 @@ def serve(
         max_megapixels=max_megapixels,
         max_images=max_images,
         timeout=timeout,
-        formats=formats.split(","),
+        formats=formats,
         sample=sample,
     )
     start_server(weights, settings, device, precision)

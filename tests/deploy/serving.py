@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ from doublehead.prediction import load
 from doublehead.training.recipes import resolve
 from small import SMALL
 
+DETECT = "/v1/detect"
+JPEG = {"Content-Type": "image/jpeg"}
 CLASSES = Categories(("red", "white", "<b>platelets</b>"), (7, 17, 27))
 
 
@@ -69,3 +72,38 @@ def encoded(image: Image.Image, form: str = "JPEG", **options: Any) -> bytes:
     file = io.BytesIO()
     image.save(file, form, **options)
     return file.getvalue()
+
+
+def sent(client, image: Image.Image | bytes, query: str = "score=0", form: str = "PNG"):
+    """One image as the body."""
+    data = image if isinstance(image, bytes) else encoded(image, form)
+    return client.post(f"{DETECT}?{query}", content=data, headers={"Content-Type": f"image/{form.lower()}"})
+
+
+def found(response) -> list[dict]:
+    """The detections of the first image."""
+    assert response.status_code == 200, response.text
+    return response.json()["images"][0]["detections"]
+
+
+def problem(response, status: int, error: str) -> str:
+    """The sentence of a refusal, which has the form that is documented."""
+    assert response.status_code == status, response.text
+    content = response.json()
+    assert content == {"status": status, "error": error, "detail": content["detail"]}
+    return content["detail"]
+
+
+def files(*images: bytes, field: str = "images"):
+    return [(field, (f"{place}.jpg", image, "image/jpeg")) for place, image in enumerate(images)]
+
+
+def until(true) -> None:
+    end = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def waiting(client) -> float:
+    return float(re.search(r"^doublehead_waiting_images (\S+)", client.get("/metrics").text, re.MULTILINE)[1])

@@ -8,13 +8,12 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from serving import encoded, picture
+from serving import encoded, picture, until
 
 WAIT = 2.0  # seconds an image waits for others: long enough to do something meanwhile
 
@@ -65,13 +64,6 @@ def count(place: tuple[str, int], metric: str) -> float:
     with urllib.request.urlopen(f"http://{place[0]}:{place[1]}/metrics", timeout=30) as response:
         lines = response.read().decode().splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{metric} "))
-
-
-def until(true) -> None:
-    end = time.monotonic() + 30
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no SIGTERM")

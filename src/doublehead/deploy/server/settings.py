@@ -30,6 +30,11 @@ class Settings(Strict):
     formats: tuple[Format, ...] = Field(default=("jpeg", "png", "webp", "bmp"), min_length=1)
     sample: Path | None = Field(default=None, description="The image that the page offers; null: one that is drawn.")
 
+    @field_validator("formats", mode="before")
+    @classmethod
+    def _separated(cls, formats: object) -> object:
+        return [name.strip() for name in formats.split(",")] if isinstance(formats, str) else formats
+
     @field_validator("api_key")
     @classmethod
     def _fits_a_header(cls, key: SecretStr | None) -> SecretStr | None:
