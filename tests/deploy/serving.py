@@ -99,7 +99,7 @@ def files(*images: bytes, field: str = "images"):
 
 
 def until(true) -> None:
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while not true():
         assert time.monotonic() < end
         time.sleep(0.01)

@@ -217,7 +217,6 @@ def test_the_sample(client, served, tmp_path):
         served(sample=tmp_path / "none.png")
 
 
-@pytest.mark.parametrize("module", ["fastapi", "uvicorn", "python_multipart", "prometheus_client"])
 def test_an_exported_model_answers_and_leaves_no_choice(exported):
     with TestClient(exported, raise_server_exceptions=False) as client:
         (model,) = client.get("/v1/models").json()["models"]

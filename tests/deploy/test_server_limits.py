@@ -183,6 +183,7 @@ def test_an_image_that_the_model_fails_on_harms_no_other(served, monkeypatch):
     assert problem(answers[1], 500, "failed") == "the server failed; its log says how"
 
 
+@pytest.mark.parametrize("module", ["fastapi", "uvicorn", "python_multipart", "prometheus_client"])
 def test_a_missing_extra_is_named(weights, command, monkeypatch, module):
     monkeypatch.setitem(sys.modules, module, None)
     assert command("serve", weights).sentence == (

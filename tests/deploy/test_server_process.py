@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import pytest
 from serving import encoded, picture, until
 
-WAIT = 2.0  # seconds an image waits for others: long enough to do something meanwhile
+WAIT = 3.0  # seconds an image waits for others: long enough to do something meanwhile
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def serving(weights, *words: str) -> Iterator[tuple[subprocess.Popen[str], str, 
 
 def connected(place: tuple[str, int], *parts: bytes) -> socket.socket:
     """A connection over which these have been sent."""
-    sock = socket.create_connection(place, timeout=30)
+    sock = socket.create_connection(place, timeout=60)
     for part in parts:
         sock.sendall(part)
     return sock
@@ -61,7 +61,7 @@ def answer(sock: socket.socket) -> tuple[int, dict]:
 
 
 def count(place: tuple[str, int], metric: str) -> float:
-    with urllib.request.urlopen(f"http://{place[0]}:{place[1]}/metrics", timeout=30) as response:
+    with urllib.request.urlopen(f"http://{place[0]}:{place[1]}/metrics", timeout=60) as response:
         lines = response.read().decode().splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{metric} "))
 
@@ -69,7 +69,7 @@ def count(place: tuple[str, int], metric: str) -> float:
 @pytest.mark.skipif(sys.platform == "win32", reason="has no SIGTERM")
 def test_a_server_from_start_to_end(weights):
     data = encoded(picture())
-    with serving(weights, "--batch-wait", str(1000 * WAIT), "--timeout", "4", "--max-megabytes", "0.1") as (
+    with serving(weights, "--batch-wait", str(1000 * WAIT), "--timeout", "5", "--max-megabytes", "0.1") as (
         process,
         *place,
     ):
@@ -97,7 +97,7 @@ def test_a_server_from_start_to_end(weights):
         status, content = answer(taken)
         assert status == 200
         assert content["images"][0]["width"] == 96
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
         assert "Traceback" not in process.stderr.read()
         with pytest.raises(ConnectionRefusedError):
             connected(place)

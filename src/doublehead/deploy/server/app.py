@@ -100,8 +100,8 @@ class Service:
                 answer.cancel()  # where one failed or the client left, the others are not worth the work
 
     def warm_up(self) -> None:
-        """Run the model once, so that the first request does not pay for what happens at first use."""
-        self.batcher.submit(torch.zeros(3, 64, 64, dtype=torch.uint8), self.engine.own).result()
+        """Run the model once, before any request, so that the first one does not pay for what happens at first use."""
+        self.engine.detect([torch.zeros(3, 64, 64, dtype=torch.uint8)], [self.engine.own])
 
     def close(self) -> None:
         """Finish what was taken."""
