@@ -72,13 +72,13 @@ class Service:
 
     def __init__(self, predictor: Predictor, name: str, settings: Settings) -> None:
         self.name, self.settings = name, settings
+        self.sample = _sample(settings.sample)
         self.engine = Engine(predictor)
         self.room = Room(settings.queue, settings.queue_pixels, lambda: self.batcher.pace)
         self.metrics = Metrics(settings.batch_size, lambda: self.room.images)
         wait = settings.batch_wait / 1000
         self.batcher = Batcher(self.engine.detect, settings.batch_size, wait, self.metrics.saw_batch)
         self.decoders = ThreadPoolExecutor(DECODERS, "decoder")
-        self.sample = _sample(settings.sample)
 
     async def detect(self, images: list[Sent], choice: Choice | None, place: Place) -> list[tuple[Any, Detections]]:
         """Each image as a tensor, with its detections.
