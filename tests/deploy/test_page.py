@@ -6,9 +6,10 @@ import json
 import shutil
 from pathlib import Path
 
+import httpx
 import pytest
 from PIL import Image
-from serving import encoded, listening, picture, small_app
+from serving import encoded, found, listening, picture, small_app
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium")
@@ -81,6 +82,9 @@ def test_an_image_is_uploaded_and_its_boxes_appear(opened, address):
 
     slide(page, "score", 0.05)
     many = len(boxes(page))
+    slide(page, "nms", 0.3)
+    response = httpx.post(f"{address}/v1/detect?score=0.05&nms=0.3", files={"images": encoded(picture(), "PNG")})
+    assert sorted(map(float, scores(page))) == sorted(d["score"] for d in found(response))  # as the server does it
     slide(page, "nms", 0.1)
     few = len(boxes(page))
     assert few < many
