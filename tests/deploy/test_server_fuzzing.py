@@ -24,7 +24,10 @@ EXAMPLES = int(os.environ.get("DOUBLEHEAD_FUZZ", "0"))
 FORMS = ("JPEG", "PNG", "WEBP", "BMP")
 
 images = st.integers(0, 9).map(lambda seed: encoded(picture(seed), FORMS[seed % 4]))
-REFUSED = {"checks": {"negative_data_rejection": {"expected-statuses": [400, 401, 413, 415, 422]}}}
+CONFIG = {
+    "checks": {"negative_data_rejection": {"expected-statuses": [400, 401, 413, 415, 422]}},
+    "request-timeout": 120.0,  # seconds: the machine may be busy
+}
 schemathesis.openapi.format("binary", images)  # what the document calls bytes are images
 for kind in ("image/jpeg", "image/png", "application/octet-stream"):
     schemathesis.openapi.media_type(kind, images)
@@ -39,8 +42,8 @@ def test_the_openapi_document(weights, mode, key):
     def checked(case: schemathesis.Case) -> None:
         seen[case.call_and_validate(headers={"Authorization": f"Bearer {key}"} if key else {}).status_code] += 1
 
-    with listening(small_app(weights, api_key=key)) as address:
-        config = SchemathesisConfig.from_dict(REFUSED)
+    with listening(small_app(weights, api_key=key, timeout=60)) as address:
+        config = SchemathesisConfig.from_dict(CONFIG)
         document = schemathesis.openapi.from_url(f"{address}/openapi.json", config=config)
         if mode is GenerationMode.NEGATIVE:  # the others take nothing that could be wrong
             document = document.include(path="/v1/detect")
