@@ -94,6 +94,7 @@ function chosen(task) {
 
 async function open(file, name) {
   tell("");
+  state.asked?.abort();
   state.file = { blob: file, name: name ?? file.name ?? "image" };
   state.answers.clear();
   URL.revokeObjectURL($("photo").src);
@@ -277,4 +278,4 @@ $("photo").addEventListener("load", () => {
 });
 new ResizeObserver(show).observe($("photo"));
 
-start();
+start().then(detect); // an image may have come meanwhile
