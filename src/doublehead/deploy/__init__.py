@@ -1,0 +1,1 @@
+"""Trained detectors where they are used."""

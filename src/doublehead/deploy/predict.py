@@ -1,0 +1,82 @@
+"""`doublehead predict`: pictures of a few images, files of detections of many, videos."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from doublehead.console import Console
+from doublehead.deploy.bulk import run as bulk
+from doublehead.deploy.bulk.pictures import predict_pictures
+from doublehead.deploy.bulk.sources import Listing
+from doublehead.deploy.bulk.worker import Work
+from doublehead.errors import DoubleheadError
+from doublehead.prediction import load
+
+PICTURES = "pictures"
+FORMATS = (PICTURES, *bulk.FORMATS)
+
+
+@dataclass(frozen=True)
+class Done:
+    """What was done."""
+
+    words: str  # where it is, in sentences
+    fault: str | None = None  # what could not be done, after all else was
+
+
+def predict(
+    weights: str,
+    sources: Sequence[str],
+    output: Path,
+    *,
+    format: str = PICTURES,
+    score: float = 0.5,
+    batch_size: int = 4,
+    device: str = "auto",
+    precision: str = "fp32",
+    column: str | None = None,
+    part_size: int = 500,
+    shard: str = "1/1",
+    engine: str = "plain",
+    workers: int = 1,
+) -> Done:
+    """Detect objects in whatever the sources name, and write it in the format asked for, with a progress bar.
+
+    Args:
+        weights: a checkpoint or a published name.
+        sources: image files, folders, globs, tars, Parquet files.
+        output: folder to write into.
+        format: pictures, with predictions.json; or parquet or coco, for any number of images.
+        score: detections below it are left out.
+        batch_size: images that go through the model at once.
+        device: where to compute.
+        precision: as of `load`.
+        column: of Parquet files, the one with the images.
+        part_size: images in a part, which is finished or done again.
+        shard: i/n does every n-th part.
+        engine: plain, or ray.
+        workers: of Ray.
+
+    Raises:
+        DoubleheadError: a mistake in what was asked for, or what kept the work from being done.
+    """
+    if format not in FORMATS:
+        raise DoubleheadError(f"--format {format}: there are {', '.join(FORMATS)}")
+    if format == PICTURES and (shard, engine) != ("1/1", "plain"):
+        raise DoubleheadError("--shard and --engine share out parts: they go with --format parquet or coco")
+    listing = Listing.of(sources, part_size, column)
+    if format != PICTURES:
+        work = Work(weights, output, format, score, batch_size, device, precision)
+        return Done(str(bulk.predict_bulk(work, listing, shard, engine, workers, progress=True)))
+    predictor, parts = load(weights, device, precision), [part for _, part in listing.chosen(lambda _: True)]
+    with Console().progress("predicting", sum(listing.sizes)) as advance:
+        written = predict_pictures(predictor, parts, output, score, batch_size, advance)
+    return Done(
+        f"{written.waited:.0%} of the time went into waiting for images\n"
+        f"{written.done} pictures and predictions.json are in {output}",
+        f"{len(written.faults)} of {sum(listing.sizes)} images could not be read: {'; '.join(written.faults[:10])}"
+        if written.faults
+        else None,
+    )
