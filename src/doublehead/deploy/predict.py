@@ -9,10 +9,11 @@ from pathlib import Path
 from doublehead.console import Console
 from doublehead.deploy.bulk import run as bulk
 from doublehead.deploy.bulk.pictures import predict_pictures
-from doublehead.deploy.bulk.sources import Listing
+from doublehead.deploy.bulk.sources import Listing, find_files
 from doublehead.deploy.bulk.worker import Work
+from doublehead.deploy.video import VIDEO_SUFFIXES, count_frames, predict_video
 from doublehead.errors import DoubleheadError
-from doublehead.prediction import load
+from doublehead.prediction import Predictor, load
 
 PICTURES = "pictures"
 FORMATS = (PICTURES, *bulk.FORMATS)
@@ -64,8 +65,14 @@ def predict(
     """
     if format not in FORMATS:
         raise DoubleheadError(f"--format {format}: there are {', '.join(FORMATS)}")
-    if format == PICTURES and (shard, engine) != ("1/1", "plain"):
+    alone = (shard, engine) == ("1/1", "plain")
+    if format == PICTURES and not alone:
         raise DoubleheadError("--shard and --engine share out parts: they go with --format parquet or coco")
+    videos = [Path(source).suffix.lower() in VIDEO_SUFFIXES for source in sources]
+    if any(videos):
+        if not all(videos) or format == "parquet" or not alone:
+            raise DoubleheadError("videos go one after the other, without images, to --format pictures or coco")
+        return _predict_videos(load(weights, device, precision), sources, output, format, score, batch_size)
     listing = Listing.of(sources, part_size, column)
     if format != PICTURES:
         work = Work(weights, output, format, score, batch_size, device, precision)
@@ -80,3 +87,20 @@ def predict(
         if written.faults
         else None,
     )
+
+
+def _predict_videos(
+    predictor: Predictor, sources: Sequence[str], output: Path, format: str, score: float, batch_size: int
+) -> Done:
+    console, words, faults = Console(), list[str](), list[str]()
+    for path in find_files(sources):
+        try:
+            with console.progress(path.name, count_frames(path)) as advance:
+                written = predict_video(predictor, path, output, score, batch_size, format == PICTURES, advance)
+        except DoubleheadError as error:
+            faults.append(str(error))
+            continue
+        names = [f"{path.stem}.mp4"] if format == PICTURES else []
+        words.append(f"{written.frames} frames are in {' and '.join([*names, f'{path.stem}.json'])} in {output}")
+        faults += [written.fault] if written.fault else []
+    return Done("\n".join(words), "; ".join(faults) or None)

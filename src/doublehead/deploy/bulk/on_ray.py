@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -37,15 +38,14 @@ def predict_on_ray(
     try:
         context = data.DataContext.get_current()
         context.enable_progress_bars = False
-        context.actor_task_retry_on_errors = True
+        context.retried_map_errors, context.max_map_retries = True, RETRIES
+        logging.getLogger("ray.data").setLevel(logging.ERROR)  # it would speak of its plans and of these rows' types
         done = data.from_items(rows, override_num_blocks=len(rows)).map(
             OnRay,
             fn_constructor_kwargs={"work": work, "folder": os.getcwd()},
             compute=data.ActorPoolStrategy(size=min(workers, len(rows))),
             num_cpus=1,
             num_gpus=int(pick_device(work.device).type == "cuda"),
-            max_restarts=-1,
-            max_task_retries=RETRIES,
         )
         for row in done.iter_rows():
             progress(row["images"])
@@ -78,6 +78,7 @@ def _start(ray: Any, workers: int) -> bool:
     if "RAY_ADDRESS" in os.environ:
         ray.init(log_to_driver=False, logging_level="ERROR")
     else:  # one more than workers, since Ray's own tasks want a processor too, if only in name
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # a known warning comes as an error
         processors = max(os.cpu_count() or 1, workers + 1)
         ray.init(num_cpus=processors, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     return True

@@ -80,13 +80,15 @@ class BulkFolder:
     def _require(self, plan: Plan) -> None:
         try:
             stored = json.loads(self.plan.read_text(encoding="utf-8"))
-            changed = [_difference(k, stored[k], asked) for k, asked in asdict(plan).items() if stored[k] != asked]
+            changed = {key: stored[key] for key, asked in asdict(plan).items() if stored[key] != asked}
         except (ValueError, KeyError, TypeError) as error:
             raise DoubleheadError(f"{self.plan}: is damaged ({error!r}); give another --output") from error
+        if "part_size" in changed:  # the same sources then make other parts
+            changed.pop("sources", None)
         if changed:
+            words = "; ".join(_difference(key, value, getattr(plan, key)) for key, value in changed.items())
             raise DoubleheadError(
-                f"{self.path}: was begun with {'; '.join(changed)}: give what it was begun with to go on, or another "
-                "--output"
+                f"{self.path}: was begun with {words}: give what it was begun with to go on, or another --output"
             )
 
 
