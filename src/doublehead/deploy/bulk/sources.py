@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import tarfile
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from glob import glob
-from itertools import count
+from itertools import accumulate, count
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -116,14 +117,11 @@ class Rows:
     def _rows(self) -> Iterator[Any]:
         """The column's values, from the first row wanted on."""
         with open_parquet(self.table) as file:
-            groups, before = [], 0
-            for group in range(file.num_row_groups):
-                rows = file.metadata.row_group(group).num_rows
-                if before + rows <= self.first:
-                    before += rows
-                else:
-                    groups.append(group)
-            skip = self.first - before
+            rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+            ends = list(accumulate(rows))
+            group = bisect_right(ends, self.first)  # the one that holds the first row wanted
+            skip = self.first - (ends[group] - rows[group])
+            groups = list(range(group, len(rows)))
             for batch in file.iter_batches(ROWS, row_groups=groups, columns=[self.column]):
                 values = batch.column(0)[skip:]
                 skip = max(0, skip - len(batch))
