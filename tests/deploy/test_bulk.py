@@ -268,7 +268,7 @@ def test_pictures_come_from_archives_too(bulk, tmp_path):
 
 def test_parts_cover_every_source_in_order(photos, tmp_path):
     tar = tar_of(tmp_path / "a.tar", 5)
-    table = table_of(tmp_path / "t.parquet", [jpeg(number) for number in range(7)])
+    table = table_of(tmp_path / "t.parquet", [jpeg(number) for number in range(7)], group=2)
     sources = [str(photos / "000[0-4].jpg"), str(tar), str(table), str(photos / "0009.jpg")]
     found = list(parts(sources, 3))
     assert [len(part) for part in found] == [3, 2, 3, 2, 3, 3, 1, 1]

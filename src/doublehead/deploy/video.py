@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -145,30 +145,46 @@ def _open(path: Path) -> Iterator[tuple[Any, Any]]:
 
 def _batches(path: Path, size: int) -> Iterator[list[tuple[int, float, Image.Image]]]:
     """Frames as number, seconds and upright picture."""
-    av, number, packets = require("av", "video"), 0, 0
     batch: list[tuple[int, float, Image.Image]] = []
-    broken = ""
+    number, broken = 0, None
     with _open(path) as (container, stream):
-        expected = len(stream.index_entries)  # of MP4 all; other containers tell the key frames alone
         start, rate = stream.start_time or 0, stream.average_rate or 25
         try:
-            for packet in container.demux(stream):
-                packets += packet.size > 0
-                for frame in packet.decode():
-                    seconds = (frame.pts - start) * frame.time_base if frame.pts is not None else number / rate
-                    batch.append((number, float(seconds), _upright(frame)))
-                    number += 1
-                    if len(batch) == size:
-                        yield batch
-                        batch = []
-        except av.FFmpegError as error:
-            broken = f" ({error.strerror})"
+            for frame in _frames(container, stream):
+                seconds = (frame.pts - start) * frame.time_base if frame.pts is not None else number / rate
+                batch.append((number, float(seconds), _upright(frame)))
+                number += 1
+                if len(batch) == size:
+                    yield batch
+                    batch = []
+        except _BreaksOffError as error:
+            broken = error
     if batch:
         yield batch
     if not number:
-        raise DoubleheadError(f"{path}: no frame of it can be read{broken}")
-    if broken or packets < expected:
+        raise DoubleheadError(f"{path}: no frame of it can be read")
+    if broken:
         raise DoubleheadError(f"{path}: breaks off{broken}; the {number} frames before are done")
+
+
+class _BreaksOffError(Exception):
+    """A video ends before its end, for a cause said in brackets if one is known."""
+
+
+def _frames(container: Any, stream: Any) -> Iterator[Any]:
+    """All frames, also those that the decoder still held when it met something broken."""
+    av, packets = require("av", "video"), 0
+    expected = len(stream.index_entries)  # of MP4 all; other containers tell the key frames alone
+    try:
+        for packet in container.demux(stream):
+            packets += packet.size > 0
+            yield from packet.decode()
+    except av.FFmpegError as error:
+        with suppress(av.FFmpegError):
+            yield from stream.decode(None)
+        raise _BreaksOffError(f" ({error.strerror})") from error
+    if packets < expected:
+        raise _BreaksOffError
 
 
 def _upright(frame: Any) -> Image.Image:
