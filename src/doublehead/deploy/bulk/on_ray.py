@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from doublehead.deploy.bulk.sources import Part
 from doublehead.deploy.bulk.worker import Work, Worker
-from doublehead.device import pick_device
 from doublehead.errors import DoubleheadError, Fault, require
 
 RETRIES = 3  # of a part whose worker raised; one whose process or machine was lost is always done again
@@ -45,7 +46,7 @@ def predict_on_ray(
             fn_constructor_kwargs={"work": work, "folder": os.getcwd()},
             compute=data.ActorPoolStrategy(size=min(workers, len(rows))),
             num_cpus=1,
-            num_gpus=int(pick_device(work.device).type == "cuda"),
+            num_gpus=int(_on_gpu(work.device)),
         )
         for row in done.iter_rows():
             progress(row["images"])
@@ -82,6 +83,11 @@ def _start(ray: Any, workers: int) -> bool:
         processors = max(os.cpu_count() or 1, workers + 1)
         ray.init(num_cpus=processors, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     return True
+
+
+def _on_gpu(device: str) -> bool:
+    """Whether workers want a card each; which machines have some, Ray knows, and this one may have none."""
+    return device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
 
 
 def _told(error: Exception) -> DoubleheadError:
