@@ -68,6 +68,16 @@ def remove_unfinished(folder: Path) -> None:
     shutil.rmtree(folder / _WRITING, ignore_errors=True)
 
 
+def free_name(name: str, taken: set[str]) -> str:
+    """The name, or where it is taken name-2, name-3 ...; it is taken from then on."""
+    number, free = 1, name
+    while free in taken:
+        number += 1
+        free = f"{name}-{number}"
+    taken.add(free)
+    return free
+
+
 def _own_folder(parent: Path) -> Path:
     """A new folder in `.writing`, for one writer alone."""
     while True:

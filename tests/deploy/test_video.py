@@ -118,11 +118,16 @@ def test_what_was_done_of_a_broken_video_is_kept(weights, tmp_path, command, har
 
 
 def test_no_video_is_named_and_the_others_are_done(weights, tmp_path, command):
-    bad, good = tmp_path / "bad.mp4", film(tmp_path / "good.mp4")
+    bad, good, namesake = tmp_path / "bad.mp4", film(tmp_path / "good.mp4"), film(tmp_path / "good.mkv")
     bad.write_text("no video")
-    outcome = command("predict", weights, bad, good, "-o", tmp_path / "out", "--device", "cpu")
+    outcome = command("predict", weights, bad, good, namesake, "-o", tmp_path / "out", "--device", "cpu")
     assert outcome.sentence.startswith(f"{bad}: is no video that can be read")
-    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["good.json", "good.mp4"]
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
+        "good-2.json",
+        "good-2.mp4",
+        "good.json",
+        "good.mp4",
+    ]
 
 
 def test_mistakes(weights, tmp_path, command, monkeypatch):

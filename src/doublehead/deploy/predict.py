@@ -13,6 +13,7 @@ from doublehead.deploy.bulk.sources import Listing, find_files
 from doublehead.deploy.bulk.worker import Work
 from doublehead.deploy.video import VIDEO_SUFFIXES, count_frames, predict_video
 from doublehead.errors import DoubleheadError
+from doublehead.files import free_name
 from doublehead.prediction import Predictor, load
 
 PICTURES = "pictures"
@@ -47,7 +48,7 @@ def predict(
 
     Args:
         weights: a checkpoint or a published name.
-        sources: image files, folders, globs, tars, Parquet files.
+        sources: image files, folders, globs, tars, Parquet files; or videos.
         output: folder to write into.
         format: pictures, with predictions.json; or parquet or coco, for any number of images.
         score: detections below it are left out.
@@ -68,6 +69,8 @@ def predict(
     alone = (shard, engine) == ("1/1", "plain")
     if format == PICTURES and not alone:
         raise DoubleheadError("--shard and --engine share out parts: they go with --format parquet or coco")
+    if workers > 1 and engine != "ray":
+        raise DoubleheadError("--workers goes with --engine ray; without it, --shard shares the work out")
     videos = [Path(source).suffix.lower() in VIDEO_SUFFIXES for source in sources]
     if any(videos):
         if not all(videos) or format == "parquet" or not alone:
@@ -92,15 +95,16 @@ def predict(
 def _predict_videos(
     predictor: Predictor, sources: Sequence[str], output: Path, format: str, score: float, batch_size: int
 ) -> Done:
-    console, words, faults = Console(), list[str](), list[str]()
+    console, taken, words, faults = Console(), set[str](), list[str](), list[str]()
     for path in find_files(sources):
+        name = free_name(path.stem, taken)
         try:
             with console.progress(path.name, count_frames(path)) as advance:
-                written = predict_video(predictor, path, output, score, batch_size, format == PICTURES, advance)
+                written = predict_video(predictor, path, output, name, score, batch_size, format == PICTURES, advance)
         except DoubleheadError as error:
             faults.append(str(error))
             continue
-        names = [f"{path.stem}.mp4"] if format == PICTURES else []
-        words.append(f"{written.frames} frames are in {' and '.join([*names, f'{path.stem}.json'])} in {output}")
+        files = f"{name}.mp4 and {name}.json" if format == PICTURES else f"{name}.json"
+        words.append(f"{written.frames} frames are in {files} in {output}")
         faults += [written.fault] if written.fault else []
     return Done("\n".join(words), "; ".join(faults) or None)

@@ -82,6 +82,7 @@ def predict_video(
     predictor: Predictor,
     path: Path,
     output: Path,
+    name: str,
     score: float = 0.5,
     batch_size: int = 4,
     pictures: bool = True,
@@ -89,13 +90,13 @@ def predict_video(
 ) -> VideoWritten:
     """Write detections in a video as JSON in COCO's layout, whose images are the frames, and draw them into a copy.
 
-    The files are called like the video, with .json and .mp4 (H.264, without sound). Times and turns of the frames are
-    those of the video. If it breaks off, or Ctrl-C comes, what was done is kept.
+    Times and turns of the frames are those of the video. If it breaks off, or Ctrl-C comes, what was done is kept.
 
     Args:
         predictor: the model.
         path: the video.
         output: folder to write into.
+        name: of the files, to which come .json and .mp4 (H.264, without sound).
         score: detections below it are neither drawn nor written.
         batch_size: frames that go through the model at once.
         pictures: whether to write the annotated copy.
@@ -109,8 +110,8 @@ def predict_video(
     output.mkdir(parents=True, exist_ok=True)
     stop: BaseException | None = None
     with (
-        coco_writer(output / f"{path.stem}.json", predictor.categories) as writer,
-        _drawing(output / f"{path.stem}.mp4", pictures) as draw,
+        coco_writer(output / f"{name}.json", predictor.categories) as writer,
+        _drawing(output / f"{name}.mp4", pictures) as draw,
     ):
         try:
             for frame in detect_video(predictor, path, score, batch_size):

@@ -15,6 +15,7 @@ from doublehead.deploy.bulk.coco import coco_writer
 from doublehead.deploy.bulk.detecting import Found, detect, in_order, read_ahead
 from doublehead.deploy.bulk.sources import Files, Item, Part
 from doublehead.errors import DoubleheadError
+from doublehead.files import free_name
 from doublehead.prediction import Predictor
 
 DRAWN_LATER = 8  # pictures that may wait to be drawn
@@ -90,11 +91,5 @@ def _named(items: Iterable[Item], output: Path, paths: list[Path]) -> Iterator[I
     """The same items; each one's picture gets its path: its file's name, as JPEG, with a number where it is taken."""
     taken: set[str] = set()
     for item in items:
-        stem = Path(item.name).stem
-        number, name = 1, f"{stem}.jpg"
-        while name in taken:
-            number += 1
-            name = f"{stem}-{number}.jpg"
-        taken.add(name)
-        paths.append(output / name)
+        paths.append(output / f"{free_name(Path(item.name).stem, taken)}.jpg")
         yield item
