@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 
 from doublehead.deploy.bulk.sources import Part
 from doublehead.deploy.bulk.worker import Work, Worker
-from doublehead.errors import DoubleheadError, Fault, require
+from doublehead.errors import Fault, require
 
 RETRIES = 3  # of a part whose worker raised; one whose process or machine was lost is always done again
 
@@ -79,7 +80,6 @@ def _start(ray: Any, workers: int) -> bool:
     if "RAY_ADDRESS" in os.environ:
         ray.init(log_to_driver=False, logging_level="ERROR")
     else:  # one more than workers, since Ray's own tasks want a processor too, if only in name
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # a known warning comes as an error
         processors = max(os.cpu_count() or 1, workers + 1)
         ray.init(num_cpus=processors, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     return True
@@ -90,11 +90,8 @@ def _on_gpu(device: str) -> bool:
     return device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
 
 
-def _told(error: Exception) -> DoubleheadError:
-    """What a worker said, in one sentence."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, DoubleheadError):
-            return Fault(f"on Ray: {cause}")
-        cause = getattr(cause, "cause", None) or cause.__cause__
-    return Fault(f"on Ray: {str(error).strip().splitlines()[-1]}")
+def _told(error: Exception) -> Fault:
+    """What a worker said, in one sentence: it comes as text, with the traceback of another process around it."""
+    text = str(error).strip()
+    said = re.findall(r"doublehead\.errors\.\w+: (.+)", text)
+    return Fault(f"on Ray: {said[-1] if said else text.splitlines()[-1]}")
