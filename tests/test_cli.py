@@ -51,7 +51,8 @@ def test_help_names_every_command(command):
 
 
 def test_importing_the_package_brings_no_optional_one():
-    optional = ("matplotlib", "supervision", "fastapi", "uvicorn", "prometheus_client")
+    optional = ("matplotlib", "supervision", "fastapi", "uvicorn", "prometheus_client", "pyarrow", "ray", "av")
+    optional += ("huggingface_hub",)
     script = f"import sys, doublehead.cli; print([m for m in {optional} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr

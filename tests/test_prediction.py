@@ -12,8 +12,8 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 import doublehead
+from doublehead.deploy.bulk.sources import find_files
 from doublehead.errors import DoubleheadError
-from doublehead.prediction import find_images
 
 
 @pytest.fixture(scope="module")
@@ -95,21 +95,21 @@ def test_what_is_no_image_is_refused(predictor, image, sentence):
 
 def test_files_folders_and_globs_are_found_once_each(photos, monkeypatch):
     a, b, deep = photos / "a.jpg", photos / "b.jpg", photos / "more" / "a.jpg"
-    assert find_images([str(photos)]) == [a, b, deep]
-    assert find_images([str(b), str(photos)]) == [b, a, deep]
-    assert find_images([str(photos / "*.jpg")]) == [a, b]
-    assert find_images([str(photos / "**/a.jpg")]) == [a, deep]
+    assert list(find_files([str(photos)])) == [a, b, deep]
+    assert list(find_files([str(b), str(photos)])) == [b, a, deep]
+    assert list(find_files([str(photos / "*.jpg")])) == [a, b]
+    assert list(find_files([str(photos / "**/a.jpg")])) == [a, deep]
     monkeypatch.chdir(photos)
-    assert [str(path) for path in find_images(["?.jpg"])] == ["a.jpg", "b.jpg"]
+    assert [str(path) for path in find_files(["?.jpg"])] == ["a.jpg", "b.jpg"]
     (photos / "x[1].jpg").touch()
-    assert [str(path) for path in find_images(["x[1].jpg"])] == ["x[1].jpg"]
+    assert [str(path) for path in find_files(["x[1].jpg"])] == ["x[1].jpg"]
 
 
 @pytest.mark.parametrize("source", ["none.jpg", "*.png", "empty"])
 def test_a_source_without_images_is_named(photos, source):
     (photos / "empty").mkdir()
     with pytest.raises(DoubleheadError, match="no image found there"):
-        find_images([str(photos / source)])
+        list(find_files([str(photos / source)]))
 
 
 def test_predict_writes_pictures_and_a_coco_file(trained, dataset, photos, tmp_path, command):

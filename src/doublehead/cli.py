@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 import doublehead
-from doublehead import plots, prediction
+from doublehead import plots
 from doublehead.analysis.analyze import analyze as compare_heads
 from doublehead.analysis.proposals import BINS, FULL, QUICK
 from doublehead.analysis.words import found
@@ -26,6 +26,9 @@ from doublehead.data import synthetic
 from doublehead.data.inspection import inspect
 from doublehead.data.page import write_page
 from doublehead.data.to_coco import write_coco
+from doublehead.deploy.bulk.run import ENGINES
+from doublehead.deploy.predict import FORMATS
+from doublehead.deploy.predict import predict as detect_in
 from doublehead.deploy.server.settings import make_settings
 from doublehead.deploy.server.start import serve as start_server
 from doublehead.errors import DoubleheadError
@@ -269,22 +272,40 @@ def analyze(
 @app.command()
 def predict(
     weights: Weights,
-    sources: Annotated[list[str], typer.Argument(help="Image files, folders, or globs such as 'photos/*.jpg'.")],
+    sources: Annotated[
+        list[str], typer.Argument(help="Images, folders, globs such as 'photos/*.jpg', tars, Parquet files; or videos.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for what is written.")] = Path("predictions"),
+    form: Annotated[str, typer.Option("--format", help=f"{', '.join(FORMATS)}.")] = FORMATS[0],
     score: Annotated[float, typer.Option(help="Leave out detections below this score.", min=0, max=1)] = 0.5,
     batch_size: Batch = 4,
     device: Device = "auto",
     precision: Precision = "fp32",
+    column: Annotated[str | None, typer.Option(help="Of Parquet files, the column with the images.")] = None,
+    part_size: Annotated[int, typer.Option(help="Images in a part, which a stop may lose.", min=1)] = 500,
+    shard: Annotated[str, typer.Option(metavar="I/N", help="Do every N-th part, from the I-th.")] = "1/1",
+    engine: Annotated[str, typer.Option(help=f"{' or '.join(ENGINES)}.")] = ENGINES[0],
+    workers: Annotated[int, typer.Option(help="Of Ray: processes that hold a model.", min=1)] = 1,
 ) -> None:
-    """Detect objects in images: pictures with boxes, and predictions.json."""
-    predictor, files = prediction.load(weights, device, precision), prediction.find_images(sources)
-    with Console().progress("predicting", len(files)) as advance:
-        written = prediction.predict_files(predictor, files, output, score, batch_size, advance)
-    done, faults = len(files) - len(written.faults), written.faults
-    print(f"{written.waited:.0%} of the time went into waiting for images")
-    print(f"{done} pictures and predictions.json are in {output}")
-    if faults:
-        raise DoubleheadError(f"{len(faults)} of {len(files)} images could not be read: {'; '.join(faults[:10])}")
+    """Detect objects: pictures with boxes and predictions.json; files of detections in millions of images; videos."""
+    done = detect_in(
+        weights,
+        sources,
+        output,
+        format=form,
+        score=score,
+        batch_size=batch_size,
+        device=device,
+        precision=precision,
+        column=column,
+        part_size=part_size,
+        shard=shard,
+        engine=engine,
+        workers=workers,
+    )
+    print(done.words)
+    if done.fault:
+        raise DoubleheadError(done.fault)
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -117,3 +118,16 @@ class Distribution:
         """Leave the other processes, unless something around this goes on with them."""
         if self.joined:
             dist.destroy_process_group()
+
+
+def parse_shard(shard: str) -> tuple[int, int]:
+    """The share that `i/n` names: its place, from 0, and how many there are.
+
+    Raises:
+        DoubleheadError: it is not written so, or i is not in 1..n.
+    """
+    numbers = re.fullmatch(r"(\d+)/(\d+)", shard)
+    place, shares = (int(number) for number in numbers.groups()) if numbers else (0, 0)
+    if not 1 <= place <= shares:
+        raise DoubleheadError(f"--shard {shard}: write i/n with i from 1 to n, such as 1/2 and 2/2")
+    return place - 1, shares

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import mkdtemp
 
 from doublehead.errors import Fault
 
@@ -17,6 +18,8 @@ _WRITING = ".writing"
 def whole(path: Path, keep: Path | None = None) -> Iterator[Path]:
     """Give a temporary name to write to; afterwards the file goes to the disk and takes its own name in one step.
 
+    Processes may write into one folder at the same time, and even the same file: the last one's then stands.
+
     Args:
         path: the file that is to be, replaced if there is one.
         keep: a name under which the file that stood at `path` before stays.
@@ -24,10 +27,10 @@ def whole(path: Path, keep: Path | None = None) -> Iterator[Path]:
     Raises:
         Fault: the disk is full, or the folder is gone or may not be written to; the file from before still stands.
     """
-    temporary = path.parent / _WRITING / path.name  # a folder, since safetensors has temporary files of its own
     with writing(path):
+        own = _own_folder(path.parent)  # a folder, since safetensors has temporary files of its own
         try:
-            temporary.parent.mkdir(exist_ok=True)
+            temporary = own / path.name
             temporary.touch()
             mode = temporary.stat().st_mode
             yield temporary
@@ -39,7 +42,9 @@ def whole(path: Path, keep: Path | None = None) -> Iterator[Path]:
             if os.name == "posix":  # elsewhere a folder cannot be opened
                 _to_disk(path.parent, os.O_RDONLY)
         finally:
-            remove_unfinished(path.parent)
+            shutil.rmtree(own, ignore_errors=True)
+            with suppress(OSError):  # others write there
+                own.parent.rmdir()
 
 
 @contextmanager
@@ -59,8 +64,26 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what `whole` was writing there when its process was killed."""
+    """Remove what `whole` was writing there when its process was killed; not while another process writes there."""
     shutil.rmtree(folder / _WRITING, ignore_errors=True)
+
+
+def free_name(name: str, taken: set[str]) -> str:
+    """The name, or where it is taken name-2, name-3 ...; it is taken from then on."""
+    number, free = 1, name
+    while free in taken:
+        number += 1
+        free = f"{name}-{number}"
+    taken.add(free)
+    return free
+
+
+def _own_folder(parent: Path) -> Path:
+    """A new folder in `.writing`, for one writer alone."""
+    while True:
+        (parent / _WRITING).mkdir(exist_ok=True)
+        with suppress(FileNotFoundError):  # another process has just removed the empty `.writing`
+            return Path(mkdtemp(dir=parent / _WRITING))
 
 
 def _to_disk(path: Path, mode: int) -> None:

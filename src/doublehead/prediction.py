@@ -2,17 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import math
-import os.path
-import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from glob import glob
-from itertools import zip_longest
 from pathlib import Path
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
 import torch
@@ -20,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from doublehead.categories import Categories
-from doublehead.data.images import IMAGE_SUFFIXES, image_size, read_image, to_rgb, to_tensor
+from doublehead.data.images import read_image, to_rgb, to_tensor
 from doublehead.detections import Detections
 from doublehead.device import pick_device, pick_precision
 from doublehead.errors import DoubleheadError
@@ -128,145 +119,3 @@ def as_picture(image: ImageLike) -> Image.Image:
     if array.dtype != np.uint8:
         raise DoubleheadError(f"an image must be uint8 or float, not {array.dtype}")
     return to_rgb(Image.fromarray(np.ascontiguousarray(array)))
-
-
-def find_images(sources: Iterable[str]) -> list[Path]:
-    """The image files that files, folders (searched to every depth) and globs name, each once, in order.
-
-    Raises:
-        DoubleheadError: a source names no image.
-    """
-    found: dict[Path, None] = {}
-    for source in sources:
-        path = Path(os.path.expanduser(source))
-        if path.is_dir():
-            matches = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-        elif path.is_file():
-            matches = [path]
-        else:
-            matches = sorted(p for p in map(Path, glob(str(path), recursive=True)) if p.is_file())
-        if not matches:
-            raise DoubleheadError(
-                f"{source}: no image found there; give files, folders or globs such as 'photos/*.jpg'"
-            )
-        found.update(dict.fromkeys(matches))
-    return list(found)
-
-
-@dataclass(frozen=True)
-class Written:
-    """How detecting in files went."""
-
-    faults: list[str]  # one sentence for each file that could not be read; the others are done all the same
-    waited: float  # share of the time in which the model stood idle, waiting for files to be read and drawn
-
-
-def predict_files(
-    predictor: Predictor,
-    files: Sequence[Path],
-    output: Path,
-    score: float,
-    batch_size: int = 4,
-    progress: Callable[[int], object] | None = None,
-) -> Written:
-    """Detect objects in image files; write a picture of each, and predictions.json for all.
-
-    predictions.json has COCO's layout (`images`, `categories`, `annotations` with `score`), so that annotation tools
-    open it. A picture keeps its file's name; files of one name from several folders are numbered. Images go through the
-    model by shape, from tall to wide, so that a batch needs little padding; what is written is in the files' order.
-
-    Args:
-        predictor: the model.
-        files: image files.
-        output: folder to write into.
-        score: detections below it are neither drawn nor written.
-        batch_size: images that go through the model at once.
-        progress: told how many files are done.
-
-    Raises:
-        DoubleheadError: `output` holds some of the files, which a picture could replace.
-    """
-    if output.resolve() in {file.parent.resolve() for file in files}:
-        raise DoubleheadError(f"{output}: holds images to predict on; give another --output")
-    output.mkdir(parents=True, exist_ok=True)
-    names = _free_names(files)
-    found: dict[Path, tuple[tuple[int, int], Detections]] = {}
-    faults: list[str] = []
-    order = sorted(files, key=_shape)
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    began, waited = time.monotonic(), 0.0
-    with ThreadPoolExecutor(2) as pool:  # the next batch is read and the last one drawn while the model is busy
-        ahead = pool.submit(_read, batches[0]) if batches else None
-        drawing: list[Future[Path]] = []
-        for batch, following in zip_longest(batches, batches[1:]):
-            assert ahead is not None
-            waiting = time.monotonic()
-            readable, unreadable = ahead.result()
-            for drawn in drawing:
-                drawn.result()
-            waited += time.monotonic() - waiting
-            faults += unreadable
-            ahead = pool.submit(_read, following) if following else None
-            results = predictor.predict([picture for _, picture in readable], batch_size)
-            kept = [(file, detections.above(score)) for (file, _), detections in zip(readable, results, strict=True)]
-            drawing = [pool.submit(detections.save, output / names[file], score=0) for file, detections in kept]
-            for (file, picture), (_, detections) in zip(readable, kept, strict=True):
-                found[file] = (picture.size, replace(detections, image=None))
-            if progress:
-                progress(len(batch))
-        for drawn in drawing:
-            drawn.result()
-    content = _coco(predictor.categories, [(file, *found[file]) for file in files if file in found])
-    (output / "predictions.json").write_text(json.dumps(content), encoding="utf-8")
-    return Written(faults, waited / max(time.monotonic() - began, 1e-9))
-
-
-def _coco(categories: Categories, found: list[tuple[Path, tuple[int, int], Detections]]) -> dict[str, Any]:
-    """COCO's layout, with a score for each annotation."""
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for number, (file, (width, height), detections) in enumerate(found, 1):
-        images.append({"id": number, "file_name": str(file), "width": width, "height": height})
-        for item in detections.to_coco(number):
-            area = item["bbox"][2] * item["bbox"][3]
-            annotations.append({"id": len(annotations) + 1, "iscrowd": 0, "area": area, **item})
-    pairs = zip(categories.ids, categories.names, strict=True)
-    return {
-        "images": images,
-        "categories": [{"id": category, "name": name} for category, name in pairs],
-        "annotations": annotations,
-    }
-
-
-def _shape(file: Path) -> float:
-    """Width by height; what cannot be read comes last, and is told when its turn comes."""
-    try:
-        width, height = image_size(file)
-    except DoubleheadError:
-        return math.inf
-    return width / height
-
-
-def _read(files: Sequence[Path]) -> tuple[list[tuple[Path, Image.Image]], list[str]]:
-    """The files that can be read, with their pictures, and one sentence for each of the others."""
-    readable, faults = [], []
-    for file in files:
-        try:
-            readable.append((file, read_image(file)))
-        except DoubleheadError as error:
-            faults.append(str(error))
-    return readable, faults
-
-
-def _free_names(files: Sequence[Path]) -> dict[Path, str]:
-    """Each picture's name: its file's, as JPEG, with a number where it is taken."""
-    names: dict[Path, str] = {}
-    taken: set[str] = set()
-    for file in files:
-        number, name = 1, f"{file.stem}.jpg"
-        while name in taken:
-            number += 1
-            name = f"{file.stem}-{number}.jpg"
-        taken.add(name)
-        names[file] = name
-    return names

@@ -8,6 +8,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from serving import small_app, small_checkpoint
+from small_bulk import untrained
 
 import doublehead
 from doublehead.deploy.server.app import create_app
@@ -27,6 +28,12 @@ def weights(tmp_path_factory) -> Path:
 def plain_weights(tmp_path_factory) -> Path:
     """A Double-Head model: the fc-head only classifies, the conv-head only regresses."""
     return small_checkpoint(tmp_path_factory.mktemp("weights"), "double-head")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory) -> Path:
+    """A Double-Head model that finds something nearly everywhere."""
+    return untrained(tmp_path_factory.mktemp("weights") / "untrained.safetensors")
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -26,15 +27,19 @@ class Picture:
     several: bool  # frames or pages, of which the first is read
 
 
-def read_picture(path: Path) -> Picture:
+def read_picture(path: Path, data: bytes | None = None) -> Picture:
     """Read an image file.
+
+    Args:
+        path: where it is.
+        data: its bytes, if they are at hand already; `path` then only names it.
 
     Raises:
         DoubleheadError: the file is missing, damaged, cut short, no image, or larger than Pillow's pixel limit (about
             179 million pixels).
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path if data is None else BytesIO(data)) as image:
             several = image.format != "MPO" and getattr(image, "is_animated", False)  # MPO: a photo with its preview
             orientation = image.getexif().get(_ORIENTATION, 1)
             return Picture(to_rgb(image), image.mode, orientation, several)
@@ -42,23 +47,27 @@ def read_picture(path: Path) -> Picture:
         raise unreadable(path, error) from error
 
 
-def read_image(path: Path) -> Image.Image:
-    """Read an image file as RGB, 8 bits a channel, upright.
+def read_image(path: Path, data: bytes | None = None) -> Image.Image:
+    """Read an image file, or its bytes, as RGB, 8 bits a channel, upright.
 
     Raises:
         DoubleheadError: as `read_picture`.
     """
-    return read_picture(path).rgb
+    return read_picture(path, data).rgb
 
 
-def image_size(path: Path) -> tuple[int, int]:
+def image_size(path: Path, data: bytes | None = None) -> tuple[int, int]:
     """Width and height in pixels after EXIF orientation; the pixels of a JPEG are not decoded.
+
+    Args:
+        path: where the file is.
+        data: its bytes, if they are at hand already; `path` then only names it.
 
     Raises:
         DoubleheadError: the file is missing or its header is no image's.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path if data is None else BytesIO(data)) as image:
             width, height = image.size
             return (height, width) if image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8) else (width, height)
     except Exception as error:
@@ -99,7 +108,7 @@ def _from_wide(image: Image.Image) -> Image.Image:
 
 
 def unreadable(path: Path | str, error: Exception) -> DoubleheadError:
-    """What went wrong with an image, as a sentence that begins with its path or name."""
+    """What a decoder, or the disk, said of an image file, in one sentence with the mend."""
     if isinstance(error, FileNotFoundError):
         return DoubleheadError(f"{path}: there is no such image file", "images missing")
     if isinstance(error, DoubleheadError):

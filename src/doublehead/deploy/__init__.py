@@ -1,1 +1,1 @@
-"""Where a trained detector earns its keep."""
+"""Trained detectors where they are used."""

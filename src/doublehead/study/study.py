@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 from doublehead.config import Config
 from doublehead.console import Console
 from doublehead.data.dataset import open_dataset
-from doublehead.distribution import Distribution
+from doublehead.distribution import Distribution, parse_shard
 from doublehead.errors import DoubleheadError, Fault
 from doublehead.evaluation.evaluate import Evaluation, evaluate
 from doublehead.files import whole
@@ -75,13 +74,10 @@ def study(
 
 def _share(plan: Plan, every: list[Run], shard: str) -> list[Run]:
     """The runs of one shard; what is only measured goes with the run whose weights it needs."""
-    numbers = re.fullmatch(r"(\d+)/(\d+)", shard)
-    part, parts = (int(number) for number in numbers.groups()) if numbers else (0, 0)
-    if not 1 <= part <= parts:
-        raise DoubleheadError(f"--shard {shard}: write i/n with i from 1 to n, such as 1/2 and 2/2")
+    part, parts = parse_shard(shard)
     homes = [(plan.rows[run.row].of or run.row, run.seed) for run in every]
     order = {home: place for place, home in enumerate(dict.fromkeys(homes))}
-    return [run for run, home in zip(every, homes, strict=True) if order[home] % parts == part - 1]
+    return [run for run, home in zip(every, homes, strict=True) if order[home] % parts == part]
 
 
 def _config(plan: Plan, run: Run, data: str | Path, settings: dict[str, Any]) -> Config:

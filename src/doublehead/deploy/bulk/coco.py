@@ -1,0 +1,65 @@
+"""COCO's layout with a score for each annotation, written as it comes, so that memory does not grow."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from doublehead.categories import Categories
+from doublehead.detections import Detections
+from doublehead.files import whole
+
+
+class CocoWriter:
+    """Writes `categories`, `annotations` and `images`; `coco_writer` makes one."""
+
+    def __init__(self, file: IO[str], images: IO[str], categories: Categories) -> None:
+        self._file, self._images = file, images
+        self.images = self.annotations = 0  # how many are written
+        named = [{"id": number, "name": name} for name, number in categories.pairs]
+        self._file.write(f'{{"categories": {json.dumps(named)}, "annotations": [')
+
+    def add(self, name: str, width: int, height: int, detections: Detections, **more: Any) -> None:
+        """Write an image and what was found in it.
+
+        Args:
+            name: its `file_name`.
+            width: in pixels.
+            height: in pixels.
+            detections: whatever was found.
+            more: further fields of the image.
+        """
+        self.images += 1
+        entry = {"id": self.images, "file_name": name, "width": width, "height": height, **more}
+        self._images.write((", " if self.images > 1 else "") + json.dumps(entry))
+        for item in detections.to_coco(self.images):
+            self.annotations += 1
+            area = item["bbox"][2] * item["bbox"][3]
+            annotation = {"id": self.annotations, "iscrowd": 0, "area": area, **item}
+            self._file.write((", " if self.annotations > 1 else "") + json.dumps(annotation))
+
+    def end(self) -> None:
+        """Write the images behind the annotations."""
+        self._file.write('], "images": [')
+        self._images.seek(0)
+        shutil.copyfileobj(self._images, self._file)
+        self._file.write("]}")
+
+
+@contextmanager
+def coco_writer(path: Path, categories: Categories) -> Iterator[CocoWriter]:
+    """A writer whose file is whole, or is not there.
+
+    Raises:
+        Fault: it cannot be written.
+    """
+    with whole(path) as temporary:
+        spool = temporary.with_name("images")
+        with temporary.open("w", encoding="utf-8") as file, spool.open("w+", encoding="utf-8") as images:
+            writer = CocoWriter(file, images, categories)
+            yield writer
+            writer.end()

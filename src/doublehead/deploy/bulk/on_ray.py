@@ -1,0 +1,97 @@
+"""The same parts on Ray Data: on one machine, or on the cluster that RAY_ADDRESS names."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from doublehead.deploy.bulk.sources import Part
+from doublehead.deploy.bulk.worker import Work, Worker
+from doublehead.errors import Fault, require
+
+RETRIES = 3  # of a part whose worker raised; one whose process or machine was lost is always done again
+
+
+def predict_on_ray(
+    work: Work, todo: Iterable[tuple[int, Part]], workers: int, progress: Callable[[int], object]
+) -> None:
+    """Have parts done by workers that each hold a model and write into the output folder, which all machines see.
+
+    Args:
+        work: how a part is done.
+        todo: the parts, with their numbers.
+        workers: how many.
+        progress: told how many images are done.
+
+    Raises:
+        DoubleheadError: Ray is not installed.
+        Fault: a part failed again and again, or the workers could not begin.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report its use
+    ray, data = require("ray", "ray"), require("ray.data", "ray")
+    rows = [{"number": number, "images": len(part), "part": part} for number, part in todo]
+    began = _start(ray, workers)
+    try:
+        context = data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.retried_map_errors, context.max_map_retries = True, RETRIES
+        logging.getLogger("ray.data").setLevel(logging.ERROR)  # it would speak of its plans and of these rows' types
+        done = data.from_items(rows, override_num_blocks=len(rows)).map(
+            OnRay,
+            fn_constructor_kwargs={"work": work, "folder": os.getcwd()},
+            compute=data.ActorPoolStrategy(size=min(workers, len(rows))),
+            num_cpus=1,
+            num_gpus=int(_on_gpu(work.device)),
+        )
+        for row in done.iter_rows():
+            progress(row["images"])
+    except ray.exceptions.RayError as error:
+        raise _told(error) from error
+    finally:
+        if began:
+            ray.shutdown()
+
+
+class OnRay:
+    """A worker in one of Ray's processes."""
+
+    def __init__(self, work: Work, folder: str) -> None:
+        if not Path(folder).is_dir():
+            raise Fault(f"{folder}: is not there on one of Ray's machines; all must see sources and output alike")
+        os.chdir(folder)  # paths of sources and output may be relative to it
+        self.worker = Worker(work)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Do a part."""
+        self.worker.do(row["number"], row["part"])
+        return {"images": row["images"]}
+
+
+def _start(ray: Any, workers: int) -> bool:
+    """Join the cluster, or begin one here unless the caller has; whether this began it."""
+    if ray.is_initialized():
+        return False
+    if "RAY_ADDRESS" in os.environ:
+        ray.init(log_to_driver=False, logging_level="ERROR")
+    else:  # one more than workers, since Ray's own tasks want a processor too, if only in name
+        processors = max(os.cpu_count() or 1, workers + 1)
+        ray.init(num_cpus=processors, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    return True
+
+
+def _on_gpu(device: str) -> bool:
+    """Whether workers want a card each; which machines have some, Ray knows, and this one may have none."""
+    return device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+
+
+def _told(error: Exception) -> Fault:
+    """What a worker said, in one sentence: it comes as text, with the traceback of another process around it."""
+    text = str(error).strip()
+    said = re.findall(r"doublehead\.errors\.\w+: (.+)", text)
+    return Fault(f"on Ray: {said[-1] if said else text.splitlines()[-1]}")

@@ -1,0 +1,112 @@
+"""The output folder of a bulk run: its plan, its finished parts, and what is still to be done.
+
+_plan.json           what is done, by which a run that goes on is known to be the same
+part-000000.parquet  the first part; where it stands, it is finished. With --format coco in the folder `parts`
+predictions.json     with --format coco, once every part is there; and bad.jsonl, the images that could not be read
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from doublehead.deploy.bulk.sources import Listing
+from doublehead.errors import DoubleheadError
+from doublehead.files import whole, writing
+from doublehead.interop.published import resolve
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a part's content follows from, up to rounding."""
+
+    weights: str  # SHA-256
+    images: int
+    sources: str  # SHA-256 of their names and order
+    part_size: int
+    score: float
+    precision: str
+    format: str
+
+    @classmethod
+    def of(cls, weights: str | Path, listing: Listing, score: float, precision: str, format: str) -> Plan:
+        """The plan of these weights on these images.
+
+        Raises:
+            DoubleheadError: there are no such weights.
+        """
+        digest = fingerprint(resolve(weights))
+        return cls(digest, sum(listing.sizes), listing.digest, listing.size, score, precision, format)
+
+
+class BulkFolder:
+    """Paths of a run's output, and what stands there."""
+
+    def __init__(self, path: Path, format: str) -> None:
+        self.path = path
+        self.plan = path / "_plan.json"  # readers of Parquet folders pass over names that begin with _
+        self.parts = path if format == "parquet" else path / "parts"
+        self.predictions = path / "predictions.json"
+        self.bad = path / "bad.jsonl"
+
+    def part(self, number: int) -> Path:
+        """The file of a part, numbered from 0."""
+        return self.parts / f"part-{number:06}.parquet"
+
+    def finished(self, many: int) -> set[int]:
+        """The numbers of the parts that are done, of so many."""
+        there = {path.name for path in self.parts.glob("part-*.parquet")}
+        return {number for number in range(many) if self.part(number).name in there}
+
+    def begin(self, plan: Plan) -> None:
+        """Make the folder, or go on with what was begun there.
+
+        Raises:
+            DoubleheadError: what was begun there is something else.
+            Fault: it cannot be written.
+        """
+        with writing(self.path):
+            self.parts.mkdir(parents=True, exist_ok=True)
+        if not self.plan.exists():
+            if any(self.parts.glob("part-*.parquet")):
+                raise DoubleheadError(f"{self.path}: has parts, but no {self.plan.name}; give another --output")
+            with whole(self.plan) as temporary:
+                temporary.write_text(json.dumps(asdict(plan), indent=1), encoding="utf-8")
+        self._require(plan)  # which another shard may have written at the same time
+
+    def _require(self, plan: Plan) -> None:
+        try:
+            stored = json.loads(self.plan.read_text(encoding="utf-8"))
+            changed = {key: stored[key] for key, asked in asdict(plan).items() if stored[key] != asked}
+        except (ValueError, KeyError, TypeError) as error:
+            raise DoubleheadError(f"{self.plan}: is damaged ({error!r}); give another --output") from error
+        if "part_size" in changed:  # the same sources then make other parts
+            changed.pop("sources", None)
+        if changed:
+            words = "; ".join(_difference(key, value, getattr(plan, key)) for key, value in changed.items())
+            raise DoubleheadError(
+                f"{self.path}: was begun with {words}: give what it was begun with to go on, or another --output"
+            )
+
+
+def fingerprint(weights: Path) -> str:
+    """SHA-256 of a model's file, and of the file of weights beside an OpenVINO model.
+
+    Raises:
+        DoubleheadError: there is no such file.
+    """
+    digest = hashlib.sha256()
+    try:
+        for path in (weights, weights.with_suffix(".bin")) if weights.suffix == ".xml" else (weights,):
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    except OSError as error:
+        raise DoubleheadError(f"{weights}: cannot be read ({error.strerror})") from error
+    return digest.hexdigest()
+
+
+def _difference(key: str, stored: Any, asked: Any) -> str:
+    return f"other {key}" if key in ("weights", "sources") else f"{key.replace('_', ' ')} {stored}, not {asked}"

@@ -1,0 +1,128 @@
+"""Detections in any number of images: part by part, each finished or absent, so that a stop loses one part at most."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from doublehead.console import Console
+from doublehead.deploy.bulk.coco import coco_writer
+from doublehead.deploy.bulk.on_ray import predict_on_ray
+from doublehead.deploy.bulk.parquet import count_bad, read_categories, read_part
+from doublehead.deploy.bulk.plan import BulkFolder, Plan
+from doublehead.deploy.bulk.sources import Listing, Part
+from doublehead.deploy.bulk.worker import Work, Worker
+from doublehead.distribution import parse_shard
+from doublehead.errors import DoubleheadError, require
+from doublehead.files import remove_unfinished, whole
+
+FORMATS = ("parquet", "coco")
+ENGINES = ("plain", "ray")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How far a bulk run is."""
+
+    folder: BulkFolder
+    format: str
+    parts: int
+    finished: int
+    images: int  # in finished parts
+    bad: int  # of these, could not be read
+    waited: float | None  # share of the time in which this process's model, if there was one, stood idle
+
+    def __str__(self) -> str:
+        """In sentences."""
+        waited = "" if self.waited is None else f"{self.waited:.0%} of the time went into waiting for images\n"
+        return waited + self._where()
+
+    def _where(self) -> str:
+        if self.finished < self.parts:
+            return f"{self.finished} of {self.parts} parts are in {self.folder.parts}; other shards do the rest"
+        where = {"parquet": self.folder.parts, "coco": self.folder.predictions}[self.format]
+        listed = {"parquet": "the column `fault` says why", "coco": f"{self.folder.bad} lists them"}[self.format]
+        bad = f"; {self.bad} of them could not be read: {listed}" if self.bad else ""
+        return f"detections of {self.images} images are in {where}{bad}"
+
+
+def predict_bulk(
+    work: Work,
+    listing: Listing,
+    shard: str = "1/1",
+    engine: str = "plain",
+    workers: int = 1,
+    progress: bool = False,
+) -> Outcome:
+    """Do the parts that are not done yet; with all of them done, bring them into the format asked for.
+
+    The output is the same for any number of stops, shards and workers. Memory does not grow with the number of images.
+
+    Args:
+        work: how a part is done, and the folder of the output.
+        listing: the images.
+        shard: i/n does every n-th part, from the i-th.
+        engine: `plain`, in this process; or `ray`, on Ray Data.
+        workers: of Ray; each holds a model.
+        progress: whether to show a bar.
+
+    Raises:
+        DoubleheadError: the folder holds the parts of something else, or a part could not be done.
+    """
+    require("pyarrow.parquet", "bulk")
+    (place, shares), folder = parse_shard(shard), work.folder
+    if engine not in ENGINES:
+        raise DoubleheadError(f"--engine {engine}: there are {' and '.join(ENGINES)}")
+    folder.begin(Plan.of(work.weights, listing, work.score, work.precision, work.format))
+    done = folder.finished(len(listing))
+    mine = {number for number in range(place, len(listing), shares) if number not in done}
+    todo, waited = listing.chosen(mine.__contains__), None
+    console = Console(progress)
+    with console.progress("predicting", sum(listing.sizes[number] for number in mine)) as advance:
+        try:
+            if mine and engine == "ray":
+                predict_on_ray(work, todo, workers, advance)
+            elif mine:
+                waited = _predict_plainly(work, todo, advance)
+        except KeyboardInterrupt:
+            console.say(f"stopped; the same command goes on from the parts in {folder.parts}")
+            raise
+    return _finish(work, listing, waited)
+
+
+def _predict_plainly(work: Work, todo: Iterator[tuple[int, Part]], progress: Callable[[int], object]) -> float:
+    worker, began = Worker(work), time.monotonic()
+    for number, part in todo:
+        worker.do(number, part, progress)
+    return worker.waited / (time.monotonic() - began)
+
+
+def _finish(work: Work, listing: Listing, waited: float | None) -> Outcome:
+    """With all parts there, remove what kills left half written, and write what the format asks for."""
+    folder = work.folder
+    done = folder.finished(len(listing))
+    bad = sum(count_bad(folder.part(number)) for number in done)
+    if len(done) == len(listing):
+        remove_unfinished(folder.path)
+        remove_unfinished(folder.parts)
+        if work.format == "coco" and not folder.predictions.exists():
+            _write_coco(folder, len(listing))
+    images = sum(listing.sizes[number] for number in done)
+    return Outcome(folder, work.format, len(listing), len(done), images, bad, waited)
+
+
+def _write_coco(folder: BulkFolder, parts: int) -> None:
+    """predictions.json of all parts, which come one after the other; it is the last to be written."""
+    found = (one for number in range(parts) for one in read_part(folder.part(number)))
+    with (
+        coco_writer(folder.predictions, read_categories(folder.part(0))) as writer,
+        whole(folder.bad) as bad,
+        bad.open("w", encoding="utf-8") as listed,
+    ):
+        for one in found:
+            if one.detections is None:
+                listed.write(json.dumps({"name": one.name, "fault": one.fault}) + "\n")
+            else:
+                writer.add(one.name, one.width, one.height, one.detections)

@@ -1,0 +1,322 @@
+"""Where images come from: files, folders, globs, WebDataset's tars and Parquet, as parts in a fixed order."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tarfile
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from glob import glob
+from itertools import accumulate, count
+from pathlib import Path
+from typing import Any, Protocol
+
+from doublehead.data.images import IMAGE_SUFFIXES
+from doublehead.errors import DoubleheadError, Fault, require
+
+ARCHIVES = (".tar", ".parquet")
+ROWS = 16  # of a Parquet file that are held at a time
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image yet to be read."""
+
+    name: str  # a file's path; archive/member; table.parquet/path, or where it has none table.parquet/row
+    read: Callable[[], bytes]  # OSError: it cannot be
+
+
+class Part(Protocol):
+    """Images that are done together. It pickles, knows no pixel, and can be read again and again."""
+
+    @property
+    def key(self) -> str:
+        """What tells it from every other part."""
+
+    def __len__(self) -> int: ...
+
+    def items(self) -> Iterator[Item]:
+        """Its images, always in the same order."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """Image files."""
+
+    paths: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """Their paths."""
+        return "\n".join(self.paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def items(self) -> Iterator[Item]:
+        """One for each file."""
+        return (Item(path, Path(path).read_bytes) for path in self.paths)
+
+
+@dataclass(frozen=True)
+class Members:
+    """Files in a tar that is not compressed, found by where they begin."""
+
+    archive: str
+    members: tuple[tuple[str, int, int], ...]  # name, first byte, bytes
+
+    @property
+    def key(self) -> str:
+        """The archive, and where in it the files are."""
+        return "\n".join([self.archive, *(f"{name} {first} {size}" for name, first, size in self.members)])
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def items(self) -> Iterator[Item]:
+        """One for each member."""
+        for name, first, size in self.members:
+            yield Item(f"{self.archive}/{name}", partial(self._read, first, size))
+
+    def _read(self, first: int, size: int) -> bytes:
+        with open(self.archive, "rb") as file:
+            file.seek(first)
+            return file.read(size)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a Parquet file, whose images are bytes, or bytes and path as Hugging Face's datasets have them."""
+
+    table: str
+    column: str
+    first: int
+    rows: int
+
+    @property
+    def key(self) -> str:
+        """The file, the column and the rows."""
+        return f"{self.table} {self.column} {self.first} {self.rows}"
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def items(self) -> Iterator[Item]:
+        """One for each row; the bytes are at hand by then."""
+        rows = self._rows()
+        for number in range(self.first, self.first + self.rows):
+            value = next(rows, None)
+            value = value if isinstance(value, dict) else {"bytes": value}
+            name = f"{self.table}/{value.get('path') or number}"
+            yield Item(name, partial(_bytes, value.get("bytes")))
+
+    def _rows(self) -> Iterator[Any]:
+        """The column's values, from the first row wanted on."""
+        with open_parquet(self.table) as file:
+            rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+            ends = list(accumulate(rows))
+            group = bisect_right(ends, self.first)  # the one that holds the first row wanted
+            skip = self.first - (ends[group] - rows[group])
+            groups = list(range(group, len(rows)))
+            for batch in file.iter_batches(ROWS, row_groups=groups, columns=[self.column]):
+                values = batch.column(0)[skip:]
+                skip = max(0, skip - len(batch))
+                yield from (value.as_py() for value in values)
+
+
+def _bytes(data: bytes | None) -> bytes:
+    if data is None:
+        raise OSError("its row holds no bytes")
+    return data
+
+
+def find_files(sources: Iterable[str]) -> Iterator[Path]:
+    """The files that files, folders (searched for images to every depth) and globs name, each once, in order.
+
+    Raises:
+        DoubleheadError: a source names none.
+    """
+    sources, seen = list(sources), set()
+    for source in sources:
+        path, none = Path(os.path.expanduser(source)), True
+        for file in _named(path):
+            none = False
+            if len(sources) == 1:  # names each once, and what millions of names take is spared
+                yield file
+            elif file not in seen:
+                seen.add(file)
+                yield file
+        if none:
+            raise DoubleheadError(
+                f"{source}: no image found there; give files, folders or globs such as 'photos/*.jpg', 'shards/*.tar' "
+                "or 'data/*.parquet'"
+            )
+
+
+def parts(sources: Iterable[str], size: int, column: str | None = None) -> Iterator[Part]:
+    """All images of the sources, in parts of at most so many; none has images of two archives.
+
+    Args:
+        sources: see `find_files`.
+        size: images in a part.
+        column: of Parquet files, the one with the images; None: the one that can be it.
+
+    Raises:
+        DoubleheadError: a source names no image, or an archive is damaged.
+    """
+    waiting: list[str] = []
+    for path in find_files(sources):
+        kind = path.suffix.lower()
+        if kind not in ARCHIVES:
+            waiting.append(str(path))
+        if waiting and (kind in ARCHIVES or len(waiting) == size):
+            yield Files(tuple(waiting))
+            waiting = []
+        if kind in ARCHIVES:
+            yield from _members(path, size) if kind == ".tar" else _rows(path, size, column)
+    if waiting:
+        yield Files(tuple(waiting))
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All images of some sources, looked at once: how many, and what they are."""
+
+    sources: tuple[str, ...]
+    size: int
+    column: str | None
+    sizes: tuple[int, ...]  # of the parts, in images
+    digests: tuple[bytes, ...]  # of the parts, by which a change is seen
+
+    @classmethod
+    def of(cls, sources: Iterable[str], size: int, column: str | None = None) -> Listing:
+        """List the sources.
+
+        Raises:
+            DoubleheadError: as `parts`.
+        """
+        sources, sizes, digests = tuple(sources), [], []
+        for part in parts(sources, size, column):
+            sizes.append(len(part))
+            digests.append(_digest(part))
+        return cls(sources, size, column, tuple(sizes), tuple(digests))
+
+    @property
+    def digest(self) -> str:
+        """What tells these images, in this order and these parts, from others."""
+        return hashlib.sha256(b"".join(self.digests)).hexdigest()
+
+    def __len__(self) -> int:
+        """How many parts there are."""
+        return len(self.digests)
+
+    def chosen(self, wanted: Callable[[int], bool]) -> Iterator[tuple[int, Part]]:
+        """The parts wanted, with their numbers from 0: listed anew, so that none has to be remembered.
+
+        Raises:
+            Fault: the sources have changed since.
+        """
+        numbers, found = count(), parts(self.sources, self.size, self.column)
+        for number, part in zip(numbers, found, strict=False):
+            if number >= len(self) or _digest(part) != self.digests[number]:
+                raise Fault(f"{self.sources[0]}: the images there changed meanwhile: begin anew in another --output")
+            if wanted(number):
+                yield number, part
+
+
+def _digest(part: Part) -> bytes:
+    return hashlib.sha256(os.fsencode(part.key)).digest()
+
+
+def _named(path: Path) -> Iterator[Path]:
+    if path.is_dir():
+        yield from _within(path)
+    elif path.is_file():
+        yield path
+    else:
+        yield from sorted(p for p in map(Path, glob(str(path), recursive=True)) if p.is_file())
+
+
+def _within(folder: Path) -> Iterator[Path]:
+    """The image files in a folder and those below; one folder's names at a time are in memory."""
+    with os.scandir(folder) as entries:
+        found = sorted(entries, key=lambda entry: entry.name)
+    for entry in found:
+        path = folder / entry.name
+        if entry.is_dir(follow_symlinks=False):
+            yield from _within(path)
+        elif path.suffix.lower() in IMAGE_SUFFIXES and entry.is_file():
+            yield path
+
+
+def _members(archive: Path, size: int) -> Iterator[Part]:
+    """The images of a tar by their suffixes; all else, such as a WebDataset's annotations, is passed over."""
+    found: list[tuple[str, int, int]] = []
+    none = True
+    try:
+        with tarfile.open(archive, "r:") as tar:
+            while (member := tar.next()) is not None:
+                tar.members = []  # type: ignore[attr-defined]  # tarfile would remember them all
+                if member.isreg() and Path(member.name).suffix.lower() in IMAGE_SUFFIXES:
+                    none = False
+                    found.append((member.name, member.offset_data, member.size))
+                if len(found) == size:
+                    yield Members(str(archive), tuple(found))
+                    found = []
+    except tarfile.TarError as error:
+        raise DoubleheadError(
+            f"{archive}: is damaged, cut short or no plain tar ({error}); replace it, or leave it out"
+        ) from error
+    if none:
+        raise DoubleheadError(f"{archive}: holds no image; members are told by their suffixes, such as .jpg")
+    if found:
+        yield Members(str(archive), tuple(found))
+
+
+def _rows(table: Path, size: int, column: str | None) -> Iterator[Part]:
+    with open_parquet(str(table)) as file:
+        chosen, rows = _column(table, file.schema_arrow, column), file.metadata.num_rows
+    if not rows:
+        raise DoubleheadError(f"{table}: has no rows; leave it out")
+    for first in range(0, rows, size):
+        yield Rows(str(table), chosen, first, min(size, rows - first))
+
+
+def _column(table: Path, schema: Any, said: str | None) -> str:
+    """The column said; else `image`, or the only one that holds bytes."""
+    types = require("pyarrow.types", "bulk")
+
+    def holds_bytes(kind: Any) -> bool:
+        if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+            kind = kind.field("bytes").type
+        return types.is_binary(kind) or types.is_large_binary(kind)
+
+    able = [field.name for field in schema if holds_bytes(field.type)]
+    chosen = said or ("image" if "image" in able or not able else able[0])
+    if chosen not in able:
+        raise DoubleheadError(f"{table}: has no column `{chosen}` of bytes; --column says which one holds the images")
+    if not said and chosen != "image" and len(able) > 1:
+        raise DoubleheadError(f"{table}: which column holds the images? give --column, one of {', '.join(able)}")
+    return chosen
+
+
+@contextmanager
+def open_parquet(table: str) -> Iterator[Any]:
+    """A `pyarrow.parquet.ParquetFile`, to be read piece by piece.
+
+    Raises:
+        DoubleheadError: the file is damaged or no Parquet, or pyarrow is not installed.
+    """
+    parquet = require("pyarrow.parquet", "bulk")
+    try:
+        with parquet.ParquetFile(table, buffer_size=1 << 20, pre_buffer=False) as file:
+            yield file
+    except (OSError, ValueError) as error:  # pyarrow's errors are among these
+        cause = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DoubleheadError(
+            f"{table}: is damaged or no Parquet file ({cause}); replace it, or leave it out"
+        ) from error

@@ -1,0 +1,60 @@
+"""One model that does one part after the other, in whatever process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from doublehead.data.loader import Waited
+from doublehead.deploy.bulk.detecting import detect, read_ahead
+from doublehead.deploy.bulk.parquet import write_part
+from doublehead.deploy.bulk.plan import BulkFolder
+from doublehead.deploy.bulk.sources import Part
+from doublehead.faults import told
+from doublehead.prediction import load
+
+
+@dataclass(frozen=True)
+class Work:
+    """How a part is done; it pickles, for workers elsewhere."""
+
+    weights: str
+    output: Path
+    format: str
+    score: float
+    batch_size: int
+    device: str
+    precision: str
+
+    @property
+    def folder(self) -> BulkFolder:
+        """Where the parts go."""
+        return BulkFolder(self.output, self.format)
+
+
+class Worker:
+    """A model that does one part after the other."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        self.predictor = load(work.weights, work.device, work.precision)
+        self.waited = 0.0  # seconds in which the model stood idle
+
+    def do(self, number: int, part: Part, progress: Callable[[int], object] | None = None) -> None:
+        """Detect in the images of a part, and write its file.
+
+        Raises:
+            Fault: memory ran out, or the file cannot be written.
+        """
+        smaller = self.work.batch_size // 2
+        batches = Waited(read_ahead(part.items(), self.work.batch_size))
+        found = []
+        with told(f"try --batch-size {smaller}" if smaller else "use a machine with more"):
+            for one in detect(self.predictor, batches, self.work.score):
+                found.append(one)
+                if progress:
+                    progress(1)
+        found.sort(key=lambda one: one.index)
+        write_part(self.work.folder.part(number), found, self.predictor.categories)
+        self.waited += batches.seconds

@@ -1,0 +1,110 @@
+"""`doublehead predict`: pictures of a few images, files of detections of many, videos."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from doublehead.console import Console
+from doublehead.deploy.bulk import run as bulk
+from doublehead.deploy.bulk.pictures import predict_pictures
+from doublehead.deploy.bulk.sources import Listing, find_files
+from doublehead.deploy.bulk.worker import Work
+from doublehead.deploy.video import VIDEO_SUFFIXES, count_frames, predict_video
+from doublehead.errors import DoubleheadError
+from doublehead.files import free_name
+from doublehead.prediction import Predictor, load
+
+PICTURES = "pictures"
+FORMATS = (PICTURES, *bulk.FORMATS)
+
+
+@dataclass(frozen=True)
+class Done:
+    """What was done."""
+
+    words: str  # where it is, in sentences
+    fault: str | None = None  # what could not be done, after all else was
+
+
+def predict(
+    weights: str,
+    sources: Sequence[str],
+    output: Path,
+    *,
+    format: str = PICTURES,
+    score: float = 0.5,
+    batch_size: int = 4,
+    device: str = "auto",
+    precision: str = "fp32",
+    column: str | None = None,
+    part_size: int = 500,
+    shard: str = "1/1",
+    engine: str = "plain",
+    workers: int = 1,
+) -> Done:
+    """Detect objects in whatever the sources name, and write it in the format asked for, with a progress bar.
+
+    Args:
+        weights: a checkpoint or a published name.
+        sources: image files, folders, globs, tars, Parquet files; or videos.
+        output: folder to write into.
+        format: pictures, with predictions.json; or parquet or coco, for any number of images.
+        score: detections below it are left out.
+        batch_size: images that go through the model at once.
+        device: where to compute.
+        precision: as of `load`.
+        column: of Parquet files, the one with the images.
+        part_size: images in a part, which is finished or done again.
+        shard: i/n does every n-th part.
+        engine: plain, or ray.
+        workers: of Ray.
+
+    Raises:
+        DoubleheadError: a mistake in what was asked for, or what kept the work from being done.
+    """
+    if format not in FORMATS:
+        raise DoubleheadError(f"--format {format}: there are {', '.join(FORMATS)}")
+    alone = (shard, engine) == ("1/1", "plain")
+    if format == PICTURES and not alone:
+        raise DoubleheadError("--shard and --engine share out parts: they go with --format parquet or coco")
+    if workers > 1 and engine != "ray":
+        raise DoubleheadError("--workers goes with --engine ray; without it, --shard shares the work out")
+    videos = [Path(source).suffix.lower() in VIDEO_SUFFIXES for source in sources]
+    if any(videos):
+        if not all(videos) or format == "parquet" or not alone:
+            raise DoubleheadError("videos go one after the other, without images, to --format pictures or coco")
+        return _predict_videos(load(weights, device, precision), sources, output, format, score, batch_size)
+    listing = Listing.of(sources, part_size, column)
+    if format != PICTURES:
+        work = Work(weights, output, format, score, batch_size, device, precision)
+        return Done(str(bulk.predict_bulk(work, listing, shard, engine, workers, progress=True)))
+    predictor, parts = load(weights, device, precision), [part for _, part in listing.chosen(lambda _: True)]
+    with Console().progress("predicting", sum(listing.sizes)) as advance:
+        written = predict_pictures(predictor, parts, output, score, batch_size, advance)
+    return Done(
+        f"{written.waited:.0%} of the time went into waiting for images\n"
+        f"{written.done} pictures and predictions.json are in {output}",
+        f"{len(written.faults)} of {sum(listing.sizes)} images could not be read: {'; '.join(written.faults[:10])}"
+        if written.faults
+        else None,
+    )
+
+
+def _predict_videos(
+    predictor: Predictor, sources: Sequence[str], output: Path, format: str, score: float, batch_size: int
+) -> Done:
+    console, taken, words, faults = Console(), set[str](), list[str](), list[str]()
+    for path in find_files(sources):
+        name = free_name(path.stem, taken)
+        try:
+            with console.progress(path.name, count_frames(path)) as advance:
+                written = predict_video(predictor, path, output, name, score, batch_size, format == PICTURES, advance)
+        except DoubleheadError as error:
+            faults.append(str(error))
+            continue
+        files = f"{name}.mp4 and {name}.json" if format == PICTURES else f"{name}.json"
+        words.append(f"{written.frames} frames are in {files} in {output}")
+        faults += [written.fault] if written.fault else []
+    return Done("\n".join(words), "; ".join(faults) or None)
