@@ -253,6 +253,8 @@ def test_damaged_weights_are_named_and_run_no_code(trained, tmp_path, command):
     damaged = tmp_path / "damaged.safetensors"
     other = tmp_path / "other.safetensors"
     save_file({"x": torch.zeros(1)}, other)
+    photo = tmp_path / "photo.jpg"
+    Image.new("RGB", (64, 48)).save(photo)
     contents = {
         "cut short": whole[: len(whole) // 2],
         "empty": b"",
@@ -262,10 +264,10 @@ def test_damaged_weights_are_named_and_run_no_code(trained, tmp_path, command):
     }
     for what, content in contents.items():
         damaged.write_bytes(content)
-        outcome = command("predict", damaged, "x.jpg")
+        outcome = command("predict", damaged, photo)
         assert outcome.sentence.startswith(f"{damaged}: is "), what
     assert not (tmp_path / "sprung").exists()
-    assert "there is no such file" in command("predict", tmp_path / "none.safetensors", "x.jpg").sentence
+    assert "there is no such file" in command("predict", tmp_path / "none.safetensors", photo).sentence
 
 
 def test_backbone_weights_run_no_code(dataset, tmp_path, command):

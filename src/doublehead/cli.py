@@ -205,12 +205,15 @@ def compare_variants(
     data: Annotated[str, typer.Argument(help="The dataset's folder or YAML.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the study; give it again to go on.")],
     shard: Annotated[str, typer.Option(metavar="I/N", help="Do every N-th run, from the I-th.")] = "1/1",
+    baseline: Annotated[
+        str | None, typer.Option(metavar="ROW", help="Compare with this row, not with the plan's baseline.")
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting of every run.")
     ] = None,
 ) -> None:
     """Train variants with several seeds, measure each, and compare them: means, deviations, paired differences."""
-    summary = study(plan, data, output, settings=parse_settings(settings or []), shard=shard)
+    summary = study(plan, data, output, settings=parse_settings(settings or []), shard=shard, baseline=baseline)
     if summary is None:
         return
     Console.out(summary.table())

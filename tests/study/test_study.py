@@ -70,6 +70,26 @@ def test_shards_share_the_runs_and_the_last_one_compares(plan, dataset, tmp_path
     assert (output / "summary.md").read_text().count("\n| ") == 2 + len(ROWS)
 
 
+def test_any_row_can_be_what_the_others_are_compared_with(plan, dataset, tmp_path, command) -> None:
+    words = [
+        "study",
+        plan(rows={"a": ROWS["ext"], "b": ROWS["single-fc"]}, baseline="a"),
+        dataset,
+        "--output",
+        tmp_path,
+    ]
+    unknown = command(*words, "--baseline", "c")
+    assert unknown.sentence == f"--baseline c: {words[1]} has no such row, but a, b"
+    differences = {}
+    for baseline in ("a", "b"):
+        assert command(*words, "--baseline", baseline).code == 0
+        with (tmp_path / "summary.csv").open(newline="") as file:
+            table = {row["row"]: row["difference"] for row in csv.DictReader(file)}
+        assert table[baseline] == ""
+        differences[baseline] = float(table["b" if baseline == "a" else "a"])
+    assert differences["a"] == pytest.approx(-differences["b"])
+
+
 def test_a_stopped_run_goes_on_where_it_was(plan, dataset, tmp_path, monkeypatch) -> None:
     whole, stopped, trained = tmp_path / "whole", tmp_path / "stopped", studying.run_training
     path = plan(rows={"single-fc": ROWS["single-fc"]}, seeds=[1])

@@ -36,6 +36,7 @@ def study(
     *,
     settings: Mapping[str, Any] | None = None,
     shard: str = "1/1",
+    baseline: str | None = None,
 ) -> Summary | None:
     """Train and measure every row of a plan with every seed, and compare them.
 
@@ -48,6 +49,7 @@ def study(
         output: the folder of the study: `<row>/seed-<seed>/` for each run, and the summary.
         settings: of every run, after the plan's own.
         shard: i/n does every n-th of what is to be trained, from the i-th.
+        baseline: the row that the others are compared with, in place of the plan's.
 
     Returns:
         The comparison, also written to summary.md, .csv and .png; None while runs of other shards are missing.
@@ -57,6 +59,8 @@ def study(
         Interrupted: Ctrl-C or SIGTERM; the run is saved.
     """
     asked, output = read_plan(plan), Path(output)
+    if baseline is not None and baseline not in asked.rows:
+        raise DoubleheadError(f"--baseline {baseline}: {plan} has no such row, but {', '.join(asked.rows)}")
     every = runs(asked, output)
     mine = _share(asked, every, shard)
     split = open_dataset(data).read(asked.split)
@@ -69,7 +73,7 @@ def study(
         processes.stop()
     if not processes.leads or not all(run.result.exists() for run in every):
         return None
-    return summarise(asked, every, split, output)
+    return summarise(asked.model_copy(update={"baseline": baseline or asked.baseline}), every, split, output)
 
 
 def _share(plan: Plan, every: list[Run], shard: str) -> list[Run]:
