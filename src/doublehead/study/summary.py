@@ -80,10 +80,11 @@ class Summary:
         return cells
 
     def table(self) -> Table:
-        """For the console, without AP by size."""
-        header, *rows = ([*line[:5], *line[8:]] for line in self.lines())
+        """For the console: what fits into 80 columns."""
+        header, *rows = ([line[0], *line[2:4], line[8]] for line in self.lines())
         table = Table(*header, caption=self._title())
-        table.columns[0].no_wrap = True
+        for column in table.columns:
+            column.no_wrap = True
         for row in rows:
             table.add_row(*row)
         return table
