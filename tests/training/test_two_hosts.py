@@ -23,7 +23,7 @@ from whole_runs import MODEL, NARROW, assert_same_run
 
 from small import flags, rows
 
-SETTINGS = NARROW | {"train.steps": 32, "train.evaluate_every": 2, "train.save_minutes": 0.01, "train.timeout": 8}
+SETTINGS = NARROW | {"train.steps": 32, "train.evaluate_every": 2, "train.save_minutes": 0.01, "train.timeout": 20}
 
 
 def ip(*words: str) -> bool:
