@@ -59,8 +59,10 @@ def study(
         Interrupted: Ctrl-C or SIGTERM; the run is saved.
     """
     asked, output = read_plan(plan), Path(output)
-    if baseline is not None and baseline not in asked.rows:
-        raise DoubleheadError(f"--baseline {baseline}: {plan} has no such row, but {', '.join(asked.rows)}")
+    if baseline is not None:
+        if baseline not in asked.rows:
+            raise DoubleheadError(f"--baseline {baseline}: {plan} has no such row, but {', '.join(asked.rows)}")
+        asked = asked.model_copy(update={"baseline": baseline})
     every = runs(asked, output)
     mine = _share(asked, every, shard)
     split = open_dataset(data).read(asked.split)
@@ -73,7 +75,7 @@ def study(
         processes.stop()
     if not processes.leads or not all(run.result.exists() for run in every):
         return None
-    return summarise(asked.model_copy(update={"baseline": baseline or asked.baseline}), every, split, output)
+    return summarise(asked, every, split, output)
 
 
 def _share(plan: Plan, every: list[Run], shard: str) -> list[Run]:
