@@ -69,9 +69,10 @@ class Predictor:
     def detect(self, images: list[Tensor]) -> list[Detections]:
         """Detect objects in RGB tensors uint8 (3, H, W) of any sizes."""
         with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
-            return [self._detections(result) for result in self.model.detect(images)]
+            return [self.as_detections(result) for result in self.model.detect(images)]
 
-    def _detections(self, result: dict[str, Tensor]) -> Detections:
+    def as_detections(self, result: dict[str, Tensor]) -> Detections:
+        """What `Detector.detect` gives of one image, with the names of its classes."""
         boxes, scores, labels = (result[key].cpu().numpy() for key in ("boxes", "scores", "labels"))
         return Detections(boxes, scores, labels, self.categories.names, self.categories.ids)
 

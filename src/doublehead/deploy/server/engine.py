@@ -102,16 +102,14 @@ class Engine:
         wanted = [choice or self.own for choice in choices]
         order = sorted(range(len(images)), key=lambda i: wanted[i])  # type: ignore[arg-type,return-value]
         found: list[Detections] = []
-        categories = predictor.categories
         with torch.autocast(predictor.device.type, predictor.precision, enabled=predictor.precision is not None):
             stage = model.first_stage([images[i] for i in order])
             for choice, places in groupby(range(len(order)), key=lambda place: wanted[order[place]]):
                 assert choice is not None
                 first, *rest = places
                 self._set(choice)
-                for result in model.second_stage(_part(stage, first, first + len(rest) + 1)):
-                    boxes, scores, labels = (result[key].cpu().numpy() for key in ("boxes", "scores", "labels"))
-                    found.append(Detections(boxes, scores, labels, categories.names, categories.ids))
+                results = model.second_stage(_part(stage, first, first + len(rest) + 1))
+                found += [predictor.as_detections(result) for result in results]
         return [found[order.index(i)] for i in range(len(images))]
 
     def _set(self, choice: Choice) -> None:
