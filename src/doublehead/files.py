@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -66,6 +67,12 @@ def writing(path: Path) -> Iterator[None]:
 def remove_unfinished(folder: Path) -> None:
     """Remove what `whole` was writing there when its process was killed; not while another process writes there."""
     shutil.rmtree(folder / _WRITING, ignore_errors=True)
+
+
+def sha256(path: Path) -> str:
+    """The hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def free_name(name: str, taken: set[str]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
 import urllib.request
@@ -17,6 +16,7 @@ from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from doublehead.console import Console
 from doublehead.errors import DoubleheadError
+from doublehead.files import sha256
 from doublehead.interop import convert
 
 SILENCE = 30.0  # seconds without a byte after which a network counts as dead
@@ -88,7 +88,7 @@ def fetch(name: str) -> Path:
     with tempfile.TemporaryDirectory(prefix=".fetching-", dir=folder) as unfinished:
         by_hand = folder / published.file_name
         if by_hand.is_file():
-            source, digest = by_hand, _sha256(by_hand)
+            source, digest = by_hand, sha256(by_hand)
             if not digest.startswith(published.sha256):
                 raise DoubleheadError(
                     f"{by_hand}: is damaged or not the published file (its SHA-256 begins with {digest[:8]}, not with "
@@ -130,7 +130,7 @@ def _download(name: str, published: Published, path: Path) -> None:
     size = path.stat().st_size
     if size < length:
         raise ConnectionError(f"the connection broke off after {size} of {length} bytes")
-    digest = _sha256(path)
+    digest = sha256(path)
     if not digest.startswith(published.sha256):
         raise ConnectionError(
             f"the server sent another file: its SHA-256 begins with {digest[:8]}, not with {published.sha256}"
@@ -142,8 +142,3 @@ class _NoFtp(urllib.request.FTPHandler):
 
     def ftp_open(self, req: urllib.request.Request) -> NoReturn:
         raise URLError("a redirect leads to ftp")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

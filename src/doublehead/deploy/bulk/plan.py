@@ -7,7 +7,6 @@ predictions.json     with --format coco, once every part is there; and bad.jsonl
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 from doublehead.deploy.bulk.sources import Listing
 from doublehead.errors import DoubleheadError
-from doublehead.files import whole, writing
+from doublehead.files import sha256, whole, writing
 from doublehead.interop.published import resolve
 
 
@@ -93,19 +92,15 @@ class BulkFolder:
 
 
 def fingerprint(weights: Path) -> str:
-    """SHA-256 of a model's file, and of the file of weights beside an OpenVINO model.
+    """SHA-256 of a model's file.
 
     Raises:
         DoubleheadError: there is no such file.
     """
-    digest = hashlib.sha256()
     try:
-        for path in (weights, weights.with_suffix(".bin")) if weights.suffix == ".xml" else (weights,):
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return sha256(weights)
     except OSError as error:
         raise DoubleheadError(f"{weights}: cannot be read ({error.strerror})") from error
-    return digest.hexdigest()
 
 
 def _difference(key: str, stored: Any, asked: Any) -> str:
