@@ -1,0 +1,1 @@
+"""Detectors where they run: exported, served, over many images."""
