@@ -19,6 +19,9 @@ from doublehead.errors import DoubleheadError, require
 OUTPUTS = ("boxes", "scores", "labels")
 SUFFIXES = (".onnx", ".xml")
 FORMAT_VERSION = 1
+SECTION = "doublehead"
+"""Of OpenVINO's runtime information: what a file says of itself."""
+
 MEND = "write it again with `doublehead export`"
 
 Run = Callable[[np.ndarray], list[np.ndarray]]
@@ -33,6 +36,9 @@ class Exported:
     categories: Categories
     about: dict[str, str]  # the file's own words of itself
     run: Run
+
+    def __str__(self) -> str:
+        return str(self.path)
 
     def detect(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
         """As `Detector.detect`, of images uint8 (3, H, W), one after another."""
@@ -107,7 +113,7 @@ def _openvino(path: Path, device: str) -> tuple[Run, Mapping[str, str]]:
     settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
     try:
         model = openvino.Core().read_model(path)
-        about = {key: model.get_rt_info(["doublehead", key]).astype(str) for key in _keys(model)}
+        about = _about(model)
         compiled = openvino.Core().compile_model(model, "CPU", settings)
     except Exception as error:
         raise _unreadable(path, "OpenVINO", error) from error
@@ -119,9 +125,10 @@ def _openvino(path: Path, device: str) -> tuple[Run, Mapping[str, str]]:
     return run, about
 
 
-def _keys(model: Any) -> list[str]:
-    """What the file says of itself, by name."""
-    return list(model.get_rt_info("doublehead").astype(dict)) if model.has_rt_info("doublehead") else []
+def _about(model: Any) -> dict[str, str]:
+    """What the file says of itself; nothing, if it is another's."""
+    told = model.get_rt_info(SECTION).value if model.has_rt_info(SECTION) else {}
+    return {key: value.value if hasattr(value, "value") else value for key, value in told.items()}
 
 
 def _unreadable(path: Path, kind: str, error: Exception) -> DoubleheadError:

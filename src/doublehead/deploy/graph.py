@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from doublehead.deploy.exported import OUTPUTS
+from doublehead.errors import require
 from doublehead.model.detector import Detector
 from doublehead.model.inference import for_inference
 from doublehead.model.trunks import ConvHead
 
 OPSET = 18
-OUTPUTS = ("boxes", "scores", "labels")
 EXAMPLE = (3, 150, 210)
 """An image to trace with; the graph takes any other size."""
+MANY = 2**31 - 1
+"""Boxes that NMS may keep: all of them."""
 
 
 class Graph(nn.Module):
@@ -44,24 +48,15 @@ class Graph(nn.Module):
         )
         return self.model.edges.rescale(found["boxes"], stage.ratios[0]), found["scores"], found["labels"]
 
-    def detect(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
-        """What the exported file will find, by PyTorch: `Detector.detect`, image by image."""
-        with torch.no_grad():
-            return [dict(zip(OUTPUTS, self(image), strict=True)) for image in images]
 
-
-def write_onnx(graph: Graph, path: Path) -> Any:
-    """Write the graph by torch's exporter.
-
-    Returns:
-        The ONNX model as onnx knows it.
-    """
+def write_onnx(graph: Graph, about: Mapping[str, str], path: Path) -> None:
+    """Write the graph by torch's exporter, with what is to be said of it as metadata."""
     image = torch.zeros(EXAMPLE, dtype=torch.uint8)
     sizes = ({1: Dim.DYNAMIC, 2: Dim.DYNAMIC},)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of operators that torchvision registers by a name from before
         program = torch.export.export(graph, (image,), dynamic_shapes=sizes, strict=False)
-        onnx = torch.onnx.export(
+        written = torch.onnx.export(
             program,
             (image,),
             input_names=["image"],
@@ -71,28 +66,30 @@ def write_onnx(graph: Graph, path: Path) -> Any:
             optimize=False,  # which takes longer than all the rest; runtimes do it when they load
             verbose=False,
         )
-    assert onnx is not None
-    onnx.save(path, external_data=False)
+    assert written is not None
+    written.model.metadata_props.update(about)
+    written.save(path, external_data=False)
 
 
 def _class_nms() -> Any:
     """ONNX's way of `postprocess.class_nms`: its NonMaxSuppression keeps classes apart by itself."""
-    from onnxscript import opset18 as op
+    op = require("onnxscript", "export").opset18
+
+    def number(*values: int) -> Any:
+        return op.Constant(value_ints=values)
 
     def class_nms(boxes: Any, scores: Any, labels: Any, iou: float) -> Any:
-        first = op.Constant(value_ints=[0])
-        last = op.ReduceMax(op.Concat(labels, first, axis=0), keepdims=0)
+        last = op.ReduceMax(op.Concat(labels, number(0), axis=0), keepdims=0)
         classes = op.Range(op.Constant(value_int=0), op.Add(last, op.Constant(value_int=1)), op.Constant(value_int=1))
-        own = op.Equal(op.Unsqueeze(classes, op.Constant(value_ints=[1])), op.Unsqueeze(labels, first))
-        table = op.Where(own, op.Unsqueeze(scores, first), op.Constant(value_float=0.0))  # (C + 1, K)
+        own = op.Equal(op.Unsqueeze(classes, number(1)), op.Unsqueeze(labels, number(0)))  # (C + 1, K)
         kept = op.NonMaxSuppression(
-            op.Unsqueeze(boxes, first),
-            op.Unsqueeze(table, first),
-            op.Constant(value_ints=[2**31 - 1]),
+            op.Unsqueeze(boxes, number(0)),
+            op.Unsqueeze(op.Where(own, op.Unsqueeze(scores, number(0)), op.Constant(value_float=0.0)), number(0)),
+            number(MANY),
             op.Constant(value_floats=[iou]),
             op.Constant(value_floats=[0.0]),
         )
-        places = op.Squeeze(op.Slice(kept, op.Constant(value_ints=[2]), op.Constant(value_ints=[3]), op.Constant(value_ints=[1])), op.Constant(value_ints=[1]))
+        places = op.Gather(kept, op.Constant(value_int=2), axis=1)  # of batch, class and place; class by class
         in_order, _ = op.TopK(places, op.Shape(places), largest=0)
         return in_order
 

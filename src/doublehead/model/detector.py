@@ -114,10 +114,12 @@ class Detector(nn.Module):
         """The padded batch, and its maps P2..P6, not in 16 bits (anchors take the maps' type: bf16 would move them)."""
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
         height, width = ((max(side) + 31) // 32 * 32 for side in zip(*sizes, strict=True))
-        batch = torch.stack([
-            pad((unit_range(image.to(self.mean.device)) - self.mean) / self.std, (0, width - w, 0, height - h))
-            for image, (h, w) in zip(images, sizes, strict=True)
-        ])
+        batch = torch.stack(
+            [
+                pad((unit_range(image.to(self.mean.device)) - self.mean) / self.std, (0, width - w, 0, height - h))
+                for image, (h, w) in zip(images, sizes, strict=True)
+            ]
+        )
         features = self.backbone(batch)
         return ImageList(batch, sizes), OrderedDict((name, at_least_float32(f)) for name, f in features.items())
 
@@ -183,7 +185,9 @@ def resize(image: Tensor, config: InputConfig) -> Tensor:
     height, width = image.shape[-2:]
     short, long = torch.sym_min(height, width), torch.sym_max(height, width)
     size = [
-        torch.sym_max(1, torch.sym_min(_rounded(side * config.short_side, short), _rounded(side * config.long_side, long)))
+        torch.sym_max(
+            1, torch.sym_min(_rounded(side * config.short_side, short), _rounded(side * config.long_side, long))
+        )
         for side in (height, width)
     ]
     if not torch.compiler.is_exporting():

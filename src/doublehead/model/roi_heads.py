@@ -147,9 +147,7 @@ class RoIHeads(nn.Module):
         _, (scores,), boxes, staged = self._asked(levels, [proposals])
         return detect_in_one_round(scores, boxes, size, self.config, owners if staged else None, self.edges)
 
-    def _asked(
-        self, levels: list[Tensor], proposals: list[Tensor]
-    ) -> tuple[list[Tensor], list[Tensor], Boxes, bool]:
+    def _asked(self, levels: list[Tensor], proposals: list[Tensor]) -> tuple[list[Tensor], list[Tensor], Boxes, bool]:
         """Per image the proposals that count and their scores; what gives boxes; and whether by a run of its own."""
         seen, scores, deltas = self._scored(levels, proposals)
         proposals = [p[s] for p, s in zip(proposals, seen, strict=True)]
