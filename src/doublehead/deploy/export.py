@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 import doublehead
-from doublehead.config import ModelConfig
+from doublehead.config import BranchConfig, InputConfig, ModelConfig
 from doublehead.data.dataset import open_dataset
 from doublehead.data.images import read_image, to_tensor
 from doublehead.data.synthetic import synthesize
@@ -34,8 +34,8 @@ COMPARED = 8
 CALIBRATION = 128
 """Images by which layers are quantised."""
 
-GENERATED = ((320, 240), (240, 320), (480, 160), (161, 97))
-"""Width and height of images drawn for want of others, one of each."""
+DRAWN = ((1.0, 1.25), (1.5, 1.0), (2.0, 2.0))
+"""Width and height of images drawn for want of others, in short sides of the input: resizing them rounds nothing."""
 
 FORMATS = {"onnx": ".onnx", "openvino": ".xml"}
 
@@ -96,7 +96,7 @@ def export(
         write_onnx(Graph(model, owners), about, onnx)
         if output.suffix.lower() != ".onnx":
             write_openvino(onnx, about, unfinished, _tensors(calibration))
-        pictures = _tensors(shown) if shown else _drawn(Path(name))
+        pictures = _tensors(shown) if shown else _drawn(Path(name), checkpoint.config.input)
         expected = for_inference(model, model.mean.device)
         found = open_exported(unfinished, "cpu").detect(pictures)
         parity = compare([expected.detect([picture])[0] for picture in pictures], found)
@@ -132,7 +132,7 @@ def describe(checkpoint: Checkpoint, owners: int, precision: str) -> dict[str, s
 def variant(config: ModelConfig) -> str:
     """The row of the table that a model's branches are, or `custom`."""
 
-    def tasks(branches: Sequence) -> list[tuple[str, bool, bool]]:
+    def tasks(branches: Sequence[BranchConfig]) -> list[tuple[str, bool, bool]]:
         return [(b.trunk, b.classify > 0, b.regress > 0) for b in branches]
 
     return next((name for name, row in VARIANTS.items() if tasks(row) == tasks(config.branches)), "custom")
@@ -167,7 +167,8 @@ def _tensors(files: Sequence[Path]) -> list[Tensor]:
     return [to_tensor(read_image(file)) for file in files]
 
 
-def _drawn(folder: Path) -> list[Tensor]:
+def _drawn(folder: Path, config: InputConfig) -> list[Tensor]:
     """Pictures of shapes, of several sizes."""
-    made = [synthesize(folder / f"{w}x{h}", {"drawn": 2}, size=(w, h)) for w, h in GENERATED]
+    sizes = [tuple(max(64, int(side * config.short_side)) for side in sides) for sides in DRAWN]
+    made = [synthesize(folder / f"{w}x{h}", {"drawn": 2}, size=(w, h)) for w, h in sizes]
     return _tensors(sorted(file for place in made for file in (place / "drawn").iterdir()))

@@ -1,4 +1,4 @@
-"""Exported detectors at work: ONNX files through onnxruntime, OpenVINO's through OpenVINO; PyTorch only carries images."""
+"""Exported detectors at work: ONNX files through onnxruntime, OpenVINO's own through OpenVINO."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Exported:
 
     path: Path
     categories: Categories
-    about: dict[str, str]  # the file's own words of itself
+    about: Mapping[str, str]  # the file's own words of itself
     run: Run
 
     def __str__(self) -> str:

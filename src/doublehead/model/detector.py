@@ -183,33 +183,32 @@ def build_rpn(config: RPNConfig, channels: int, edges: Edges) -> RegionProposalN
 def resize(image: Tensor, config: InputConfig) -> Tensor:
     """The image (3, H, W) at the short side wanted, or smaller where the long side would pass its limit."""
     height, width = image.shape[-2:]
-    short, long = torch.sym_min(height, width), torch.sym_max(height, width)
-    size = [
-        torch.sym_max(
-            1, torch.sym_min(_rounded(side * config.short_side, short), _rounded(side * config.long_side, long))
-        )
+    short: Any = torch.sym_min(height, width)  # as the builtins, for sizes that an exporter does not know either
+    long: Any = torch.sym_max(height, width)
+    size: list[Any] = [
+        torch.sym_max(1, torch.sym_min(_ratio(side * config.short_side, short), _ratio(side * config.long_side, long)))
         for side in (height, width)
     ]
     if not torch.compiler.is_exporting():
         return images_v2.resize(image, size, antialias=config.antialias)
-    # What torch does to uint8 on CPUs in one call: columns, then rows, each rounded. Runtimes round in ways of their own.
+    # What torch does to uint8 on CPUs in one call: columns, then rows, each rounded. Runtimes round in their own ways.
     result, size = image[None].float(), [_unknown(side) for side in size]
     for step in ([height, size[1]], size):
         result = (interpolate(result, step, mode="bilinear", antialias=config.antialias) + 0.5).floor()
     return result[0].to(torch.uint8)
 
 
-def _unknown(side: int) -> int:
+def _ratio(numerator: int, denominator: int) -> int:
+    """The quotient rounded, halves to even, in whole numbers alone: a graph then finds the same size as Python."""
+    below = numerator // denominator
+    return (2 * numerator + denominator - 1 + below % 2) // (2 * denominator)
+
+
+def _unknown(side: int) -> Any:
     """The same number, of which the exporter knows no more than that it is one: its formula would cost it minutes."""
     number = torch.scalar_tensor(side, dtype=torch.int64).item()
     torch._check(number >= 1)
     return number
-
-
-def _rounded(numerator: int, denominator: int) -> int:
-    """The quotient, halves to even, in whole numbers alone: a graph then finds the same size as Python."""
-    below = numerator // denominator
-    return (2 * numerator + denominator - 1 + below % 2) // (2 * denominator)
 
 
 def unit_range(image: Tensor) -> Tensor:
