@@ -35,12 +35,14 @@ def test_version(command):
 def test_help_names_every_command(command):
     outcome = command("--help")
     assert outcome.code == 0
-    for name in ("models", "check", "to-coco", "synthesize", "train", "resume", "evaluate", "predict", "benchmark"):
+    names = "models check to-coco synthesize train resume evaluate predict export benchmark"
+    for name in names.split():
         assert f" {name} " in outcome.out
 
 
 def test_importing_the_package_brings_no_optional_one():
-    script = "import sys, doublehead; print([m for m in ('matplotlib', 'supervision') if m in sys.modules])"
+    optional = ("matplotlib", "supervision", "onnx", "onnxruntime", "openvino")
+    script = f"import sys, doublehead, doublehead.cli; print([m for m in {optional} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr
 
