@@ -26,12 +26,30 @@ def write_openvino(onnx: Path, about: Mapping[str, str], path: Path, calibration
     model = openvino.convert_model(onnx)
     _average_when_resizing(model)
     if calibration:
-        nncf = require("nncf", "openvino")
-        images = nncf.Dataset(list(calibration), lambda image: image.numpy())
-        model = nncf.quantize(model, images, subset_size=len(calibration), preset=nncf.QuantizationPreset.MIXED)
+        model = _quantised(model, calibration)
     for key, value in about.items():
         model.set_rt_info(value, [SECTION, key])
     openvino.save_model(model, path, compress_to_fp16=False)
+
+
+def _quantised(model: Any, calibration: Sequence[Tensor]) -> Any:
+    """Convolutions and products in int8; not the arithmetic of boxes and scores, which no 256 values can hold."""
+    nncf = require("nncf", "openvino")
+    maps = 4  # dimensions
+    kept = [
+        node.get_friendly_name()
+        for node in model.get_ops()
+        if node.get_output_size() == 1
+        and node.get_type_name() != "MatMul"
+        and (node.get_output_partial_shape(0).rank.is_dynamic or len(node.get_output_partial_shape(0)) != maps)
+    ]
+    return nncf.quantize(
+        model,
+        nncf.Dataset(list(calibration), lambda image: image.numpy()),
+        subset_size=len(calibration),
+        preset=nncf.QuantizationPreset.MIXED,  # activations below 0 are rare
+        ignored_scope=nncf.IgnoredScope(names=kept, validate=False),
+    )
 
 
 def _average_when_resizing(model: Any) -> None:
