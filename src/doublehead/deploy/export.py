@@ -26,7 +26,7 @@ from doublehead.interop.published import resolve
 from doublehead.model.branches import VARIANTS
 from doublehead.model.checkpoint import Checkpoint, load_model
 from doublehead.model.inference import for_inference
-from doublehead.prediction import find_images
+from doublehead.prediction import Detects, find_images
 
 COMPARED = 8
 """Images on which the file is compared with the checkpoint."""
@@ -70,7 +70,8 @@ def export(
         weights: a checkpoint, or the name of a published model.
         output: the file to write: .onnx, or .xml, which gets its weights beside it in .bin.
         format: onnx or openvino; None: by the file's ending.
-        owners: how many proposals a branch that only regresses sees at most; None: all that own a candidate detection.
+        owners: how many proposals a branch that only regresses sees at most, also in the checkpoint when compared; None:
+            all that own a candidate detection.
         int8: a dataset whose training images layers are quantised by; None: fp32.
         images: files, folders or globs to compare with the checkpoint on; none: images of `int8`, or drawn ones.
 
@@ -83,8 +84,9 @@ def export(
     for module in ("onnx", "onnxscript", "onnxruntime"):
         require(module, "export")
     model, checkpoint = load_model(resolve(weights))
-    owners = checkpoint.config.rpn.proposals_inference if owners is None else owners
-    about = describe(checkpoint, owners, "int8" if int8 else "fp32")
+    graph = Graph(model, owners or checkpoint.config.rpn.proposals_inference)
+    reference: Detects = graph if owners else for_inference(model, model.mean.device)
+    about = describe(checkpoint, graph.owners, "int8" if int8 else "fp32")
     calibration = _spread(_training_images(int8), CALIBRATION) if int8 else []
     shown = _spread(find_images(images), COMPARED) if images else calibration[:COMPARED]
     with writing(output):
@@ -93,18 +95,14 @@ def export(
     with folder as name:
         unfinished = Path(name, output.name)
         onnx = unfinished.with_suffix(".onnx")
-        write_onnx(Graph(model, owners), about, onnx)
+        write_onnx(graph, about, onnx)
         if output.suffix.lower() != ".onnx":
             write_openvino(onnx, about, unfinished, _tensors(calibration))
         pictures = _tensors(shown) if shown else _drawn(Path(name), checkpoint.config.input)
-        expected = for_inference(model, model.mean.device)
         found = open_exported(unfinished, "cpu").detect(pictures)
-        parity = compare([expected.detect([picture])[0] for picture in pictures], found)
+        parity = compare([reference.detect([picture])[0] for picture in pictures], found)
         if not int8 and parity.detections:
-            fewer = (
-                f"or give more than --owners {owners}, " if owners < checkpoint.config.rpn.proposals_inference else ""
-            )
-            require_parity(parity, f"{output} was not written: it", f"{fewer}please report this with `pip list`")
+            require_parity(parity, f"{output} was not written: it", "please report this with the output of `pip list`")
         with writing(output):
             for suffix in (".bin", output.suffix):
                 if unfinished.with_suffix(suffix).exists():

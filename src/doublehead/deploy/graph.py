@@ -48,6 +48,11 @@ class Graph(nn.Module):
         )
         return self.model.edges.rescale(found["boxes"], stage.ratios[0]), found["scores"], found["labels"]
 
+    @torch.no_grad()
+    def detect(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        """As `Detector.detect`, image by image and in one round: what the exported file is to find."""
+        return [dict(zip(OUTPUTS, self(image), strict=True)) for image in images]
+
 
 def write_onnx(graph: Graph, about: Mapping[str, str], path: Path) -> None:
     """Write the graph by torch's exporter, with what is to be said of it as metadata."""
