@@ -70,7 +70,7 @@ def export(
         weights: a checkpoint, or the name of a published model.
         output: the file to write: .onnx, or .xml, which gets its weights beside it in .bin.
         format: onnx or openvino; None: by the file's ending.
-        owners: how many proposals a branch that only regresses sees at most, also in the checkpoint when compared; None:
+        owners: how many proposals a branch that only regresses sees at most, when compared in the checkpoint too; None:
             all that own a candidate detection.
         int8: a dataset whose training images layers are quantised by; None: fp32.
         images: files, folders or globs to compare with the checkpoint on; none: images of `int8`, or drawn ones.
