@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ def write_openvino(onnx: Path, about: Mapping[str, str], path: Path, calibration
 def _quantised(model: Any, calibration: Sequence[Tensor]) -> Any:
     """Convolutions and products in int8; not the arithmetic of boxes and scores, which no 256 values can hold."""
     nncf = require("nncf", "openvino")
+    nncf.set_log_level(logging.ERROR)  # else a line for each operator left alone
     maps = 4  # dimensions
     kept = [
         node.get_friendly_name()
