@@ -29,7 +29,7 @@ import numpy as np
 from doublehead.benchmarks.report import write_json
 from doublehead.data.synthetic import scene
 from doublehead.deploy.server.app import as_jpeg
-from doublehead.prediction import find_images
+from doublehead.deploy.bulk.sources import find_files
 
 CLIENTS = (1, 2, 4, 8, 16, 32, 64)
 PATIENCE = 120  # seconds after which a request is taken to hang
@@ -129,7 +129,7 @@ def row(result: dict[str, Any]) -> str:
 
 
 async def run(arguments: argparse.Namespace) -> None:
-    files = find_images([arguments.images])[: arguments.most] if arguments.images else []
+    files = list(find_files([arguments.images]))[: arguments.most] if arguments.images else []
     images = [file.read_bytes() for file in files] or [as_jpeg(scene(seed)) for seed in range(arguments.most)]
     key = os.environ.get("DOUBLEHEAD_API_KEY")
     headers = {"Authorization": f"Bearer {key}"} if key else {}

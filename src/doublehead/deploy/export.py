@@ -16,6 +16,7 @@ from doublehead.config import BranchConfig, InputConfig, ModelConfig
 from doublehead.data.dataset import open_dataset
 from doublehead.data.images import read_image, to_tensor
 from doublehead.data.synthetic import synthesize
+from doublehead.deploy.bulk.sources import find_files
 from doublehead.deploy.exported import FORMAT_VERSION, SUFFIXES, open_exported
 from doublehead.deploy.graph import Graph, write_onnx
 from doublehead.deploy.openvino import write_openvino
@@ -26,7 +27,7 @@ from doublehead.interop.published import resolve
 from doublehead.model.branches import VARIANTS
 from doublehead.model.checkpoint import Checkpoint, load_model
 from doublehead.model.inference import for_inference
-from doublehead.prediction import Detects, find_images
+from doublehead.prediction import Detects
 
 COMPARED = 8
 """Images on which the file is compared with the checkpoint."""
@@ -88,7 +89,7 @@ def export(
     reference: Detects = graph if owners else for_inference(model, model.mean.device)
     about = describe(checkpoint, graph.owners, "int8" if int8 else "fp32")
     calibration = _spread(_training_images(int8), CALIBRATION) if int8 else []
-    shown = _spread(find_images(images), COMPARED) if images else calibration[:COMPARED]
+    shown = _spread(list(find_files(images)), COMPARED) if images else calibration[:COMPARED]
     with writing(output):
         output.parent.mkdir(parents=True, exist_ok=True)
         folder = tempfile.TemporaryDirectory(prefix=".exporting-", dir=output.parent)
