@@ -28,8 +28,8 @@ import numpy as np
 
 from doublehead.benchmarks.report import write_json
 from doublehead.data.synthetic import scene
-from doublehead.deploy.server.app import as_jpeg
 from doublehead.deploy.bulk.sources import find_files
+from doublehead.deploy.server.app import as_jpeg
 
 CLIENTS = (1, 2, 4, 8, 16, 32, 64)
 PATIENCE = 120  # seconds after which a request is taken to hang
