@@ -35,25 +35,15 @@ def test_version(command):
 def test_help_names_every_command(command):
     outcome = command("--help")
     assert outcome.code == 0
-    for name in (
-        "models",
-        "check",
-        "to-coco",
-        "synthesize",
-        "train",
-        "resume",
-        "evaluate",
-        "predict",
-        "serve",
-        "benchmark",
-    ):
+    names = "models check to-coco synthesize train resume evaluate predict export serve benchmark"
+    for name in names.split():
         assert f" {name} " in outcome.out
 
 
 def test_importing_the_package_brings_no_optional_one():
     optional = ("matplotlib", "supervision", "fastapi", "uvicorn", "prometheus_client", "pyarrow", "ray", "av")
-    optional += ("huggingface_hub",)
-    script = f"import sys, doublehead.cli; print([m for m in {optional} if m in sys.modules])"
+    optional += ("huggingface_hub", "onnx", "onnxruntime", "openvino")
+    script = f"import sys, doublehead, doublehead.cli; print([m for m in {optional} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr
 

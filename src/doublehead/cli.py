@@ -14,7 +14,7 @@ from doublehead import plots
 from doublehead.analysis.analyze import analyze as compare_heads
 from doublehead.analysis.proposals import BINS, FULL, QUICK
 from doublehead.analysis.words import found
-from doublehead.benchmarks import floor
+from doublehead.benchmarks import exports, floor
 from doublehead.benchmarks.inference import inference
 from doublehead.benchmarks.measure import Settings
 from doublehead.benchmarks.owners import count_owners
@@ -26,6 +26,7 @@ from doublehead.data import synthetic
 from doublehead.data.inspection import inspect
 from doublehead.data.page import write_page
 from doublehead.data.to_coco import write_coco
+from doublehead.deploy import export as deployment
 from doublehead.deploy.bulk.run import ENGINES
 from doublehead.deploy.predict import FORMATS
 from doublehead.deploy.predict import predict as detect_in
@@ -52,7 +53,9 @@ benchmark = typer.Typer(help="Time and memory beside torchvision's Faster R-CNN.
 app.add_typer(benchmark, name="benchmark")
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")]
-Weights = Annotated[str, typer.Argument(help="A checkpoint, such as a run's best.safetensors, or a published name.")]
+Weights = Annotated[
+    str, typer.Argument(help="A checkpoint, such as a run's best.safetensors, a published name, or an exported file.")
+]
 Precision = Annotated[str, typer.Option(help="fp32, bf16 or fp16; auto: bf16 where the device computes in it.")]
 Batch = Annotated[int, typer.Option(help="Images that go through the model at once.", min=1)]
 Size = Annotated[str, typer.Option(metavar="HxW", help="Height x width of the images in pixels.")]
@@ -349,6 +352,28 @@ def serve(
     start_server(weights, settings, device, precision)
 
 
+@app.command()
+def export(
+    weights: Annotated[
+        str, typer.Argument(help="A checkpoint, such as a run's best.safetensors, or a published name.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file: .onnx, or .xml (and .bin) for OpenVINO.")],
+    format: Annotated[str | None, typer.Option(help="onnx or openvino; else by the file's ending.")] = None,
+    owners: Annotated[
+        int | None,
+        typer.Option(help="Proposals that a head which only regresses sees at most; else all owners.", min=1),
+    ] = None,
+    int8: Annotated[
+        str | None, typer.Option(metavar="DATA", help="Quantise by training images of this dataset; OpenVINO only.")
+    ] = None,
+    images: Annotated[
+        list[str] | None, typer.Option(help="Files, folders or globs to compare with the checkpoint on; repeatable.")
+    ] = None,
+) -> None:
+    """Write a detector for onnxruntime or OpenVINO, and compare it with its checkpoint."""
+    print(deployment.export(weights, output, format, owners, int8, images or ()))
+
+
 @benchmark.command("inference")
 def benchmark_inference(
     size: Size = "800x1216",
@@ -395,6 +420,22 @@ def benchmark_owners(
     print(counts.text())
     if json:
         write_json(counts.to_json(), json)
+
+
+@benchmark.command("export")
+def benchmark_export(
+    weights: Annotated[list[str], typer.Argument(help="A checkpoint, then what was exported of it.")],
+    data: Annotated[str, typer.Argument(help="The dataset's folder or YAML: always the last.")],
+    split: Annotated[str, typer.Option(help="Which split to measure.")] = "val",
+    repeats: Repeats = 3,
+    threads: Threads = None,
+    json: Json = None,
+) -> None:
+    """A checkpoint beside its exported files: time, AP and detections on the same images, one by one, on the CPU."""
+    report = exports.compare_exports(weights, data, split, repeats, threads)
+    Console.out(report.table())
+    if json:
+        write_json(report.to_json(), json)
 
 
 @benchmark.command("floor")

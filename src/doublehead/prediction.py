@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import overload
+from typing import Protocol, overload
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from doublehead.categories import Categories
 from doublehead.data.images import read_image, to_rgb, to_tensor
+from doublehead.deploy.exported import is_exported, open_exported
 from doublehead.detections import Detections
 from doublehead.device import pick_device, pick_precision
 from doublehead.errors import DoubleheadError
@@ -24,21 +25,40 @@ ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 """A path, a PIL image, an array (H, W, 3), or a tensor (3, H, W); uint8, or float in 0..1; RGB, grey or RGBA."""
 
 
+class Detects(Protocol):
+    """What a Predictor needs of a model."""
+
+    def detect(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        """As `Detector.detect`."""
+        ...
+
+
 class Predictor:
     """A trained detector ready for use; `doublehead.load` makes one.
 
     Args:
-        model: the detector; a copy of it is made ready (see `for_inference`).
+        model: the detector, of which a copy is made ready (see `for_inference`); or one that was exported.
         categories: its classes.
         device: where it computes.
         precision: fp32; bf16 or fp16, which are faster where the device computes in them; or auto, for bf16 there.
     """
 
-    def __init__(self, model: Detector, categories: Categories, device: torch.device, precision: str = "fp32") -> None:
-        self.model = for_inference(model, device)
+    def __init__(self, model: Detects, categories: Categories, device: torch.device, precision: str = "fp32") -> None:
+        self.inside: Detects = for_inference(model, device) if isinstance(model, Detector) else model
         self.categories = categories
         self.device = device
         self.precision = pick_precision(precision, device)
+
+    @property
+    def model(self) -> Detector:
+        """The detector, for those who look into it.
+
+        Raises:
+            DoubleheadError: it was exported.
+        """
+        if not isinstance(self.inside, Detector):
+            raise DoubleheadError(f"{self.inside}: was exported and cannot be looked into; give its checkpoint")
+        return self.inside
 
     @overload
     def predict(self, images: ImageLike, batch_size: int = 4) -> Detections: ...
@@ -69,7 +89,7 @@ class Predictor:
     def detect(self, images: list[Tensor]) -> list[Detections]:
         """Detect objects in RGB tensors uint8 (3, H, W) of any sizes."""
         with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
-            return [self.as_detections(result) for result in self.model.detect(images)]
+            return [self.as_detections(result) for result in self.inside.detect(images)]
 
     def as_detections(self, result: dict[str, Tensor]) -> Detections:
         """What `Detector.detect` gives of one image, with the names of its classes."""
@@ -81,16 +101,20 @@ def load(weights: str | Path, device: str = "auto", precision: str = "fp32") -> 
     """Load a detector for prediction.
 
     Args:
-        weights: a checkpoint, such as a run's best.safetensors, or the name of a published model, such as
-            mmdet-double-head-r50-coco, which is downloaded the first time.
+        weights: a checkpoint, such as a run's best.safetensors; the name of a published model, such as
+            mmdet-double-head-r50-coco, which is downloaded the first time; or what `doublehead export` wrote.
         device: auto, cpu, cuda, cuda:1.
         precision: fp32, bf16, fp16, or auto: bf16 where the device computes in it.
 
     Raises:
-        DoubleheadError: the file is no whole checkpoint, cannot be downloaded, or there is no such device.
+        DoubleheadError: the file is not whole, cannot be downloaded, or there is no such device.
     """
+    path = resolve(weights)
+    if is_exported(path):
+        exported = open_exported(path, device, precision)
+        return Predictor(exported, exported.categories, torch.device("cpu"))
     chosen = pick_device(device)
-    model, checkpoint = load_model(resolve(weights))
+    model, checkpoint = load_model(path)
     return Predictor(model, checkpoint.categories, chosen, precision)
 
 

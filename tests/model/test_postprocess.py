@@ -4,7 +4,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from doublehead.config import RoIConfig
-from doublehead.model.postprocess import FIRST_ROUND, class_nms, detect, fuse
+from doublehead.model.postprocess import FIRST_ROUND, class_nms, detect, detect_in_one_round, fuse
 
 SIZE = (200, 300)
 
@@ -118,3 +118,17 @@ def test_fusion_rules() -> None:
     torch.testing.assert_close(fuse([fc, conv], "average"), torch.tensor([[0.35, 0.65]]))
     torch.testing.assert_close(fuse([fc, conv], "maximum"), torch.tensor([[0.5, 0.8]]))
     assert fuse([fc], "average") is fc
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_in_one_round_gives_the_same(seed: int) -> None:
+    """And of some owners only, what is found where the other proposals are background."""
+    config = RoIConfig(detections=(20, 100)[seed % 2], score_threshold=(0.0, 0.05, 0.3)[seed % 3])
+    (scores,), (boxes,) = scene(seed, images=1, classes=1 + seed % 5, spread=(0.1, 1.0, 2.0)[seed // 10])
+    best = scores[:, 1:].amax(1).argsort(descending=True)
+    for most in (None, 50):
+        found = detect_in_one_round(scores, lambda chosen: [boxes[chosen[0]]], SIZE, config, most)
+        left = scores.index_fill(0, best[most or len(best) :], 0.0)
+        (expected,), _ = run([left], [boxes], config, staged=False)
+        for key, value in expected.items():
+            assert torch.equal(found[key], value), key

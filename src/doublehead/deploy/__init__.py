@@ -1,1 +1,1 @@
-"""Trained detectors where they are used."""
+"""Detectors where they run: exported, served, over many images."""

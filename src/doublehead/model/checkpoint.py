@@ -116,6 +116,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             f"{path}: there is no such file; give the path of a checkpoint such as best.safetensors, or a name that "
             "`doublehead models` lists as published"
         )
+    if path.suffix.lower() in (".onnx", ".xml"):
+        raise DoubleheadError(f"{path}: is exported, for `predict` and `evaluate` alone; give its checkpoint")
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate, pad
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+from torchvision.ops import nms
 from torchvision.transforms.v2 import functional as images_v2
 
 from doublehead.config import InputConfig, ModelConfig, RPNConfig
@@ -111,10 +113,13 @@ class Detector(nn.Module):
     def _features(self, images: list[Tensor]) -> tuple[ImageList, OrderedDict[str, Tensor]]:
         """The padded batch, and its maps P2..P6, not in 16 bits (anchors take the maps' type: bf16 would move them)."""
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
-        height, width = (-(-max(side) // 32) * 32 for side in zip(*sizes, strict=True))
-        batch = self.mean.new_zeros(len(images), 3, height, width)
-        for slot, image in zip(batch, images, strict=True):
-            slot[:, : image.shape[-2], : image.shape[-1]] = (unit_range(image.to(batch.device)) - self.mean) / self.std
+        height, width = ((max(side) + 31) // 32 * 32 for side in zip(*sizes, strict=True))
+        batch = torch.stack(
+            [
+                pad((unit_range(image.to(self.mean.device)) - self.mean) / self.std, (0, width - w, 0, height - h))
+                for image, (h, w) in zip(images, sizes, strict=True)
+            ]
+        )
         features = self.backbone(batch)
         return ImageList(batch, sizes), OrderedDict((name, at_least_float32(f)) for name, f in features.items())
 
@@ -128,7 +133,7 @@ class _RPNHead(RPNHead):
 
 
 class _RPN(RegionProposalNetwork):
-    """torchvision's, with proposals clipped to the image by our convention; its own then changes nothing."""
+    """torchvision's, with proposals clipped to the image by our convention, and NMS level by level, which exports."""
 
     def __init__(self, edges: Edges, smallest_side: float, *parts: Any) -> None:
         super().__init__(*parts)
@@ -138,8 +143,24 @@ class _RPN(RegionProposalNetwork):
     def filter_proposals(
         self, proposals: Tensor, objectness: Tensor, image_shapes: list[tuple[int, int]], anchors_per_level: list[int]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        clipped = [self.edges.clip(p, size) for p, size in zip(proposals, image_shapes, strict=True)]
-        return super().filter_proposals(torch.stack(clipped), objectness, image_shapes, anchors_per_level)
+        scores = objectness.detach().view(len(proposals), -1)
+        boxes, found = [], []
+        for p, s, size in zip(proposals, scores, image_shapes, strict=True):
+            levels = zip(p.split(anchors_per_level), s.split(anchors_per_level), strict=True)
+            kept = [self._best_of_level(*level, size) for level in levels]
+            score = torch.cat([score for _, score in kept])
+            score, best = score.topk(torch.sym_min(score.shape[0], self.post_nms_top_n()))
+            boxes.append(torch.cat([box for box, _ in kept])[best])
+            found.append(score)
+        return boxes, found
+
+    def _best_of_level(self, boxes: Tensor, logits: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """What NMS leaves of the best anchors of one level: boxes and scores."""
+        scores, best = logits.topk(torch.sym_min(logits.shape[0], self.pre_nms_top_n()))
+        boxes, scores = self.edges.clip(boxes[best], size), scores.sigmoid()
+        big = torch.where(((boxes[:, 2:] - boxes[:, :2]) >= self.min_size).all(1))[0]
+        keep = big[nms(boxes[big], scores[big], self.nms_thresh)]
+        return boxes[keep], scores[keep]
 
 
 def build_rpn(config: RPNConfig, channels: int, edges: Edges) -> RegionProposalNetwork:
@@ -162,9 +183,32 @@ def build_rpn(config: RPNConfig, channels: int, edges: Edges) -> RegionProposalN
 def resize(image: Tensor, config: InputConfig) -> Tensor:
     """The image (3, H, W) at the short side wanted, or smaller where the long side would pass its limit."""
     height, width = image.shape[-2:]
-    ratio = min(config.short_side / min(height, width), config.long_side / max(height, width))
-    size = [max(1, round(height * ratio)), max(1, round(width * ratio))]
-    return images_v2.resize(image, size, antialias=config.antialias)
+    short: Any = torch.sym_min(height, width)  # as the builtins, for sizes that an exporter does not know either
+    long: Any = torch.sym_max(height, width)
+    size: list[Any] = [
+        torch.sym_max(1, torch.sym_min(_ratio(side * config.short_side, short), _ratio(side * config.long_side, long)))
+        for side in (height, width)
+    ]
+    if not torch.compiler.is_exporting():
+        return images_v2.resize(image, size, antialias=config.antialias)
+    # What torch does to uint8 on CPUs in one call: columns, then rows, each rounded. Runtimes round in their own ways.
+    result, size = image[None].float(), [_unknown(side) for side in size]
+    for step in ([height, size[1]], size):
+        result = (interpolate(result, step, mode="bilinear", antialias=config.antialias) + 0.5).floor()
+    return result[0].to(torch.uint8)
+
+
+def _ratio(numerator: int, denominator: int) -> int:
+    """The quotient rounded, halves to even, in whole numbers alone: a graph then finds the same size as Python."""
+    below = numerator // denominator
+    return (2 * numerator + denominator - 1 + below % 2) // (2 * denominator)
+
+
+def _unknown(side: int) -> Any:
+    """The same number, of which the exporter knows no more than that it is one: its formula would cost it minutes."""
+    number = torch.scalar_tensor(side, dtype=torch.int64).item()
+    torch._check(number >= 1)
+    return number
 
 
 def unit_range(image: Tensor) -> Tensor:

@@ -39,9 +39,9 @@ class RoIPooler(nn.Module):
         """
         flat = torch.cat(boxes)
         level = pyramid_level(flat)
-        image = torch.cat([flat.new_full((len(b), 1), i) for i, b in enumerate(boxes)])
+        image = torch.cat([flat.new_full((b.shape[0], 1), i) for i, b in enumerate(boxes)])
         rois = torch.cat([image, self.edges.corners(enlarge(flat, scale))], dim=1)
-        pooled = levels[0].new_zeros(len(flat), levels[0].shape[1], self.resolution, self.resolution)
+        pooled = levels[0].new_zeros(flat.shape[0], levels[0].shape[1], self.resolution, self.resolution)
         for i, features in enumerate(levels):
             here = torch.where(level == i)[0]
             part = roi_align(features, rois[here], self.resolution, 1 / 2 ** (i + 2), self.sampling, self.aligned)

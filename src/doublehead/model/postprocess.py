@@ -117,9 +117,7 @@ def _finish(image: _Image, config: RoIConfig, edges: Edges) -> dict[str, Tensor]
     rank, labels = image.rank[:known], image.labels[:known]
     found = torch.cat(image.boxes)
     box_class = labels if found.shape[1] > 1 else torch.zeros_like(labels)
-    candidates = edges.clip(found[rank, box_class], image.size)
-    big = torch.where(((candidates[:, 2:] - candidates[:, :2]) >= config.smallest_side).all(1))[0]
-    keep = big[class_nms(candidates[big], image.scores[big], labels[big], config.nms_iou)]
+    candidates, keep = _suppressed(found[rank, box_class], image.scores[:known], labels, image.size, config, edges)
     if len(keep) < config.detections and not everything:
         return None
     keep = keep[: config.detections]
@@ -131,13 +129,65 @@ def _finish(image: _Image, config: RoIConfig, edges: Edges) -> dict[str, Tensor]
     }
 
 
+def detect_in_one_round(
+    scores: Tensor, boxes: Boxes, size: tuple[int, int], config: RoIConfig, most: int | None, edges: Edges = EXCLUSIVE
+) -> dict[str, Tensor]:
+    """The best detections of one image without a step that depends on what was found, which could not be exported.
+
+    Args:
+        scores: (N, C + 1) class scores with the background first.
+        boxes: gives the boxes of chosen proposals; called once.
+        size: (height, width) of the image's part of the input.
+        config: threshold, NMS and the number of detections.
+        most: owners whose boxes are asked for, those of the best scores; None: all of them.
+        edges: how boxes are clipped to the image.
+
+    Returns:
+        As `detect`, and the same wherever there are no more owners than `most`.
+    """
+    proposals = scores.shape[0]
+    best, owners = scores[:, 1:].amax(1).topk(proposals if most is None else torch.sym_min(most, proposals))
+    owners = owners[best > config.score_threshold]
+    own = scores[owners]
+    rank, label = torch.where(is_candidate(own, config.score_threshold))
+    score, order = own[rank, label + 1].topk(rank.shape[0])
+    rank, labels = rank[order], label[order] + 1
+    (found,) = boxes([owners])
+    box_class = labels if found.shape[1] > 1 else torch.zeros_like(labels)
+    candidates, keep = _suppressed(found[rank, box_class], score, labels, size, config, edges)
+    keep = keep[: config.detections]
+    return {
+        "boxes": candidates[keep],
+        "scores": score[keep],
+        "labels": labels[keep],
+        "proposals": owners[rank[keep]],
+    }
+
+
+def _suppressed(
+    boxes: Tensor, scores: Tensor, labels: Tensor, size: tuple[int, int], config: RoIConfig, edges: Edges
+) -> tuple[Tensor, Tensor]:
+    """Candidates clipped to their image, and the places of those that NMS keeps; scores (K,) fall."""
+    candidates = edges.clip(boxes, size)
+    big = torch.where(((candidates[:, 2:] - candidates[:, :2]) >= config.smallest_side).all(1))[0]
+    return candidates, big[class_nms(candidates[big], scores[big], labels[big], config.nms_iou)]
+
+
+@torch.library.custom_op("doublehead::class_nms", mutates_args=())
 def class_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float) -> Tensor:
-    """Indices kept by NMS within each class, best score first.
+    """Indices kept by NMS within each class, best score first; boxes (K, 4), scores (K,) falling, labels (K,).
 
     Classes are moved apart by an offset and suppressed in one call. In float64 the offset leaves every IoU as it is,
-    which float32 would not: there, what is kept would depend on the largest coordinate at hand.
+    which float32 would not: there, what is kept would depend on the largest coordinate at hand. It is an operator of
+    our own because other runtimes have one that keeps classes apart by itself.
     """
     if len(boxes) == 0:
-        return labels
+        return labels.new_empty(0, dtype=torch.int64)
     moved = boxes.double() + (labels.double() * (boxes.max().double() + 1))[:, None]
     return nms(moved, scores.double(), iou)
+
+
+@class_nms.register_fake
+def _(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float) -> Tensor:
+    """What the exporter needs to know: some number of indices."""
+    return labels.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.int64)

@@ -15,7 +15,7 @@ from doublehead.config import ModelConfig
 from doublehead.model.boxes import Edges
 from doublehead.model.branches import Branch
 from doublehead.model.pooling import RoIPooler
-from doublehead.model.postprocess import detect, fuse
+from doublehead.model.postprocess import Boxes, detect, detect_in_one_round, fuse
 
 RESOLUTION = 7
 
@@ -127,9 +127,31 @@ class RoIHeads(nn.Module):
             proposals: per image, (N, 4).
             sizes: per image, (height, width) of its part of the input.
         """
+        seen, scores, boxes, staged = self._asked(levels, proposals)
+        results = detect(scores, boxes, sizes, self.config, staged, self.edges)
+        for result, s in zip(results, seen, strict=True):
+            result["proposals"] = s[result["proposals"]]
+        return results
+
+    def detections_in_one_round(
+        self, levels: list[Tensor], proposals: Tensor, size: tuple[int, int], owners: int
+    ) -> dict[str, Tensor]:
+        """The best detections of one image, by steps that can be exported; see `postprocess.detect_in_one_round`.
+
+        Args:
+            levels: P2..P5.
+            proposals: (N, 4).
+            size: (height, width) of the image's part of the input.
+            owners: how many proposals a branch that only regresses sees at most.
+        """
+        _, (scores,), boxes, staged = self._asked(levels, [proposals])
+        return detect_in_one_round(scores, boxes, size, self.config, owners if staged else None, self.edges)
+
+    def _asked(self, levels: list[Tensor], proposals: list[Tensor]) -> tuple[list[Tensor], list[Tensor], Boxes, bool]:
+        """Per image the proposals that count and their scores; what gives boxes; and whether by a run of its own."""
         seen, scores, deltas = self._scored(levels, proposals)
         proposals = [p[s] for p, s in zip(proposals, seen, strict=True)]
-        counts = [len(p) for p in proposals]
+        counts = [p.shape[0] for p in proposals]
         staged = deltas is None and self.config.inference_proposals == "owners"
         if deltas is None and not staged:
             _, deltas = self._run(self.box_branch, levels, proposals)
@@ -142,22 +164,19 @@ class RoIHeads(nn.Module):
                 found = torch.cat([d[c] for d, c in zip(deltas.split(counts), chosen, strict=True)])
             assert found is not None
             decoded = self.coder.decode_single(found, torch.cat(owners)).unflatten(1, (-1, 4))
-            return list(decoded.split([len(o) for o in owners]))
+            return list(decoded.split([o.shape[0] for o in owners]))
 
-        results = detect(list(scores.split(counts)), boxes, sizes, self.config, staged, self.edges)
-        for result, s in zip(results, seen, strict=True):
-            result["proposals"] = s[result["proposals"]]
-        return results
+        return seen, list(scores.split(counts)), boxes, staged
 
     def _scored(self, levels: list[Tensor], proposals: list[Tensor]) -> tuple[list[Tensor], Tensor, Tensor | None]:
         """The proposals that count, as indices per image; their scores; their deltas if the box branch gives scores."""
-        seen = [torch.arange(len(p), device=p.device) for p in proposals]
+        seen = [torch.arange(p.shape[0], device=p.device) for p in proposals]
         scores: list[Tensor] = []
         deltas: Tensor | None = None
         for i in self.score_branches:
             if len(scores) == 1 and self.config.score_floor:
                 above = (scores[0][:, 1:] > self.config.score_floor).any(1)
-                seen = [s[a] for s, a in zip(seen, above.split([len(s) for s in seen]), strict=True)]
+                seen = [s[a] for s, a in zip(seen, above.split([s.shape[0] for s in seen]), strict=True)]
                 scores, deltas = [scores[0][above]], None if deltas is None else deltas[above]
             logits, found = self._run(i, levels, [p[s] for p, s in zip(proposals, seen, strict=True)])
             assert logits is not None

@@ -16,7 +16,14 @@ Norm = Callable[[int], nn.Module]
 
 def group_norm(channels: int) -> nn.GroupNorm:
     """GroupNorm with 32 groups, or with as many as divide the channels."""
-    return nn.GroupNorm(math.gcd(32, channels), channels)
+    return _GroupNorm(math.gcd(32, channels), channels)
+
+
+class _GroupNorm(nn.GroupNorm):
+    """torch's, without its look at the number of values, of which an exporter knows nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
 
 NORMS: dict[str, Norm] = {"batch": nn.BatchNorm2d, "group": group_norm}

@@ -92,13 +92,14 @@ class BulkFolder:
 
 
 def fingerprint(weights: Path) -> str:
-    """SHA-256 of a model's file.
+    """SHA-256 of a model's file, and of the file of weights beside an OpenVINO model.
 
     Raises:
         DoubleheadError: there is no such file.
     """
+    files = (weights, weights.with_suffix(".bin")) if weights.suffix.lower() == ".xml" else (weights,)
     try:
-        return sha256(weights)
+        return " ".join(map(sha256, files))
     except OSError as error:
         raise DoubleheadError(f"{weights}: cannot be read ({error.strerror})") from error
 

@@ -1,0 +1,173 @@
+"""`export`: a checkpoint as a file that runs without PyTorch's model, compared with it before it gets its name."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+import doublehead
+from doublehead.config import BranchConfig, InputConfig, ModelConfig
+from doublehead.data.dataset import open_dataset
+from doublehead.data.images import read_image, to_tensor
+from doublehead.data.synthetic import synthesize
+from doublehead.deploy.bulk.sources import find_files
+from doublehead.deploy.exported import FORMAT_VERSION, SUFFIXES, open_exported
+from doublehead.deploy.graph import Graph, write_onnx
+from doublehead.deploy.openvino import write_openvino
+from doublehead.deploy.parity import Parity, compare, require_parity
+from doublehead.errors import DoubleheadError, require
+from doublehead.files import writing
+from doublehead.interop.published import resolve
+from doublehead.model.branches import VARIANTS
+from doublehead.model.checkpoint import Checkpoint, load_model
+from doublehead.model.inference import for_inference
+from doublehead.prediction import Detects
+
+COMPARED = 8
+"""Images on which the file is compared with the checkpoint."""
+
+CALIBRATION = 128
+"""Images by which layers are quantised."""
+
+DRAWN = ((1.0, 1.25), (1.5, 1.0), (2.0, 2.0))
+"""Width and height of images drawn for want of others, in short sides of the input: resizing them rounds nothing."""
+
+FORMATS = {"onnx": ".onnx", "openvino": ".xml"}
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was exported, and how it compares."""
+
+    path: Path
+    about: dict[str, str]
+    parity: Parity
+
+    def __str__(self) -> str:
+        what = f"{self.about['variant']}, {len(json.loads(self.about['categories'])['names'])} classes"
+        said = f"{self.path} holds {what}, at most {self.about['owners']} owners"
+        if not self.parity.detections:
+            return f"{said}; nothing was found in the images to compare with the checkpoint: give some as --images"
+        return f"{said}; compared with the checkpoint, {self.parity}"
+
+
+def export(
+    weights: str | Path,
+    output: Path,
+    format: str | None = None,
+    owners: int | None = None,
+    int8: str | Path | None = None,
+    images: Sequence[str] = (),
+) -> Written:
+    """Write a detector as ONNX or as OpenVINO's format, pre- and post-processing included.
+
+    Args:
+        weights: a checkpoint, or the name of a published model.
+        output: the file to write: .onnx, or .xml, which gets its weights beside it in .bin.
+        format: onnx or openvino; None: by the file's ending.
+        owners: how many proposals a branch that only regresses sees at most, when compared in the checkpoint too; None:
+            all that own a candidate detection.
+        int8: a dataset whose training images layers are quantised by; None: fp32.
+        images: files, folders or globs to compare with the checkpoint on; none: images of `int8`, or drawn ones.
+
+    Raises:
+        DoubleheadError: an argument has a mistake, a package is not installed, or the file finds something else than
+            the checkpoint; then it is not kept. A quantised file may.
+        Fault: it cannot be written.
+    """
+    _require_format(output, format, int8)
+    for module in ("onnx", "onnxscript", "onnxruntime"):
+        require(module, "export")
+    model, checkpoint = load_model(resolve(weights))
+    graph = Graph(model, owners or checkpoint.config.rpn.proposals_inference)
+    reference: Detects = graph if owners else for_inference(model, model.mean.device)
+    about = describe(checkpoint, graph.owners, "int8" if int8 else "fp32")
+    calibration = _spread(_training_images(int8), CALIBRATION) if int8 else []
+    shown = _spread(list(find_files(images)), COMPARED) if images else calibration[:COMPARED]
+    with writing(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(prefix=".exporting-", dir=output.parent)
+    with folder as name:
+        unfinished = Path(name, output.name)
+        onnx = unfinished.with_suffix(".onnx")
+        write_onnx(graph, about, onnx)
+        if output.suffix.lower() != ".onnx":
+            write_openvino(onnx, about, unfinished, _tensors(calibration))
+        pictures = _tensors(shown) if shown else _drawn(Path(name), checkpoint.config.input)
+        found = open_exported(unfinished, "cpu").detect(pictures)
+        parity = compare([reference.detect([picture])[0] for picture in pictures], found)
+        if not int8 and parity.detections:
+            require_parity(parity, f"{output} was not written: it", "please report this with the output of `pip list`")
+        with writing(output):
+            for suffix in (".bin", output.suffix):
+                if unfinished.with_suffix(suffix).exists():
+                    os.replace(unfinished.with_suffix(suffix), output.with_suffix(suffix))
+    return Written(output, about, parity)
+
+
+def describe(checkpoint: Checkpoint, owners: int, precision: str) -> dict[str, str]:
+    """What a file says of itself."""
+    config = checkpoint.config
+    categories = {"names": checkpoint.categories.names, "ids": checkpoint.categories.ids}
+    thresholds = {name: getattr(config.roi, name) for name in ("score_threshold", "nms_iou", "detections")}
+    return {
+        "format_version": str(FORMAT_VERSION),
+        "doublehead": doublehead.__version__,
+        "variant": variant(config),
+        "categories": json.dumps(categories),
+        "thresholds": json.dumps(thresholds),
+        "owners": str(owners),
+        "precision": precision,
+        "model": config.model_dump_json(),
+    }
+
+
+def variant(config: ModelConfig) -> str:
+    """The row of the table that a model's branches are, or `custom`."""
+
+    def tasks(branches: Sequence[BranchConfig]) -> list[tuple[str, bool, bool]]:
+        return [(b.trunk, b.classify > 0, b.regress > 0) for b in branches]
+
+    return next((name for name, row in VARIANTS.items() if tasks(row) == tasks(config.branches)), "custom")
+
+
+def _require_format(output: Path, format: str | None, int8: str | Path | None) -> None:
+    """Refuse a file's ending, a format and options that do not go together."""
+    if format is not None and format not in FORMATS:
+        raise DoubleheadError(f"--format {format}: is not known; use {' or '.join(FORMATS)}")
+    if output.suffix.lower() not in ((FORMATS[format],) if format else SUFFIXES):
+        wanted = FORMATS[format] if format else ".onnx, or in .xml for OpenVINO"
+        raise DoubleheadError(f"{output}: the file to write must end in {wanted}")
+    if output.suffix.lower() != ".onnx":
+        require("openvino", "openvino")
+    elif int8:
+        raise DoubleheadError(f"{output}: int8 is written for OpenVINO alone; give a file that ends in .xml")
+    if int8:
+        require("nncf", "openvino")
+
+
+def _training_images(data: str | Path) -> list[Path]:
+    return [record.path for record in open_dataset(data).read("train").records]
+
+
+def _spread(files: Sequence[Path], most: int) -> list[Path]:
+    """At most so many of the files, evenly spaced."""
+    step = max(1, len(files) / most)
+    return [files[int(i * step)] for i in range(min(most, len(files)))]
+
+
+def _tensors(files: Sequence[Path]) -> list[Tensor]:
+    return [to_tensor(read_image(file)) for file in files]
+
+
+def _drawn(folder: Path, config: InputConfig) -> list[Tensor]:
+    """Pictures of shapes, of several sizes."""
+    sizes = [tuple(max(64, int(side * config.short_side)) for side in sides) for sides in DRAWN]
+    made = [synthesize(folder / f"{w}x{h}", {"drawn": 2}, size=(w, h)) for w, h in sizes]
+    return _tensors(sorted(file for place in made for file in (place / "drawn").iterdir()))

@@ -1,0 +1,101 @@
+"""A detector as a graph: one image in, its detections out, by steps that do not depend on what was found."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from doublehead.deploy.exported import OUTPUTS
+from doublehead.errors import require
+from doublehead.model.detector import Detector
+from doublehead.model.inference import for_inference
+from doublehead.model.trunks import ConvHead
+
+OPSET = 18
+EXAMPLE = (3, 150, 210)
+"""An image to trace with; the graph takes any other size."""
+MANY = 2**31 - 1
+"""Boxes that NMS may keep: all of them."""
+
+
+class Graph(nn.Module):
+    """What is exported: the detector's own parts, in one round.
+
+    Args:
+        model: the detector; a copy of it is made ready for inference on CPUs.
+        owners: how many proposals a branch that only regresses sees at most.
+    """
+
+    def __init__(self, model: Detector, owners: int) -> None:
+        super().__init__()
+        self.model = for_inference(model, torch.device("cpu"))
+        self.owners = owners
+        for branch in self.model.roi_heads:
+            if isinstance(branch.trunk, ConvHead):
+                branch.trunk.at_once = None  # how many parts there are would depend on what was found
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """RGB uint8 (3, H, W) to boxes (D, 4) xyxy in its pixels, scores (D,) falling and labels (D,) in 1..C."""
+        stage = self.model.first_stage([image])
+        found = self.model.roi_heads.detections_in_one_round(
+            stage.levels, stage.proposals[0], stage.sizes[0], self.owners
+        )
+        return self.model.edges.rescale(found["boxes"], stage.ratios[0]), found["scores"], found["labels"]
+
+    @torch.no_grad()
+    def detect(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        """As `Detector.detect`, image by image and in one round: what the exported file is to find."""
+        return [dict(zip(OUTPUTS, self(image), strict=True)) for image in images]
+
+
+def write_onnx(graph: Graph, about: Mapping[str, str], path: Path) -> None:
+    """Write the graph by torch's exporter, with what is to be said of it as metadata."""
+    image = torch.zeros(EXAMPLE, dtype=torch.uint8)
+    sizes = ({1: Dim.DYNAMIC, 2: Dim.DYNAMIC},)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of operators that torchvision registers by a name from before
+        program = torch.export.export(graph, (image,), dynamic_shapes=sizes, strict=False)
+        written = torch.onnx.export(
+            program,
+            (image,),
+            input_names=["image"],
+            output_names=list(OUTPUTS),
+            opset_version=OPSET,
+            custom_translation_table={torch.ops.doublehead.class_nms.default: _class_nms()},
+            optimize=False,  # which takes longer than all the rest; runtimes do it when they load
+            verbose=False,
+        )
+    assert written is not None
+    written.model.metadata_props.update(about)
+    written.save(path, external_data=False)
+
+
+def _class_nms() -> Any:
+    """ONNX's way of `postprocess.class_nms`: its NonMaxSuppression keeps classes apart by itself."""
+    op = require("onnxscript", "export").opset18
+
+    def number(*values: int) -> Any:
+        return op.Constant(value_ints=values)
+
+    def class_nms(boxes: Any, scores: Any, labels: Any, iou: float) -> Any:
+        last = op.ReduceMax(op.Concat(labels, number(0), axis=0), keepdims=0)
+        classes = op.Range(op.Constant(value_int=0), op.Add(last, op.Constant(value_int=1)), op.Constant(value_int=1))
+        own = op.Equal(op.Unsqueeze(classes, number(1)), op.Unsqueeze(labels, number(0)))  # (C + 1, K)
+        kept = op.NonMaxSuppression(
+            op.Unsqueeze(boxes, number(0)),
+            op.Unsqueeze(op.Where(own, op.Unsqueeze(scores, number(0)), op.Constant(value_float=0.0)), number(0)),
+            number(MANY),
+            op.Constant(value_floats=[iou]),
+            op.Constant(value_floats=[0.0]),
+        )
+        places = op.Gather(kept, op.Constant(value_int=2), axis=1)  # of batch, class and place; class by class
+        in_order, _ = op.TopK(places, op.Shape(places), largest=0)
+        return in_order
+
+    return class_nms

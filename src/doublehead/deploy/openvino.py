@@ -1,0 +1,65 @@
+"""From ONNX to OpenVINO's own format, in fp32 or int8."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from doublehead.deploy.exported import SECTION
+from doublehead.errors import require
+
+
+def write_openvino(onnx: Path, about: Mapping[str, str], path: Path, calibration: Sequence[Tensor] = ()) -> None:
+    """Write an ONNX file as OpenVINO's: `path`, which ends in .xml, and the weights beside it in .bin.
+
+    Args:
+        onnx: what `write_onnx` wrote.
+        about: what is to be said of it, as runtime information.
+        path: where to.
+        calibration: images uint8 (3, H, W) by which layers are quantised to int8; none: fp32.
+    """
+    openvino = require("openvino", "openvino")
+    model = openvino.convert_model(onnx)
+    _average_when_resizing(model)
+    if calibration:
+        model = _quantised(model, calibration)
+    for key, value in about.items():
+        model.set_rt_info(value, [SECTION, key])
+    openvino.save_model(model, path, compress_to_fp16=False)
+
+
+def _quantised(model: Any, calibration: Sequence[Tensor]) -> Any:
+    """Convolutions and products in int8; not the arithmetic of boxes and scores, which no 256 values can hold."""
+    nncf = require("nncf", "openvino")
+    nncf.set_log_level(logging.ERROR)  # else a line for each operator left alone
+    maps = 4  # dimensions
+    kept = [
+        node.get_friendly_name()
+        for node in model.get_ops()
+        if node.get_output_size() == 1
+        and node.get_type_name() != "MatMul"
+        and (node.get_output_partial_shape(0).rank.is_dynamic or len(node.get_output_partial_shape(0)) != maps)
+    ]
+    return nncf.quantize(
+        model,
+        nncf.Dataset(list(calibration), lambda image: image.numpy()),
+        subset_size=len(calibration),
+        preset=nncf.QuantizationPreset.MIXED,  # activations below 0 are rare
+        ignored_scope=nncf.IgnoredScope(names=kept, validate=False),
+    )
+
+
+def _average_when_resizing(model: Any) -> None:
+    """Put OpenVINO's operator that averages as Pillow and torch do where its reader of ONNX takes one that does not."""
+    operators = require("openvino", "openvino").opset11
+    for node in model.get_ordered_ops():
+        if node.get_type_name() == "Interpolate" and node.get_attributes()["antialias"]:
+            axes = operators.constant(np.array([2, 3], dtype=np.int64))
+            size = operators.gather(node.input_value(1), axes, operators.constant(np.int64(0)))
+            resized = operators.interpolate(node.input_value(0), size, "bilinear_pillow", "sizes", axes=axes)
+            node.output(0).replace(resized.output(0))

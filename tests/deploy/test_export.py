@@ -1,0 +1,224 @@
+"""`export`, and exported files in place of weights: on the command line and in Python."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from ready_models import OTHERS_CONVENTIONS, ready_model
+
+import doublehead
+from doublehead.categories import Categories
+from doublehead.data.images import read_image, to_tensor
+from doublehead.deploy import export as export_module
+from doublehead.deploy.exported import open_exported
+from doublehead.deploy.openvino import write_openvino
+from doublehead.deploy.parity import compare
+from doublehead.errors import DoubleheadError
+from doublehead.model.checkpoint import load_checkpoint, save_checkpoint
+from doublehead.model.inference import for_inference
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("openvino")
+
+
+@pytest.fixture(scope="session")
+def written(trained, tmp_path_factory) -> export_module.Written:
+    """The trained model as ONNX."""
+    return export_module.export(trained / "best.safetensors", tmp_path_factory.mktemp("exported") / "model.onnx")
+
+
+@pytest.fixture(scope="session")
+def files(written) -> dict[str, Path]:
+    """The same also as OpenVINO."""
+    write_openvino(written.path, written.about, written.path.with_suffix(".xml"))
+    return {"onnx": written.path, "openvino": written.path.with_suffix(".xml")}
+
+
+@pytest.fixture
+def ready_made(files, monkeypatch) -> None:
+    """Spares tracing: what is exported is the file from before."""
+    monkeypatch.setattr(export_module, "write_onnx", lambda graph, about, path: shutil.copy(files["onnx"], path))
+
+
+def pictures(dataset: Path) -> list[torch.Tensor]:
+    """Images of several sizes; resizing those to the input's size rounds nothing."""
+    scenes = [read_image(file) for file in sorted((dataset / "test").iterdir())]
+    turned = [
+        scenes[0].transpose(Image.Transpose.ROTATE_90),
+        scenes[1].resize((192, 128)),
+        scenes[2].crop((0, 0, 64, 64)),
+    ]
+    noise = Image.effect_noise((90, 64), 80).convert("RGB")
+    return [to_tensor(picture) for picture in [*scenes, *turned, noise]]
+
+
+def test_the_command_says_what_it_wrote_and_how_it_compares(trained, tmp_path, command, ready_made):
+    outcome = command("export", trained / "best.safetensors", "-o", tmp_path / "new" / "a.onnx")
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.startswith(f"{tmp_path / 'new' / 'a.onnx'} holds double-head, 6 classes, at most 50 owners; ")
+    assert "compared with the checkpoint, on 6 images " in outcome.out
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["a.onnx"]
+    outcome = command("export", trained / "best.safetensors", "-o", tmp_path / "b.xml", "--format", "openvino")
+    assert outcome.code == 0, outcome.err
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["b.bin", "b.xml", "new"]
+
+
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+def test_finds_what_the_checkpoint_finds(trained, files, dataset, kind):
+    images = pictures(dataset)
+    checkpoint, exported = doublehead.load(trained / "best.safetensors", "cpu"), doublehead.load(files[kind], "cpu")
+    for image in images:
+        parity = compare(checkpoint.model.detect([image]), exported.inside.detect([image]))
+        assert parity.detections > 0
+        assert parity.share > 0.98
+        assert parity.difference < 1e-3
+    several = exported.detect(images)
+    assert all(one == exported.detect([image])[0] for one, image in zip(several, images, strict=True))
+
+
+def test_conventions_of_others_and_an_image_without_detections(tmp_path):
+    model = ready_model("double-head-ext", **OTHERS_CONVENTIONS)
+    with torch.no_grad():  # so that the background wins in a black image
+        model.roi_heads.branches[0].classifier.bias[0] = 3.0
+    weights = tmp_path / "model.safetensors"
+    save_checkpoint(weights, model.config, Categories(("a", "b", "c", "d"), (3, 5, 7, 9)), model.state_dict(), {})
+    written = export_module.export(weights, tmp_path / "model.onnx")
+    assert written.about["variant"] == "double-head-ext"
+    write_openvino(written.path, written.about, tmp_path / "model.xml")
+    images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in ((96, 128), (128, 96), (192, 192))]
+    images.append(torch.zeros(3, 96, 100, dtype=torch.uint8))
+    expected = for_inference(model, torch.device("cpu"))
+    for path in (written.path, tmp_path / "model.xml"):
+        exported = open_exported(path)
+        parity = compare([expected.detect([image])[0] for image in images], exported.detect(images))
+        assert parity.detections > 20
+        assert parity.share > 0.97, path
+        assert parity.difference < 1e-3
+
+
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+def test_the_file_says_what_it_is(trained, files, kind):
+    about = open_exported(files[kind]).about
+    config = load_checkpoint(trained / "best.safetensors").config
+    assert (about["doublehead"], about["variant"], about["precision"]) == (
+        doublehead.__version__,
+        "double-head",
+        "fp32",
+    )
+    assert json.loads(about["thresholds"]) == {"score_threshold": 0.01, "nms_iou": 0.5, "detections": 100}
+    assert json.loads(about["categories"])["ids"] == [7, 17, 27, 37, 47, 57]
+    assert json.loads(about["model"]) == json.loads(config.model_dump_json())
+    loaded = doublehead.load(files[kind])
+    assert loaded.categories == load_checkpoint(trained / "best.safetensors").categories
+
+
+def test_other_programs_can_read_it(files):
+    model = onnx.load(files["onnx"])
+    onnx.checker.check_model(model)
+    assert [value.name for value in model.graph.input] == ["image"]
+    assert [value.name for value in model.graph.output] == ["boxes", "scores", "labels"]
+    assert "doublehead" in {entry.key for entry in model.metadata_props}
+
+
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+def test_predict_and_evaluate_take_it_in_place_of_weights(trained, files, dataset, tmp_path, command, kind):
+    outcome = command("predict", files[kind], dataset / "test", "-o", tmp_path / "p", "--score", 0.05)
+    assert outcome.code == 0, outcome.err
+    assert len(json.loads((tmp_path / "p" / "predictions.json").read_text())["images"]) == 3
+    outcome = command("evaluate", files[kind], dataset, "--split", "test", "-o", tmp_path / "e", "--device", "cpu")
+    assert outcome.code == 0, outcome.err
+    expected = doublehead.evaluate(trained / "best.safetensors", dataset, "test", batch_size=1, device="cpu").metrics
+    assert json.loads((tmp_path / "e" / "metrics.json").read_text())["AP"] == pytest.approx(expected["AP"], abs=1e-3)
+
+
+def test_benchmark_measures_all_on_the_same_images(trained, files, dataset, tmp_path, command, monkeypatch):
+    monkeypatch.setattr("doublehead.benchmarks.measure.WARM_UP", 0)
+    words = ("benchmark", "export", trained / "best.safetensors", *files.values(), dataset, "--split", "test")
+    outcome = command(*words, "--repeats", 1, "--json", tmp_path / "a.json")
+    assert outcome.code == 0, outcome.err
+    rows = json.loads((tmp_path / "a.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == [str(path) for path in (trained / "best.safetensors", *files.values())]
+    assert rows[0]["score_difference"] == 0
+    for row in rows:
+        assert row["seconds"] > 0
+        assert row["ap"] == pytest.approx(rows[0]["ap"], abs=1e-3)
+        assert row["matched"] >= 0.98 * row["detections"] > 0
+
+
+def test_what_finds_something_else_is_not_kept(trained, tmp_path, command, ready_made):
+    checkpoint = load_checkpoint(trained / "best.safetensors")
+    weights = {key: value * (0.5 if "regressor" in key else 1) for key, value in checkpoint.weights.items()}
+    save_checkpoint(tmp_path / "other.safetensors", checkpoint.config, checkpoint.categories, weights, {})
+    sentence = command("export", tmp_path / "other.safetensors", "-o", tmp_path / "a.onnx").sentence
+    assert sentence.startswith(f"{tmp_path / 'a.onnx'} was not written: it finds something else than the checkpoint")
+    assert [file.name for file in tmp_path.iterdir()] == ["other.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("-o", "a.onnx", "--format", "openvino"), "a.onnx: the file to write must end in .xml"),
+        (("-o", "a.pt"), "a.pt: the file to write must end in .onnx, or in .xml for OpenVINO"),
+        (("-o", "a.onnx", "--format", "tflite"), "--format tflite: is not known; use onnx or openvino"),
+        (("-o", "a.onnx", "--int8", "data"), "a.onnx: int8 is written for OpenVINO alone; give a file that ends in"),
+        (("-o", "a.onnx", "--images", "none.jpg"), "none.jpg: no image found there"),
+    ],
+)
+def test_a_mistake_in_exporting(trained, command, words, sentence):
+    assert command("export", trained / "best.safetensors", *words).sentence.startswith(sentence)
+
+
+@pytest.mark.parametrize(("module", "output"), [("onnxscript", "a.onnx"), ("openvino", "a.xml")])
+def test_without_the_extra(trained, tmp_path, monkeypatch, command, module, output):
+    monkeypatch.setitem(sys.modules, module, None)
+    extra = "openvino" if module == "openvino" else "export"
+    wanted = f"this needs {module}, which is not installed: pip install 'doublehead[{extra}]'"
+    assert command("export", trained / "best.safetensors", "-o", tmp_path / output).sentence == wanted
+
+
+@pytest.mark.parametrize(("kind", "module"), [("onnx", "onnxruntime"), ("openvino", "openvino")])
+def test_without_the_runtime(files, monkeypatch, command, kind, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    assert f"this needs {module}, which is not installed" in command("predict", files[kind], "x.jpg").sentence
+
+
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+def test_what_an_exported_file_cannot_do(trained, files, dataset, command, kind):
+    path = files[kind]
+    assert command("predict", path, "x.jpg", "--precision", "bf16").sentence.startswith(f"{path}: was exported in its")
+    for words in (("analyze", path, dataset), ("benchmark", "owners", path, dataset)):
+        assert command(*words).sentence == f"{path}: was exported and cannot be looked into; give its checkpoint"
+    sentence = command("train", dataset, "--model", path).sentence
+    assert "is exported, for `predict` and `evaluate` alone; give its checkpoint" in sentence
+    with pytest.raises(DoubleheadError, match="--device cpu"):
+        doublehead.load(path, "cuda:0")
+
+
+def test_damaged_and_foreign_files(files, tmp_path, command):
+    whole = files["onnx"].read_bytes()
+    node = onnx.helper.make_node("Identity", ["x"], ["y"])
+    value = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
+    foreign = onnx.helper.make_model(onnx.helper.make_graph([node], "g", value[:1], value[1:]), ir_version=10)
+    contents = {
+        "is damaged or no ONNX model": (whole[: len(whole) // 2], b"", np.random.default_rng(0).bytes(3000)),
+        "is a model, but not one that `doublehead export` wrote": (foreign.SerializeToString(),),
+    }
+    for sentence, several in contents.items():
+        for content in several:
+            (tmp_path / "a.onnx").write_bytes(content)
+            assert command("predict", tmp_path / "a.onnx", "x.jpg").sentence.startswith(
+                f"{tmp_path / 'a.onnx'}: {sentence}"
+            )
+    assert "there is no such file" in command("predict", tmp_path / "none.xml", "x.jpg").sentence
+    (tmp_path / "a.xml").write_bytes(files["openvino"].read_bytes())
+    assert "its weights, a.bin, do not lie beside it" in command("predict", tmp_path / "a.xml", "x.jpg").sentence
+    (tmp_path / "a.bin").write_bytes(b"")
+    assert "is damaged or no OpenVINO model" in command("predict", tmp_path / "a.xml", "x.jpg").sentence

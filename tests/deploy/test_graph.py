@@ -1,0 +1,40 @@
+"""The function that is exported, still in PyTorch: the same detections as the detector's, for every variant."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from ready_models import OTHERS_CONVENTIONS, ready_model
+
+from doublehead.deploy.graph import Graph
+from doublehead.deploy.parity import compare
+from doublehead.model.branches import VARIANTS
+from doublehead.model.inference import for_inference
+
+IMAGES = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in ((96, 128), (300, 211), (40, 250))]
+
+
+@pytest.mark.parametrize(
+    ("variant", "changes"), [*((name, {}) for name in VARIANTS), ("double-head-ext", OTHERS_CONVENTIONS)]
+)
+def test_finds_what_the_detector_finds(variant: str, changes: dict[str, Any]) -> None:
+    model = ready_model(variant, **changes)
+    ready = for_inference(model, torch.device("cpu"))
+    parity = compare([ready.detect([image])[0] for image in IMAGES], Graph(model, 1000).detect(IMAGES))
+    assert parity.detections > 20
+    assert parity.matched == parity.detections
+    assert parity.difference < 1e-5
+
+
+def test_a_head_that_only_regresses_sees_the_best_owners_alone() -> None:
+    model = ready_model("double-head", roi={"score_threshold": 0.5})
+    seen: list[int] = []
+    for owners in (1000, 10):
+        graph = Graph(model, owners)
+        graph.model.roi_heads.branches[1].register_forward_hook(lambda module, given, _: seen.append(len(given[0])))
+        best = graph.detect(IMAGES)[0]["scores"][0]
+        assert best == Graph(model, 1000).detect(IMAGES)[0]["scores"][0]
+    assert seen[3:] == [10, 10, 10]
+    assert all(10 < count < 300 for count in seen[:3]), seen
