@@ -291,3 +291,48 @@ def test_ray_gives_the_same_files(photos, bulk, tmp_path, monkeypatch):
     assert outcome.out == f"detections of {MANY} images are in {tmp_path / 'ray'}\n"
     for path in (tmp_path / "plain").iterdir():
         assert (tmp_path / "ray" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_ray_does_again_what_a_lost_process_left_and_tells_what_fails_always(checkpoint, tmp_path, monkeypatch):
+    pytest.importorskip("ray")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    photos, many = folder_of(tmp_path / "photos", 60), 30
+
+    def start(output, *words):
+        command = ["predict", checkpoint, photos, "-o", output, "--format", "parquet", "--part-size", 2, *words]
+        command = [sys.executable, "-m", "doublehead.cli", *command, "--device", "cpu", "--score", 0.1]
+        with (tmp_path / "log").open("w") as log:
+            return subprocess.Popen([*map(str, command)], stderr=log, stdout=log)
+
+    def wait_for_parts(output, least):
+        until = time.monotonic() + 120
+        while len(list(output.glob("part-*.parquet"))) < least:
+            assert time.monotonic() < until, "nothing came of it"
+            time.sleep(0.01)
+
+    plain, ray = tmp_path / "plain", ("--engine", "ray", "--workers", "2")
+    assert start(plain).wait(120) == 0
+    run = start(tmp_path / "killed", *ray)
+    wait_for_parts(tmp_path / "killed", 4)
+    os.kill(worker_of_ray(run.pid), signal.SIGKILL)
+    assert run.wait(120) == 0, (tmp_path / "log").read_text()
+    for path in plain.iterdir():
+        assert (tmp_path / "killed" / path.name).read_bytes() == path.read_bytes()
+
+    run, blocked = start(tmp_path / "blocked", *ray), tmp_path / "blocked" / f"part-{many - 1:06}.parquet"
+    wait_for_parts(tmp_path / "blocked", 1)
+    blocked.mkdir()
+    (blocked / "in the way").touch()
+    assert run.wait(120) == 2
+    assert f"\nerror: on Ray: {blocked}: cannot be written" in (tmp_path / "log").read_text()
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def worker_of_ray(driver):
+    """The process id of a worker with a model among all that a run has started."""
+    listed = subprocess.run(["ps", "-eo", "pid,ppid,command"], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(None, 2) for line in listed.splitlines()[1:]]
+    below = {driver}
+    for _ in range(5):  # generations
+        below |= {int(pid) for pid, parent, _ in rows if int(parent) in below}
+    return next(int(pid) for pid, _, words in rows if int(pid) in below and "OnRay" in words)

@@ -34,6 +34,7 @@ def predict_on_ray(
         Fault: a part failed again and again, or the workers could not begin.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report its use
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it would warn of what these workers do not do
     ray, data = require("ray", "ray"), require("ray.data", "ray")
     rows = [{"number": number, "images": len(part), "part": part} for number, part in todo]
     began = _start(ray, workers)
@@ -41,7 +42,8 @@ def predict_on_ray(
         context = data.DataContext.get_current()
         context.enable_progress_bars = False
         context.retried_map_errors, context.max_map_retries = True, RETRIES
-        logging.getLogger("ray.data").setLevel(logging.ERROR)  # it would speak of its plans and of these rows' types
+        # It would speak of its plans, and show the traceback of what is told below in a sentence.
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         done = data.from_items(rows, override_num_blocks=len(rows)).map(
             OnRay,
             fn_constructor_kwargs={"work": work, "folder": os.getcwd()},
