@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,7 +16,7 @@ import torch.distributed as dist
 from torch import nn
 
 from doublehead.device import pick_device
-from doublehead.errors import DoubleheadError
+from doublehead.errors import DoubleheadError, Fault
 from doublehead.faults import told
 
 STARTED_AGAIN = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
@@ -53,7 +55,11 @@ class Distribution:
         if joined:
             backend = "nccl" if chosen.type == "cuda" else "gloo"
             with told():
-                dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+                store, rank, world = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout)))
+                own = dist.PrefixStore(_meet(store, rank, world, timeout), store)
+                dist.init_process_group(
+                    backend, store=own, rank=rank, world_size=world, timeout=timedelta(seconds=timeout)
+                )
         return cls(dist.get_rank(), dist.get_world_size(), chosen, joined)
 
     @staticmethod
@@ -118,6 +124,34 @@ class Distribution:
         """Leave the other processes, unless something around this goes on with them."""
         if self.joined:
             dist.destroy_process_group()
+
+
+def _meet(store: dist.Store, rank: int, world: int, timeout: float) -> str:
+    """Agree with the other processes on a name that no processes had before.
+
+    torchrun's store outlives the processes that it starts again (pytorch issue 135712): under the names of torch itself
+    a process may find the address of one that has ended, and so every start would be lost in which it is the first.
+
+    Raises:
+        Fault: not all the others came in time.
+    """
+    if rank > 0:
+        caller = uuid.uuid4().hex
+        store.set(f"caller {rank}", caller)
+        name = store.get(f"answer to {caller}").decode()
+        store.set(f"{name} reached {rank}", caller)
+        return name
+    name, until, absent = uuid.uuid4().hex, time.monotonic() + timeout, set(range(1, world))
+    while absent:
+        for other in absent:
+            if store.check([f"caller {other}"]):  # perhaps one that has ended: then another will call
+                store.set(f"answer to {store.get(f'caller {other}').decode()}", name)
+        absent = {other for other in absent if not store.check([f"{name} reached {other}"])}
+        if time.monotonic() > until:
+            ranks = ", ".join(map(str, sorted(absent)))
+            raise Fault(f"the processes of ranks {ranks} did not come within {timeout:g} seconds: see whether they run")
+        time.sleep(0.05)
+    return name
 
 
 def parse_shard(shard: str) -> tuple[int, int]:

@@ -49,6 +49,17 @@ cli.main()
 """
 
 
+JOINS = """
+import os, sys, time
+from doublehead.distribution import Distribution
+
+print("loaded", flush=True)
+time.sleep(float(sys.argv[1]))
+print(Distribution.start("cpu", 30).gather([os.environ["RANK"]]), flush=True)
+os._exit(1)  # as one that is lost: nobody takes its leave
+"""
+
+
 @pytest.fixture
 def torchrun(tmp_path):
     """Start the command line in two processes; the weights that each ends with are kept in the test's folder."""
@@ -161,6 +172,22 @@ def test_processes_measure_together_exactly_what_one_measures_alone(
 def test_without_an_output_folder_several_processes_are_refused(dataset, monkeypatch, command):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert command("train", dataset, "--model", "single-fc-tiny").sentence.startswith("give --output: all processes")
+
+
+@pytest.mark.parametrize("late", [0, 1])
+def test_processes_that_are_started_again_meet_whichever_comes_first(late):
+    """The store, torchrun's own, still has the addresses of those from before."""
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    common["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+    for _ in range(2):
+        started = []
+        for rank in (0, 1):
+            words = [sys.executable, "-c", JOINS, str(3 * (rank == late))]
+            environment = os.environ | common | {"RANK": str(rank), "LOCAL_RANK": "0"}
+            started.append(subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True))
+        said = [process.communicate(timeout=120)[0] for process in started]
+        assert said == ["loaded\n['0', '1']\n"] * 2
 
 
 @pytest.mark.parametrize("model", ["double-head-tiny", "double-head-ext-tiny", "double-conv-tiny"])
