@@ -85,16 +85,16 @@ def test_finds_what_the_checkpoint_finds(trained, files, dataset, kind):
 
 
 def test_conventions_of_others_and_an_image_without_detections(tmp_path):
-    model = ready_model("double-head-ext", **OTHERS_CONVENTIONS)
-    with torch.no_grad():  # so that the background wins in a black image
-        model.roi_heads.branches[0].classifier.bias[0] = 3.0
+    model, black = ready_model("double-head-ext", **OTHERS_CONVENTIONS), torch.zeros(3, 96, 100, dtype=torch.uint8)
+    while len(for_inference(model, torch.device("cpu")).detect([black])[0]["scores"]):
+        with torch.no_grad():  # until the background wins there
+            model.roi_heads.branches[0].classifier.bias[0] += 0.5
     weights = tmp_path / "model.safetensors"
     save_checkpoint(weights, model.config, Categories(("a", "b", "c", "d"), (3, 5, 7, 9)), model.state_dict(), {})
     written = export_module.export(weights, tmp_path / "model.onnx")
     assert written.about["variant"] == "double-head-ext"
     write_openvino(written.path, written.about, tmp_path / "model.xml")
     images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in ((96, 128), (128, 96), (192, 192))]
-    images.append(torch.zeros(3, 96, 100, dtype=torch.uint8))
     expected = for_inference(model, torch.device("cpu"))
     for path in (written.path, tmp_path / "model.xml"):
         exported = open_exported(path)
@@ -102,6 +102,7 @@ def test_conventions_of_others_and_an_image_without_detections(tmp_path):
         assert parity.detections > 20
         assert parity.share > 0.97, path
         assert parity.difference < 1e-3
+        assert [len(found) for found in exported.detect([black])[0].values()] == [0, 0, 0]
 
 
 @pytest.mark.parametrize("kind", ["onnx", "openvino"])
@@ -185,15 +186,17 @@ def test_without_the_extra(trained, tmp_path, monkeypatch, command, module, outp
 
 
 @pytest.mark.parametrize(("kind", "module"), [("onnx", "onnxruntime"), ("openvino", "openvino")])
-def test_without_the_runtime(files, monkeypatch, command, kind, module):
+def test_without_the_runtime(files, dataset, monkeypatch, command, kind, module):
     monkeypatch.setitem(sys.modules, module, None)
-    assert f"this needs {module}, which is not installed" in command("predict", files[kind], "x.jpg").sentence
+    outcome = command("predict", files[kind], dataset / "test")
+    assert f"this needs {module}, which is not installed" in outcome.sentence
 
 
 @pytest.mark.parametrize("kind", ["onnx", "openvino"])
 def test_what_an_exported_file_cannot_do(trained, files, dataset, command, kind):
     path = files[kind]
-    assert command("predict", path, "x.jpg", "--precision", "bf16").sentence.startswith(f"{path}: was exported in its")
+    outcome = command("predict", path, dataset / "test", "--precision", "bf16")
+    assert outcome.sentence.startswith(f"{path}: was exported in its own precision")
     for words in (("analyze", path, dataset), ("benchmark", "owners", path, dataset)):
         assert command(*words).sentence == f"{path}: was exported and cannot be looked into; give its checkpoint"
     sentence = command("train", dataset, "--model", path).sentence
@@ -202,7 +205,10 @@ def test_what_an_exported_file_cannot_do(trained, files, dataset, command, kind)
         doublehead.load(path, "cuda:0")
 
 
-def test_damaged_and_foreign_files(files, tmp_path, command):
+def test_damaged_and_foreign_files(files, dataset, tmp_path, command):
+    def sentence(name):
+        return command("predict", tmp_path / name, dataset / "test").sentence
+
     whole = files["onnx"].read_bytes()
     node = onnx.helper.make_node("Identity", ["x"], ["y"])
     value = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
@@ -211,14 +217,12 @@ def test_damaged_and_foreign_files(files, tmp_path, command):
         "is damaged or no ONNX model": (whole[: len(whole) // 2], b"", np.random.default_rng(0).bytes(3000)),
         "is a model, but not one that `doublehead export` wrote": (foreign.SerializeToString(),),
     }
-    for sentence, several in contents.items():
+    for start, several in contents.items():
         for content in several:
             (tmp_path / "a.onnx").write_bytes(content)
-            assert command("predict", tmp_path / "a.onnx", "x.jpg").sentence.startswith(
-                f"{tmp_path / 'a.onnx'}: {sentence}"
-            )
-    assert "there is no such file" in command("predict", tmp_path / "none.xml", "x.jpg").sentence
+            assert sentence("a.onnx").startswith(f"{tmp_path / 'a.onnx'}: {start}")
+    assert "there is no such file" in sentence("none.xml")
     (tmp_path / "a.xml").write_bytes(files["openvino"].read_bytes())
-    assert "its weights, a.bin, do not lie beside it" in command("predict", tmp_path / "a.xml", "x.jpg").sentence
+    assert "its weights, a.bin, do not lie beside it" in sentence("a.xml")
     (tmp_path / "a.bin").write_bytes(b"")
-    assert "is damaged or no OpenVINO model" in command("predict", tmp_path / "a.xml", "x.jpg").sentence
+    assert "is damaged or no OpenVINO model" in sentence("a.xml")
