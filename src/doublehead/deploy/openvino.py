@@ -34,17 +34,10 @@ def write_openvino(onnx: Path, about: Mapping[str, str], path: Path, calibration
 
 
 def _quantised(model: Any, calibration: Sequence[Tensor]) -> Any:
-    """Convolutions and products in int8; not the arithmetic of boxes and scores, which no 256 values can hold."""
+    """Backbone, pyramid, RPN and fully connected layers in int8; all else stays floats."""
     nncf = require("nncf", "openvino")
     nncf.set_log_level(logging.ERROR)  # else a line for each operator left alone
-    maps = 4  # dimensions
-    kept = [
-        node.get_friendly_name()
-        for node in model.get_ops()
-        if node.get_output_size() == 1
-        and node.get_type_name() != "MatMul"
-        and (node.get_output_partial_shape(0).rank.is_dynamic or len(node.get_output_partial_shape(0)) != maps)
-    ]
+    kept = [node.get_friendly_name() for node in model.get_ops() if node.get_output_size() == 1 and not _fit(node)]
     return nncf.quantize(
         model,
         nncf.Dataset(list(calibration), lambda image: image.numpy()),
@@ -52,6 +45,20 @@ def _quantised(model: Any, calibration: Sequence[Tensor]) -> Any:
         preset=nncf.QuantizationPreset.MIXED,  # activations below 0 are rare
         ignored_scope=nncf.IgnoredScope(names=kept, validate=False),
     )
+
+
+def _fit(node: Any) -> bool:
+    """Whether 256 values can hold what an operator computes.
+
+    They cannot hold coordinates and scores, nor the maps of proposals: with its conv-head in int8 too, a model trained
+    on BCCD came to AP 0.567, without to 0.590, in fp32 to 0.591.
+    """
+    shape = node.get_output_partial_shape(0)
+    if shape.rank.is_dynamic:
+        return False
+    if node.get_type_name() == "MatMul":
+        return len(shape) == 2
+    return len(shape) == 4 and shape[0].is_static  # maps of the image
 
 
 def _average_when_resizing(model: Any) -> None:
