@@ -77,6 +77,10 @@ def test_a_server_from_start_to_end(weights):
         waiting = "doublehead_waiting_images"
         left = 'doublehead_requests_total{path="/v1/detect",status="499"}'
 
+        health = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+        idle = connected(place, health)
+        assert answer(idle)[0] == 200
+
         leaving = connected(place, head(len(data)), data)
         until(lambda: count(place, waiting) == 1)
         leaving.close()
@@ -90,6 +94,8 @@ def test_a_server_from_start_to_end(weights):
         assert answer(connected(place, head(10**12)))[0] == 413
         status, content = answer(dawdling)
         assert (status, content["error"]) == (408, "too_slow")
+        idle.sendall(health)  # after more than 5 seconds
+        assert answer(idle)[0] == 200
 
         taken = connected(place, head(len(data)), data)
         until(lambda: count(place, waiting) == 1)

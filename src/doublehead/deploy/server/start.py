@@ -16,6 +16,10 @@ from doublehead.prediction import load
 GRACE = 5
 """Seconds for answers to go out, beyond the time that a request may take, when the server is asked to stop."""
 
+KEEP_ALIVE = 75
+"""Seconds after which an idle connection is closed: more than clients and proxies keep one, for if the server is first,
+a request may cross the closing and get no answer."""
+
 
 def serve(weights: str | Path, settings: Settings, device: str = "auto", precision: str = "fp32") -> None:
     """Answer over HTTP until Ctrl-C or SIGTERM, and then finish what was taken.
@@ -42,6 +46,7 @@ def serve(weights: str | Path, settings: Settings, device: str = "auto", precisi
             app,
             log_level="warning",
             access_log=False,
+            timeout_keep_alive=KEEP_ALIVE,
             timeout_graceful_shutdown=int(2 * settings.timeout) + GRACE,
             server_header=False,
         )
