@@ -195,10 +195,10 @@ def main(
         for way in ("killed", "two-shards", "Ray-two-workers")
         for path in parts(folder / way)
     )
-    table = Table("way", "seconds", "images/s", "first part after, s", *(f"peak {n}/{PARTS}, MiB" for n in range(1, 6)))
+    table = Table("way", "s", "images/s", "start, s", f"peak in each {PARTS}th of the time, MiB")
     for run in runs:
         cells = (run.way, f"{run.seconds:.0f}", f"{run.images_per_second:.1f}", f"{run.first_part_after:.0f}")
-        table.add_row(*cells, *map(str, run.peaks_mib))
+        table.add_row(*cells, " ".join(map(str, run.peaks_mib)))
     Console.out(table)
     print(f"{images} images, each once after {kills} kills, at which so many parts stood: {json.dumps(stood)}")
     print(f"killed, two shards and Ray wrote the bytes of one process: {'yes' if same else 'no'}")
