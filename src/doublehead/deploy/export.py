@@ -13,6 +13,7 @@ from torch import Tensor
 
 import doublehead
 from doublehead.config import BranchConfig, InputConfig, ModelConfig
+from doublehead.console import Console
 from doublehead.data.dataset import open_dataset
 from doublehead.data.images import read_image, to_tensor
 from doublehead.data.synthetic import synthesize
@@ -20,7 +21,7 @@ from doublehead.deploy.bulk.sources import find_files
 from doublehead.deploy.exported import FORMAT_VERSION, SUFFIXES, open_exported
 from doublehead.deploy.graph import Graph, write_onnx
 from doublehead.deploy.openvino import write_openvino
-from doublehead.deploy.parity import Parity, compare, require_parity
+from doublehead.deploy.parity import Found, Parity, compare, require_parity
 from doublehead.errors import DoubleheadError, require
 from doublehead.files import writing
 from doublehead.interop.published import resolve
@@ -90,18 +91,27 @@ def export(
     about = describe(checkpoint, graph.owners, "int8" if int8 else "fp32")
     calibration = _spread(_training_images(int8), CALIBRATION) if int8 else []
     shown = _spread(list(find_files(images)), COMPARED) if images else calibration[:COMPARED]
+    console = Console()
     with writing(output):
         output.parent.mkdir(parents=True, exist_ok=True)
         folder = tempfile.TemporaryDirectory(prefix=".exporting-", dir=output.parent)
     with folder as name:
         unfinished = Path(name, output.name)
         onnx = unfinished.with_suffix(".onnx")
+        console.say("tracing the model and writing its graph: half a minute for a small one")
         write_onnx(graph, about, onnx)
         if output.suffix.lower() != ".onnx":
+            by = f", in int8 by {len(calibration)} images" if calibration else ""
+            console.say(f"turning it into OpenVINO's format{by}")
             write_openvino(onnx, about, unfinished, _tensors(calibration))
         pictures = _tensors(shown) if shown else _drawn(Path(name), checkpoint.config.input)
-        found = open_exported(unfinished, "cpu").detect(pictures)
-        parity = compare([reference.detect([picture])[0] for picture in pictures], found)
+        exported, expected, found = open_exported(unfinished, "cpu"), list[Found](), list[Found]()
+        with console.progress("comparing", len(pictures)) as advance:
+            for picture in pictures:
+                expected += reference.detect([picture])
+                found += exported.detect([picture])
+                advance()
+        parity = compare(expected, found)
         if not int8 and parity.detections:
             require_parity(parity, f"{output} was not written: it", "please report this with the output of `pip list`")
         with writing(output):
