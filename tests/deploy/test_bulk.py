@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from PIL import Image
 from pycocotools.coco import COCO
 from small_bulk import folder_of, jpeg, tar_of
@@ -278,54 +277,49 @@ def test_parts_cover_every_source_in_order(photos, tmp_path):
     assert [item.read() for item in items] == [jpeg(n) for n in (*range(5), *range(5), *range(7), 9)]
 
 
-def test_ray_gives_the_same_files(photos, bulk, tmp_path, monkeypatch):
+def started(checkpoint, photos, output, *words):
+    """A run in a process of its own, as Ray needs it: it takes the signals of its process, for good."""
+    command = ["predict", checkpoint, photos, "-o", output, "--format", "parquet", "--part-size", 2, *words]
+    command = [sys.executable, "-m", "doublehead.cli", *command, "--device", "cpu", "--score", 0.1]
+    # As many threads as Ray gives a worker: with more, sums are taken in another order.
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with output.with_suffix(".log").open("w") as log:
+        return subprocess.Popen([*map(str, command)], env=environment, stderr=log, stdout=log)
+
+
+def test_ray_gives_the_same_files_also_after_the_loss_of_a_process(checkpoint, tmp_path):
     pytest.importorskip("ray")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # as many as Ray gives a worker: with more, sums are taken in another order
-    try:
-        assert bulk(photos, tmp_path / "plain").code == 0
-    finally:
-        torch.set_num_threads(before)
-    outcome = bulk(photos, tmp_path / "ray", "--engine", "ray", "--workers", 2)
-    assert outcome.out == f"detections of {MANY} images are in {tmp_path / 'ray'}\n"
-    for path in (tmp_path / "plain").iterdir():
-        assert (tmp_path / "ray" / path.name).read_bytes() == path.read_bytes()
-
-
-def test_ray_does_again_what_a_lost_process_left_and_tells_what_fails_always(checkpoint, tmp_path, monkeypatch):
-    pytest.importorskip("ray")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    photos, many = folder_of(tmp_path / "photos", 60), 30
-
-    def start(output, *words):
-        command = ["predict", checkpoint, photos, "-o", output, "--format", "parquet", "--part-size", 2, *words]
-        command = [sys.executable, "-m", "doublehead.cli", *command, "--device", "cpu", "--score", 0.1]
-        with (tmp_path / "log").open("w") as log:
-            return subprocess.Popen([*map(str, command)], stderr=log, stdout=log)
-
-    def wait_for_parts(output, least):
-        until = time.monotonic() + 120
-        while len(list(output.glob("part-*.parquet"))) < least:
-            assert time.monotonic() < until, "nothing came of it"
-            time.sleep(0.01)
-
-    plain, ray = tmp_path / "plain", ("--engine", "ray", "--workers", "2")
-    assert start(plain).wait(120) == 0
-    run = start(tmp_path / "killed", *ray)
-    wait_for_parts(tmp_path / "killed", 4)
+    photos, plain, ray = folder_of(tmp_path / "photos", 60), tmp_path / "plain", tmp_path / "ray"
+    assert started(checkpoint, photos, plain).wait(120) == 0
+    run = started(checkpoint, photos, ray, "--engine", "ray", "--workers", 2)
+    wait_for_parts(ray, 4)
     os.kill(worker_of_ray(run.pid), signal.SIGKILL)
-    assert run.wait(120) == 0, (tmp_path / "log").read_text()
+    said = ray.with_suffix(".log")
+    assert run.wait(120) == 0, said.read_text()
+    assert said.read_text().endswith(f"detections of 60 images are in {ray}\n")
     for path in plain.iterdir():
-        assert (tmp_path / "killed" / path.name).read_bytes() == path.read_bytes()
+        assert (ray / path.name).read_bytes() == path.read_bytes()
 
-    run, blocked = start(tmp_path / "blocked", *ray), tmp_path / "blocked" / f"part-{many - 1:06}.parquet"
-    wait_for_parts(tmp_path / "blocked", 1)
+
+def test_what_fails_always_on_ray_is_told_in_a_sentence(checkpoint, tmp_path):
+    pytest.importorskip("ray")
+    photos, output = folder_of(tmp_path / "photos", 60), tmp_path / "ray"
+    run = started(checkpoint, photos, output, "--engine", "ray", "--workers", 2)
+    wait_for_parts(output, 1)
+    blocked = output / "part-000029.parquet"
     blocked.mkdir()
     (blocked / "in the way").touch()
     assert run.wait(120) == 2
-    assert f"\nerror: on Ray: {blocked}: cannot be written" in (tmp_path / "log").read_text()
-    assert "Traceback" not in (tmp_path / "log").read_text()
+    said = output.with_suffix(".log").read_text()
+    assert f"\nerror: on Ray: {blocked}: cannot be written" in said
+    assert "Traceback" not in said
+
+
+def wait_for_parts(output, least):
+    until = time.monotonic() + 120
+    while len(list(output.glob("part-*.parquet"))) < least:
+        assert time.monotonic() < until, "nothing came of it"
+        time.sleep(0.01)
 
 
 def worker_of_ray(driver):
