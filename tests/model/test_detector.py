@@ -2,6 +2,7 @@ import pytest
 import torch
 from small_models import small_model, target
 from torch import nn
+from torchvision.models.detection.rpn import RegionProposalNetwork
 
 from doublehead.model.branches import VARIANTS
 from doublehead.model.detector import Detector, resize
@@ -139,6 +140,24 @@ def test_no_proposals_at_all(variant: str, head_norm: str) -> None:
     for targets in (TARGETS, [target([], [])] * 2):  # objects are proposals too; without them there is nothing at all
         losses = model.train().roi_heads.losses(levels, none, targets)
         assert all(torch.isfinite(value) for value in losses.values())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_proposals_are_those_of_torchvision(training: bool) -> None:
+    """In float64, where torchvision's way to keep levels apart rounds no IoU."""
+    rpn, sizes, anchors = small_model().rpn.train(training), [(160, 240), (160, 213)], [7200, 1800, 450, 120, 36]
+    for seed in range(5):
+        random = torch.Generator().manual_seed(seed)
+        shape = {"generator": random, "dtype": torch.float64}
+        centre = torch.rand(2, sum(anchors), 2, **shape) * torch.tensor([240, 160])
+        side = torch.rand(2, sum(anchors), 2, **shape) * 60
+        boxes = torch.cat([centre - side / 2, centre + side / 2], dim=2)
+        logits = torch.randn(2 * sum(anchors), 1, **shape)
+        clipped = torch.stack([rpn.edges.clip(own, size) for own, size in zip(boxes, sizes, strict=True)])
+        expected, _ = RegionProposalNetwork.filter_proposals(rpn, clipped, logits, sizes, anchors)
+        found, _ = rpn.filter_proposals(boxes, logits, sizes, anchors)
+        for own, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(own, other, rtol=0, atol=0)
 
 
 def test_classes_of_the_same_box_or_one_box_for_all() -> None:
