@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -112,9 +113,10 @@ def _openvino(path: Path, device: str) -> tuple[Run, Mapping[str, str]]:
     # By itself OpenVINO takes bf16 on CPUs that have it.
     settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
     try:
-        model = openvino.Core().read_model(path)
+        core = _core(openvino)
+        model = core.read_model(path)
         about = _about(model)
-        compiled = openvino.Core().compile_model(model, "CPU", settings)
+        compiled = core.compile_model(model, "CPU", settings)
     except Exception as error:
         raise _unreadable(path, "OpenVINO", error) from error
 
@@ -123,6 +125,16 @@ def _openvino(path: Path, device: str) -> tuple[Run, Mapping[str, str]]:
         return [found[name] for name in OUTPUTS]
 
     return run, about
+
+
+@cache
+def _core(openvino: Any) -> Any:
+    """One for the whole process.
+
+    OpenVINO's CPU plugin gives the thread a stack for signals of its own, and when it ends puts back the one before.
+    Of two that overlap, the one that ends last puts back a stack that is gone, and the next signal ends the process.
+    """
+    return openvino.Core()
 
 
 def _about(model: Any) -> dict[str, str]:
