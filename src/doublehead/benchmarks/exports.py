@@ -9,12 +9,11 @@ from statistics import median
 from typing import Any
 
 import torch
-from rich import box
 from rich.table import Table
 from torch import Tensor
 
-from doublehead.benchmarks.measure import Run, Settings, alternate
-from doublehead.benchmarks.report import versions
+from doublehead.benchmarks.measure import WARM_UP, Run, Settings, alternate
+from doublehead.benchmarks.report import figures_table, ratios_to, versions
 from doublehead.console import Console
 from doublehead.data.check import read_record
 from doublehead.data.dataset import open_dataset
@@ -23,7 +22,7 @@ from doublehead.data.records import Split
 from doublehead.deploy.parity import Found, Parity, compare
 from doublehead.detections import Detections
 from doublehead.evaluation.coco import evaluate_detections
-from doublehead.evaluation.evaluate import require_known_classes
+from doublehead.evaluation.evaluate import of_classes, require_known_classes
 from doublehead.prediction import Predictor, load
 
 IMAGES_TIMED = 16
@@ -54,10 +53,8 @@ class ExportReport:
 
     def table(self) -> Table:
         """A row for each file."""
-        caption = ", ".join(f"{key} {value}" for key, value in self.versions.items() if value is not None)
-        table = Table("file", box=box.SIMPLE, caption=caption)
-        for column in ("seconds per image", "ratio", "AP", "matched", "of", "score difference"):
-            table.add_column(column, no_wrap=True, justify="right")
+        columns = ("seconds per image", "ratio", "AP", "matched", "of", "score difference")
+        table = figures_table("file", columns, self.versions)
         for row in map(self._figures, self.rows):
             table.add_row(
                 row["name"],
@@ -71,11 +68,10 @@ class ExportReport:
         return table
 
     def _figures(self, row: Row) -> dict[str, Any]:
-        ratios = [own / first for own, first in zip(row.seconds, self.rows[0].seconds, strict=True)]
         return {
             "name": row.name,
             "seconds": median(row.seconds),
-            "ratio": median(ratios),
+            "ratio": median(ratios_to(self.rows[0].seconds, row.seconds)),
             "ap": row.ap,
             "matched": row.parity.matched,
             "detections": row.parity.detections,
@@ -111,7 +107,7 @@ def compare_exports(
         with Console().progress("detecting", len(images) * len(predictors)) as advance:
             found = {name: _detect(predictor, images, advance) for name, predictor in predictors.items()}
         runs = {name: _runner(predictor, timed) for name, predictor in predictors.items()}
-        with Console().progress("measuring", (repeats + 2) * len(runs)) as advance:
+        with Console().progress("measuring", (WARM_UP + repeats) * len(runs)) as advance:
             seconds = alternate(runs, repeats, device, advance)
         expected = [_tensors(detections) for detections in next(iter(found.values()))]
         rows = [
@@ -144,7 +140,6 @@ def _tensors(detections: Detections) -> Found:
 
 
 def _ap(split: Split, found: Sequence[Detections]) -> float:
-    asked = set(split.categories.ids)
     pairs = zip(split.records, found, strict=True)
-    results = [item for record, own in pairs for item in own.to_coco(record.image_id) if item["category_id"] in asked]
+    results = of_classes([item for record, own in pairs for item in own.to_coco(record.image_id)], split.categories)
     return evaluate_detections(split.records, split.categories, results)["AP"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -40,10 +41,7 @@ class Report:
 
     def table(self) -> Table:
         """A row for each case."""
-        caption = ", ".join(f"{key} {value}" for key, value in self.versions.items() if value is not None)
-        table = Table("case", box=box.SIMPLE, caption=caption)
-        for column in ("seconds", "ratio", "min..max", *self.shown, "peak MB"):
-            table.add_column(column, no_wrap=True, justify="right")
+        table = figures_table("case", ("seconds", "ratio", "min..max", *self.shown, "peak MB"), self.versions)
         for row in map(self._figures, self.cases):
             table.add_row(
                 row["name"],
@@ -56,8 +54,7 @@ class Report:
         return table
 
     def _figures(self, case: Case) -> dict[str, Any]:
-        # Ratios within a round, and their median after: what slows a whole round then changes no ratio.
-        ratios = [own / first for own, first in zip(case.seconds, self.cases[0].seconds, strict=True)]
+        ratios = ratios_to(self.cases[0].seconds, case.seconds)
         return {
             "name": case.name,
             "seconds": median(case.seconds),
@@ -69,6 +66,20 @@ class Report:
             **case.counts,
             "peak_mb": case.peak_mb,
         }
+
+
+def figures_table(first: str, columns: Sequence[str], versions: Mapping[str, Any]) -> Table:
+    """A table without rows: the first column for names, the others for figures, and below what it ran on."""
+    caption = ", ".join(f"{key} {value}" for key, value in versions.items() if value is not None)
+    table = Table(first, box=box.SIMPLE, caption=caption)
+    for column in columns:
+        table.add_column(column, no_wrap=True, justify="right")
+    return table
+
+
+def ratios_to(first: Sequence[float], own: Sequence[float]) -> list[float]:
+    """Ratios within a round, of which the median is then taken: what slows a whole round changes none of them."""
+    return [value / beside for value, beside in zip(own, first, strict=True)]
 
 
 def versions(device: torch.device) -> dict[str, Any]:

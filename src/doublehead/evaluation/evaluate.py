@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,10 +115,15 @@ def evaluate(
             found = predict_split(predictor, chosen, batch_size, workers, processes, advance)
     finally:
         processes.stop()
-    asked = set(chosen.categories.ids)
-    results = [result for result in found.results if result["category_id"] in asked]
+    results = of_classes(found.results, chosen.categories)
     metrics = evaluate_detections(chosen.records, chosen.categories, results)
     return Evaluation(metrics, results, found.waited / max(found.seconds, 1e-9), processes.leads)
+
+
+def of_classes(results: Sequence[dict[str, Any]], categories: Categories) -> list[dict[str, Any]]:
+    """Those results, in COCO's format, whose classes are among these."""
+    asked = set(categories.ids)
+    return [result for result in results if result["category_id"] in asked]
 
 
 def require_known_classes(model: Categories, data: Categories) -> None:
