@@ -30,9 +30,9 @@ import typer
 from PIL import Image
 from rich.table import Table
 
-from doublehead.benchmarks.report import write_json
-from doublehead.categories import Categories
-from doublehead.console import Console
+from benchmarks.report import write_json
+from doublehead.common.categories import Categories
+from doublehead.common.console import Console
 from doublehead.model.checkpoint import save_checkpoint
 from doublehead.model.detector import Detector
 from doublehead.training.recipes import resolve

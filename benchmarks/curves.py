@@ -15,9 +15,9 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from doublehead.benchmarks.inference import inference
-from doublehead.benchmarks.measure import Settings
-from doublehead.benchmarks.report import write_json
+from benchmarks.inference import inference
+from benchmarks.measure import Settings
+from benchmarks.report import write_json
 
 RESULTS = Path(__file__).parent / "results"
 CASES = {

@@ -26,7 +26,7 @@ from typing import Any
 import httpx
 import numpy as np
 
-from doublehead.benchmarks.report import write_json
+from benchmarks.report import write_json
 from doublehead.data.synthetic import scene
 from doublehead.deploy.bulk.sources import find_files
 from doublehead.deploy.server.app import as_jpeg

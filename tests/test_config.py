@@ -3,8 +3,8 @@
 import pytest
 import yaml
 
+from doublehead.common.errors import DoubleheadError
 from doublehead.config import Config, override, parse_settings
-from doublehead.errors import DoubleheadError
 from doublehead.model.presets import PRESETS
 from doublehead.training.recipes import RECIPES, resolve
 

@@ -2,10 +2,10 @@
 
 __version__ = "0.1.0"
 
-from doublehead.detections import Detections
-from doublehead.errors import DoubleheadError
+from doublehead.common.errors import DoubleheadError
 from doublehead.evaluation.evaluate import evaluate
-from doublehead.prediction import Predictor, load
+from doublehead.inference.detections import Detections
+from doublehead.inference.predictor import Predictor, load
 from doublehead.training.start import resume, train
 
 __all__ = ["Detections", "DoubleheadError", "Predictor", "evaluate", "load", "resume", "train"]

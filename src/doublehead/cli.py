@@ -10,18 +10,10 @@ import typer
 from rich.table import Table
 
 import doublehead
-from doublehead import plots
-from doublehead.analysis.analyze import analyze as compare_heads
-from doublehead.analysis.proposals import BINS, FULL, QUICK
-from doublehead.analysis.words import found
-from doublehead.benchmarks import exports, floor
-from doublehead.benchmarks.inference import inference
-from doublehead.benchmarks.measure import Settings
-from doublehead.benchmarks.owners import count_owners
-from doublehead.benchmarks.report import Report, write_json
-from doublehead.benchmarks.training import training
+from doublehead.common.console import Console
+from doublehead.common.errors import DoubleheadError
+from doublehead.common.source import run_benchmark
 from doublehead.config import parse_settings
-from doublehead.console import Console
 from doublehead.data import synthetic
 from doublehead.data.inspection import inspect
 from doublehead.data.page import write_page
@@ -32,16 +24,19 @@ from doublehead.deploy.predict import FORMATS
 from doublehead.deploy.predict import predict as detect_in
 from doublehead.deploy.server.settings import make_settings
 from doublehead.deploy.server.start import serve as start_server
-from doublehead.errors import DoubleheadError
+from doublehead.evaluation import plots
+from doublehead.evaluation.analysis.analyze import analyze as compare_heads
+from doublehead.evaluation.analysis.proposals import BINS, FULL, QUICK
+from doublehead.evaluation.analysis.words import found
 from doublehead.evaluation.evaluate import evaluate as measure
-from doublehead.interop import convert as interop
-from doublehead.interop.published import PUBLISHED
 from doublehead.model.cost import TYPICAL_OWNERS, cost
+from doublehead.model.interop import convert as interop
+from doublehead.model.interop.published import PUBLISHED
 from doublehead.model.presets import PRESETS, preset
-from doublehead.study.study import study
 from doublehead.training import start
 from doublehead.training.recipes import RECIPES
 from doublehead.training.signals import Interrupted
+from doublehead.training.study.study import study
 
 app = typer.Typer(
     help="Double-Head R-CNN: detectors with one head that classifies and one that localises.",
@@ -49,8 +44,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-benchmark = typer.Typer(help="Time and memory beside torchvision's Faster R-CNN.", no_args_is_help=True)
-app.add_typer(benchmark, name="benchmark")
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")]
 Weights = Annotated[
@@ -58,11 +51,6 @@ Weights = Annotated[
 ]
 Precision = Annotated[str, typer.Option(help="fp32, bf16 or fp16; auto: bf16 where the device computes in it.")]
 Batch = Annotated[int, typer.Option(help="Images that go through the model at once.", min=1)]
-Size = Annotated[str, typer.Option(metavar="HxW", help="Height x width of the images in pixels.")]
-Repeats = Annotated[int, typer.Option(help="Rounds; each measures every case once.", min=1)]
-Threads = Annotated[int | None, typer.Option(help="Threads on the CPU; else as many as torch takes by itself.", min=1)]
-Cases = Annotated[list[str] | None, typer.Option(metavar="NAME", help="Part of the name of a case wanted; repeatable.")]
-Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there too.")]
 
 
 def main() -> None:
@@ -374,91 +362,13 @@ def export(
     print(deployment.export(weights, output, format, owners, int8, images or ()))
 
 
-@benchmark.command("inference")
-def benchmark_inference(
-    size: Size = "800x1216",
-    batch: Batch = 1,
-    owners: Annotated[int, typer.Option(help="Proposals per image that own a candidate detection.", min=0)] = 100,
-    repeats: Repeats = 7,
-    threads: Threads = None,
-    device: Device = "auto",
-    cases: Cases = None,
-    json: Json = None,
-) -> None:
-    """Images to detections, with untrained weights; each case in turn, several rounds, in one process."""
-    settings = Settings(size, batch, repeats, threads, device, tuple(cases or ()))
-    _show(inference(settings, owners), json)
-
-
-@benchmark.command("training")
-def benchmark_training(
-    size: Size = "480x640",
-    batch: Batch = 2,
-    positives: Annotated[int, typer.Option(help="Proposals per image that match an object, of 512 sampled.")] = 64,
-    repeats: Repeats = 7,
-    threads: Threads = None,
-    device: Device = "auto",
-    cases: Cases = None,
-    json: Json = None,
-) -> None:
-    """One training step: losses, gradients, SGD; each case in turn, several rounds, in one process."""
-    settings = Settings(size, batch, repeats, threads, device, tuple(cases or ()))
-    _show(training(settings, positives), json)
-
-
-@benchmark.command("owners")
-def benchmark_owners(
-    weights: Weights,
-    data: Annotated[str, typer.Argument(help="The dataset's folder or YAML.")],
-    split: Annotated[str, typer.Option(help="Which split to look at.")] = "val",
-    batch_size: Batch = 4,
-    device: Device = "auto",
-    json: Json = None,
-) -> None:
-    """Count the proposals per image that own a candidate detection: what staged inference costs in real images."""
-    counts = count_owners(weights, data, split, batch_size, device)
-    print(counts.text())
-    if json:
-        write_json(counts.to_json(), json)
-
-
-@benchmark.command("export")
-def benchmark_export(
-    weights: Annotated[list[str], typer.Argument(help="A checkpoint, then what was exported of it.")],
-    data: Annotated[str, typer.Argument(help="The dataset's folder or YAML: always the last.")],
-    split: Annotated[str, typer.Option(help="Which split to measure.")] = "val",
-    repeats: Repeats = 3,
-    threads: Threads = None,
-    json: Json = None,
-) -> None:
-    """A checkpoint beside its exported files: time, AP and detections on the same images, one by one, on the CPU."""
-    report = exports.compare_exports(weights, data, split, repeats, threads)
-    Console.out(report.table())
-    if json:
-        write_json(report.to_json(), json)
-
-
-@benchmark.command("floor")
-def benchmark_floor(
-    weights: Weights,
-    data: Annotated[str, typer.Argument(help="The dataset's folder or YAML.")],
-    split: Annotated[str, typer.Option(help="Which split to look at.")] = "val",
-    repeats: Repeats = 3,
-    device: Device = "auto",
-    precision: Precision = "fp32",
-    json: Json = None,
-) -> None:
-    """Of a model whose scores are fused: the AP and time that roi.score_floor costs and spares."""
-    results = floor.floor(weights, data, split, repeats=repeats, device=device, precision=precision)
-    Console.out(floor.table(results))
-    if json:
-        write_json({"command": "benchmark floor", "rows": results}, json)
-
-
-def _show(report: Report, json: Path | None) -> None:
-    Console.out(report.table())
-    if json:
-        write_json(report.to_json(), json)
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    options_metavar="WHAT ...",
+)
+def benchmark(context: typer.Context) -> None:
+    """Measure time and memory beside torchvision's Faster R-CNN. Needs a checkout of the source."""
+    run_benchmark(context.args)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from doublehead.errors import DoubleheadError
+from doublehead.common.errors import DoubleheadError
 
 Block = Literal["up", "bottleneck", "non-local"]
 

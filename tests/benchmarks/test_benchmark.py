@@ -8,23 +8,23 @@ from typing import Any
 import pytest
 import torch
 
-from doublehead.benchmarks import inference as inference_module
-from doublehead.benchmarks import training as training_module
-from doublehead.benchmarks.floor import FLOORS
-from doublehead.benchmarks.inference import inference
-from doublehead.benchmarks.measure import Settings, peak_mb
-from doublehead.benchmarks.owners import watch
-from doublehead.benchmarks.peers import TORCHVISION, Variant, build_peers, of_detector
-from doublehead.benchmarks.training import training
+from benchmarks import inference as inference_module
+from benchmarks import training as training_module
+from benchmarks.floor import FLOORS
+from benchmarks.inference import inference
+from benchmarks.measure import Settings, peak_mb
+from benchmarks.owners import watch
+from benchmarks.peers import TORCHVISION, Variant, build_peers, of_detector
+from benchmarks.training import training
+from doublehead.common.errors import DoubleheadError
 from doublehead.config import ModelConfig, merge
 from doublehead.data.dataset import open_dataset
 from doublehead.data.loader import evaluation_loader
-from doublehead.errors import DoubleheadError
+from doublehead.inference.predictor import load
 from doublehead.model.checkpoint import load_checkpoint, save_checkpoint
 from doublehead.model.detector import Detector
 from doublehead.model.presets import preset_values
 from doublehead.model.roi_heads import RoIHeads
-from doublehead.prediction import load
 
 SMALL: dict[str, Any] = {
     "backbone": {"name": "resnet18"},
@@ -38,13 +38,13 @@ INFERENCE = [name for name in inference_module.VARIANTS if "compiled" not in nam
 
 @pytest.fixture(autouse=True)
 def _no_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("doublehead.benchmarks.measure.WARM_UP", 0)
+    monkeypatch.setattr("benchmarks.measure.WARM_UP", 0)
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """The commands measure small models."""
-    monkeypatch.setattr("doublehead.benchmarks.peers.preset_values", lambda name: merge(preset_values(name), SMALL))
+    monkeypatch.setattr("benchmarks.peers.preset_values", lambda name: merge(preset_values(name), SMALL))
 
 
 def check_figures(values: dict[str, Any], names: list[str]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from faults import FAULTS, Fault, add, edit, sound, table, without
 
-from doublehead.errors import DoubleheadError
+from doublehead.common.errors import DoubleheadError
 from small import SMALL, flags
 
 DOCS = Path(__file__).parents[2] / "docs" / "reliability.md"

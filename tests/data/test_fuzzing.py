@@ -28,12 +28,12 @@ from PIL import Image
 from rich.console import Console as RichConsole
 from rich.table import Table
 
-from doublehead.categories import Categories
+from doublehead.common.categories import Categories
+from doublehead.common.errors import DoubleheadError
 from doublehead.config import parse_settings
 from doublehead.data.check import read_for_training
 from doublehead.data.images import image_size, read_image
 from doublehead.data.inspection import inspect
-from doublehead.errors import DoubleheadError
 from doublehead.evaluation.coco import evaluate_detections
 from doublehead.model.checkpoint import load_model, save_checkpoint
 from doublehead.model.detector import Detector

@@ -5,10 +5,10 @@ import pytest
 from making import picture
 from PIL import Image
 
+from doublehead.common.errors import DoubleheadError
 from doublehead.data.check import check_images
 from doublehead.data.images import image_size, read_image, to_rgb, to_tensor
 from doublehead.data.records import Record
-from doublehead.errors import DoubleheadError
 
 
 def record(path: Path, width: int = 40, height: int = 30) -> Record:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from making import picture
 
+from doublehead.common.errors import DoubleheadError
 from doublehead.config import AugmentConfig
 from doublehead.data.images import to_tensor
 from doublehead.data.loader import (
@@ -17,7 +18,6 @@ from doublehead.data.loader import (
 )
 from doublehead.data.records import Categories, Findings, Record, Split
 from doublehead.data.transforms import training_transform
-from doublehead.errors import DoubleheadError
 
 EVERYTHING = AugmentConfig(short_sides=(32, 48), vertical_flip=0.5, colour=1.0, iou_crop=0.8)
 

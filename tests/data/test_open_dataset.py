@@ -1,8 +1,8 @@
 import pytest
 from making import box, coco, image, picture, thing, xml
 
+from doublehead.common.errors import DoubleheadError
 from doublehead.data.dataset import open_dataset, summary
-from doublehead.errors import DoubleheadError
 
 CATS = [{"id": 1, "name": "cat"}]
 

@@ -3,8 +3,8 @@ import json
 import pytest
 from making import box, coco, image, picture
 
+from doublehead.common.errors import DoubleheadError
 from doublehead.data.coco import read_coco
-from doublehead.errors import DoubleheadError
 
 CATS = [{"id": 7, "name": "cat"}, {"id": 3, "name": "dog"}, {"id": 90, "name": "cow"}]
 

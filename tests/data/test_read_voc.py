@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 from making import picture, thing, xml
 
+from doublehead.common.errors import DoubleheadError
 from doublehead.data.voc import read_voc
-from doublehead.errors import DoubleheadError
 
 
 def voc(root: Path, files: dict[str, str], lists: dict[str, str]) -> Path:

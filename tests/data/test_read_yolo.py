@@ -4,9 +4,9 @@ import pytest
 from making import picture, yolo
 from PIL import Image
 
+from doublehead.common.errors import DoubleheadError
 from doublehead.data.dataset import open_dataset
 from doublehead.data.yolo import label_file
-from doublehead.errors import DoubleheadError
 
 
 def read(root: Path, split: str = "train"):

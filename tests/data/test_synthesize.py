@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from doublehead.common.errors import DoubleheadError
 from doublehead.data import synthetic
 from doublehead.data.check import check_images
 from doublehead.data.dataset import open_dataset
 from doublehead.data.synthetic import CLASSES, synthesize
-from doublehead.errors import DoubleheadError
 
 
 def content(folder):

@@ -11,11 +11,11 @@ from serving import small_app, small_checkpoint
 from small_bulk import untrained
 
 import doublehead
+from doublehead.common.errors import DoubleheadError
 from doublehead.deploy.server.app import create_app
 from doublehead.deploy.server.settings import Settings
-from doublehead.errors import DoubleheadError
+from doublehead.inference.predictor import Predictor
 from doublehead.model.detector import Detector
-from doublehead.prediction import Predictor
 
 
 @pytest.fixture(scope="session")

@@ -16,13 +16,13 @@ import uvicorn
 from fastapi import FastAPI
 from PIL import Image
 
-from doublehead.categories import Categories
+from doublehead.common.categories import Categories
 from doublehead.data.synthetic import scene
 from doublehead.deploy.server.app import create_app
 from doublehead.deploy.server.settings import make_settings
+from doublehead.inference.predictor import load
 from doublehead.model.checkpoint import save_checkpoint
 from doublehead.model.detector import Detector
-from doublehead.prediction import load
 from doublehead.training.recipes import resolve
 from small import SMALL
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from doublehead.categories import Categories
+from doublehead.common.categories import Categories
 from doublehead.model.checkpoint import save_checkpoint
 from doublehead.model.detector import Detector
 from doublehead.training.recipes import resolve

@@ -14,15 +14,15 @@ from PIL import Image
 from ready_models import OTHERS_CONVENTIONS, ready_model
 
 import doublehead
-from doublehead.categories import Categories
+from doublehead.common.categories import Categories
+from doublehead.common.errors import DoubleheadError
 from doublehead.data.images import read_image, to_tensor
 from doublehead.deploy import export as export_module
-from doublehead.deploy.exported import open_exported
 from doublehead.deploy.openvino import write_openvino
 from doublehead.deploy.parity import compare
-from doublehead.errors import DoubleheadError
+from doublehead.inference.exported import open_exported
 from doublehead.model.checkpoint import load_checkpoint, save_checkpoint
-from doublehead.model.inference import for_inference
+from doublehead.model.optimize import for_inference
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -141,7 +141,7 @@ def test_predict_and_evaluate_take_it_in_place_of_weights(trained, files, datase
 
 
 def test_benchmark_measures_all_on_the_same_images(trained, files, dataset, tmp_path, command, monkeypatch):
-    monkeypatch.setattr("doublehead.benchmarks.measure.WARM_UP", 0)
+    monkeypatch.setattr("benchmarks.measure.WARM_UP", 0)
     words = ("benchmark", "export", trained / "best.safetensors", *files.values(), dataset, "--split", "test")
     outcome = command(*words, "--repeats", 1, "--json", tmp_path / "a.json")
     assert outcome.code == 0, outcome.err

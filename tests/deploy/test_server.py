@@ -14,8 +14,8 @@ from PIL import Image
 from serving import CLASSES, DETECT, encoded, files, found, picture, problem, sent
 
 import doublehead
+from doublehead.common.errors import DoubleheadError
 from doublehead.deploy.server import app as routes
-from doublehead.errors import DoubleheadError
 from doublehead.model.postprocess import class_nms
 
 

@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 from serving import DETECT, JPEG, encoded, files, picture, problem, sent, small_app, until, waiting
 
+from doublehead.common.errors import DoubleheadError
 from doublehead.data.images import to_tensor
 from doublehead.deploy.server import app as routes
 from doublehead.deploy.server.settings import make_settings
-from doublehead.errors import DoubleheadError
 
 
 def png_that_claims(width: int, height: int) -> bytes:

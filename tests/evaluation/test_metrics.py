@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from doublehead.common.errors import DoubleheadError
 from doublehead.data.records import Categories, Record
-from doublehead.errors import DoubleheadError
 from doublehead.evaluation.coco import Curve, evaluate_detections
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")

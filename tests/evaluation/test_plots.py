@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from doublehead import plots
+from doublehead.common.errors import DoubleheadError
 from doublehead.data.records import Categories, Record
-from doublehead.detections import Detections
-from doublehead.errors import DoubleheadError
+from doublehead.evaluation import plots
 from doublehead.evaluation.coco import evaluate_detections
+from doublehead.inference.detections import Detections
 
 
 def measured(classes, annotated=True):

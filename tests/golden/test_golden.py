@@ -15,11 +15,11 @@ from safetensors import safe_open
 from torch import Tensor
 
 from doublehead.config import override
-from doublehead.interop import convert
-from doublehead.interop.authors import ANCHOR, LAST_PIXEL
 from doublehead.model.anchors import ANCHORS
 from doublehead.model.checkpoint import load_checkpoint, load_model
 from doublehead.model.detector import Detector
+from doublehead.model.interop import convert
+from doublehead.model.interop.authors import ANCHOR, LAST_PIXEL
 
 FOLDER = Path(os.environ.get("DOUBLEHEAD_GOLDEN_DIR", Path(__file__).parent))
 

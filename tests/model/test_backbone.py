@@ -6,8 +6,8 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
+from doublehead.common.errors import DoubleheadError
 from doublehead.config import BackboneConfig
-from doublehead.errors import DoubleheadError
 from doublehead.model.backbone import build_backbone
 
 

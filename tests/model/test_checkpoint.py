@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import save_file
 from small_models import small_config
 
-from doublehead.categories import Categories
+from doublehead.common.categories import Categories
+from doublehead.common.errors import DoubleheadError, Fault
 from doublehead.config import ModelConfig
-from doublehead.errors import DoubleheadError, Fault
 from doublehead.model.checkpoint import load_checkpoint, load_model, save_checkpoint
 from doublehead.model.detector import Detector
 

@@ -1,7 +1,7 @@
 import pytest
 
+from doublehead.common.errors import DoubleheadError
 from doublehead.config import ModelConfig
-from doublehead.errors import DoubleheadError
 from doublehead.model.branches import VARIANTS
 from doublehead.model.cost import cost
 from doublehead.model.presets import PRESETS, preset

@@ -51,7 +51,7 @@ cli.main()
 
 JOINS = """
 import os, sys, time
-from doublehead.distribution import Distribution
+from doublehead.common.distribution import Distribution
 
 print("loaded", flush=True)
 time.sleep(float(sys.argv[1]))

@@ -18,6 +18,7 @@ from PIL import Image
 from whole_runs import MODEL, NARROW, assert_same_run, assert_same_weights, stop_at
 
 import doublehead
+from doublehead.common.errors import Fault
 from doublehead.data import loader
 from doublehead.data.loader import DetectionDataset
 from doublehead.model.checkpoint import load_checkpoint
@@ -173,7 +174,7 @@ def test_a_loader_process_that(dataset, tmp_path, command, whole, how):
 def test_an_image_that_hangs_ends_a_measurement(dataset, trained, monkeypatch):
     monkeypatch.setattr(loader, "read_record", lambda record: time.sleep(600))
     split = doublehead.data.dataset.open_dataset(dataset).read("val")
-    with pytest.raises(doublehead.errors.Fault, match="loading one batch took more than 1 seconds"):
+    with pytest.raises(Fault, match="loading one batch took more than 1 seconds"):
         list(loader.evaluation_loader(split, 2, 1, timeout=1))
 
 

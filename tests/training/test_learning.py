@@ -5,9 +5,9 @@ from statistics import mean
 import pytest
 
 import doublehead
+from doublehead.common.errors import DoubleheadError
 from doublehead.data.loader import DetectionDataset
 from doublehead.data.synthetic import synthesize
-from doublehead.errors import DoubleheadError
 from doublehead.evaluation.coco import Metrics
 from doublehead.model.branches import VARIANTS
 from doublehead.model.checkpoint import load_checkpoint

@@ -10,11 +10,11 @@ from typing import Literal, TypeVar
 
 from PIL import Image
 
-from doublehead.categories import require_same_classes
+from doublehead.common.categories import require_same_classes
+from doublehead.common.errors import DoubleheadError
 from doublehead.data.dataset import open_dataset
 from doublehead.data.images import Picture, image_size, read_picture
 from doublehead.data.records import Record, Split
-from doublehead.errors import DoubleheadError
 
 Seen = TypeVar("Seen")
 

@@ -10,9 +10,9 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
+from doublehead.common.errors import DoubleheadError, brief, printable
 from doublehead.data.images import image_size
 from doublehead.data.records import COORDINATE_LIMIT, ID_LIMIT, Categories, Findings, Record, Split, note_box
-from doublehead.errors import DoubleheadError, brief, printable
 
 Entry = dict[str, Any]
 

@@ -12,12 +12,12 @@ from typing import Literal
 
 from pydantic import ValidationError
 
+from doublehead.common.errors import DoubleheadError, brief
 from doublehead.config import Strict, read_yaml, sentence
 from doublehead.data.coco import read_coco
 from doublehead.data.records import Split
 from doublehead.data.voc import read_voc, voc_categories
 from doublehead.data.yolo import read_data_yaml, read_yolo
-from doublehead.errors import DoubleheadError, brief
 
 LAYOUTS = (
     "annotations/instances_train.json with train/ or images/ (COCO)",

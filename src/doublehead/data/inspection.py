@@ -13,7 +13,8 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from doublehead.console import Console
+from doublehead.common.console import Console
+from doublehead.common.errors import DoubleheadError
 from doublehead.data.check import in_threads, read_record_picture, require_trainable
 from doublehead.data.dataset import Dataset, open_dataset
 from doublehead.data.records import Finding, Findings, Record, Split
@@ -25,7 +26,6 @@ from doublehead.data.suspects import (
     suspect_images,
     suspect_overlap,
 )
-from doublehead.errors import DoubleheadError
 
 
 @dataclass(frozen=True)

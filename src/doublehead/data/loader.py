@@ -14,11 +14,11 @@ import torch
 from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 
+from doublehead.common.errors import DoubleheadError, Fault
 from doublehead.config import LOADER_TIMEOUT
 from doublehead.data.check import read_record
 from doublehead.data.images import to_tensor
 from doublehead.data.records import Record, Split
-from doublehead.errors import DoubleheadError, Fault
 
 Key = tuple[int, int]  # epoch, index of the record: all that an augmented image depends on, besides the seed
 Target = dict[str, Any]

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from doublehead.common.errors import DoubleheadError
 from doublehead.data.images import read_image
 from doublehead.data.inspection import Inspection
 from doublehead.data.records import Finding, Place, Record, Split
 from doublehead.data.suspects import class_counts
-from doublehead.detections import draw_boxes
-from doublehead.errors import DoubleheadError
+from doublehead.inference.detections import draw_boxes
 
 SHOWN = 12  # suspects of each kind and split
 _LONG_SIDE = 360  # pixels of a picture in the gallery

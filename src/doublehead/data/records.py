@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from doublehead.categories import Categories as Categories
-from doublehead.errors import DoubleheadError, printable
+from doublehead.common.categories import Categories as Categories
+from doublehead.common.errors import DoubleheadError, printable
 
 COORDINATE_LIMIT = 1e9  # pixels; areas of larger boxes would turn infinite in float32
 ID_LIMIT = 2**53  # whole numbers up to it survive every reader of JSON

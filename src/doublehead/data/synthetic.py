@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from doublehead.errors import DoubleheadError
+from doublehead.common.errors import DoubleheadError
 
 CLASSES = ("circle", "square", "triangle", "star", "cross", "ring")
 

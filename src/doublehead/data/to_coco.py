@@ -8,10 +8,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from doublehead.console import Console
+from doublehead.common.console import Console
+from doublehead.common.errors import DoubleheadError
 from doublehead.data.dataset import open_dataset
 from doublehead.data.records import Record, Split
-from doublehead.errors import DoubleheadError
 
 
 def write_coco(data: str | Path, output: str | Path, link: bool = False, progress: bool = False) -> list[Split]:

@@ -15,9 +15,9 @@ import numpy as np
 from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import parse
 
+from doublehead.common.errors import DoubleheadError
 from doublehead.data.images import IMAGE_SUFFIXES, image_size
 from doublehead.data.records import COORDINATE_LIMIT, Categories, Findings, Record, Split, note_box
-from doublehead.errors import DoubleheadError
 
 
 def voc_categories(root: Path) -> Categories:

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from doublehead.common.errors import DoubleheadError, brief, printable
 from doublehead.config import read_yaml
 from doublehead.data.images import IMAGE_SUFFIXES, image_size
 from doublehead.data.records import Box, Categories, Findings, Record, Split, note_box
-from doublehead.errors import DoubleheadError, brief, printable
 
 SPLITS = ("train", "val", "valid", "test")  # the keys of data.yaml that name images
 _PIXELS = 2.0  # a fraction beyond it was meant as pixels

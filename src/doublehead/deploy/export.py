@@ -12,23 +12,23 @@ from pathlib import Path
 from torch import Tensor
 
 import doublehead
+from doublehead.common.console import Console
+from doublehead.common.errors import DoubleheadError, require
+from doublehead.common.files import writing
 from doublehead.config import BranchConfig, InputConfig, ModelConfig
-from doublehead.console import Console
 from doublehead.data.dataset import open_dataset
 from doublehead.data.images import read_image, to_tensor
 from doublehead.data.synthetic import synthesize
 from doublehead.deploy.bulk.sources import find_files
-from doublehead.deploy.exported import FORMAT_VERSION, SUFFIXES, open_exported
 from doublehead.deploy.graph import Graph, write_onnx
 from doublehead.deploy.openvino import write_openvino
 from doublehead.deploy.parity import Found, Parity, compare, require_parity
-from doublehead.errors import DoubleheadError, require
-from doublehead.files import writing
-from doublehead.interop.published import resolve
+from doublehead.inference.exported import FORMAT_VERSION, SUFFIXES, open_exported
+from doublehead.inference.predictor import Detects
 from doublehead.model.branches import VARIANTS
 from doublehead.model.checkpoint import Checkpoint, load_model
-from doublehead.model.inference import for_inference
-from doublehead.prediction import Detects
+from doublehead.model.interop.published import resolve
+from doublehead.model.optimize import for_inference
 
 COMPARED = 8
 """Images on which the file is compared with the checkpoint."""

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from doublehead.deploy.exported import OUTPUTS
-from doublehead.errors import require
+from doublehead.common.errors import require
+from doublehead.inference.exported import OUTPUTS
 from doublehead.model.detector import Detector
-from doublehead.model.inference import for_inference
+from doublehead.model.optimize import for_inference
 from doublehead.model.trunks import ConvHead
 
 OPSET = 18

@@ -10,13 +10,13 @@ from typing import Any
 
 import yaml
 
+from doublehead.common.device import pick_device
+from doublehead.common.errors import DoubleheadError, require
+from doublehead.common.files import writing
 from doublehead.config import Config
-from doublehead.device import pick_device
-from doublehead.errors import DoubleheadError, require
-from doublehead.files import writing
-from doublehead.interop.published import resolve
+from doublehead.inference.predictor import Predictor
 from doublehead.model.checkpoint import load_checkpoint, save_checkpoint
-from doublehead.prediction import Predictor
+from doublehead.model.interop.published import resolve
 from doublehead.training.run import RunFolder
 
 hub = require("huggingface_hub", "hub")

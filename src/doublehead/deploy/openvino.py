@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from doublehead.deploy.exported import SECTION
-from doublehead.errors import require
+from doublehead.common.errors import require
+from doublehead.inference.exported import SECTION
 
 
 def write_openvino(onnx: Path, about: Mapping[str, str], path: Path, calibration: Sequence[Tensor] = ()) -> None:

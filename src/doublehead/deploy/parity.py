@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from doublehead.errors import DoubleheadError
+from doublehead.common.errors import DoubleheadError
 
 IOU = 0.99
 SCORE = 1e-3

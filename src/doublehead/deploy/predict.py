@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from doublehead.console import Console
+from doublehead.common.console import Console
+from doublehead.common.errors import DoubleheadError
+from doublehead.common.files import free_name
 from doublehead.deploy.bulk import run as bulk
 from doublehead.deploy.bulk.pictures import predict_pictures
 from doublehead.deploy.bulk.sources import Listing, find_files
 from doublehead.deploy.bulk.worker import Work
 from doublehead.deploy.video import VIDEO_SUFFIXES, count_frames, predict_video
-from doublehead.errors import DoubleheadError
-from doublehead.files import free_name
-from doublehead.prediction import Predictor, load
+from doublehead.inference.predictor import Predictor, load
 
 PICTURES = "pictures"
 FORMATS = (PICTURES, *bulk.FORMATS)

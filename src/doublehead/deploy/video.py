@@ -13,13 +13,13 @@ from typing import Any
 
 from PIL import Image
 
+from doublehead.common.errors import DoubleheadError, require
+from doublehead.common.files import whole
 from doublehead.data.images import to_tensor
 from doublehead.deploy.bulk.coco import coco_writer
 from doublehead.deploy.bulk.detecting import AHEAD, ahead
-from doublehead.detections import Detections
-from doublehead.errors import DoubleheadError, require
-from doublehead.files import whole
-from doublehead.prediction import Predictor
+from doublehead.inference.detections import Detections
+from doublehead.inference.predictor import Predictor
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".wmv", ".flv")
 TICKS = 90000  # a second of the annotated video, as MPEG counts; frames keep their times, however uneven

@@ -9,7 +9,7 @@ from typing import Any
 import hotcoco
 import numpy as np
 
-from doublehead.categories import Categories
+from doublehead.common.categories import Categories
 from doublehead.data.records import Record
 from doublehead.evaluation.coco import RECALLS, truth
 

@@ -13,8 +13,8 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
+from doublehead.common.errors import DoubleheadError
 from doublehead.data.records import Categories, Record
-from doublehead.errors import DoubleheadError
 
 RECALLS = np.linspace(0, 1, 101)
 """The recall at each point of a curve."""

@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from doublehead.categories import Categories, some_classes
+from doublehead.common.categories import Categories, some_classes
+from doublehead.common.console import Console
+from doublehead.common.distribution import Distribution
+from doublehead.common.errors import DoubleheadError
+from doublehead.common.faults import told
 from doublehead.config import LOADER_TIMEOUT
-from doublehead.console import Console
 from doublehead.data.dataset import open_dataset
 from doublehead.data.loader import Waited, default_workers, evaluation_loader
 from doublehead.data.records import Split
-from doublehead.distribution import Distribution
-from doublehead.errors import DoubleheadError
 from doublehead.evaluation.coco import Metrics, evaluate_detections
-from doublehead.faults import told
-from doublehead.prediction import Predictor, load
+from doublehead.inference.predictor import Predictor, load
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
+from doublehead.common.errors import DoubleheadError
 from doublehead.config import BackboneConfig
-from doublehead.errors import DoubleheadError
 from doublehead.model.trunks import group_norm
 from doublehead.model.weights import read_weights
 

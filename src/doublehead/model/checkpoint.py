@@ -19,10 +19,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import doublehead
-from doublehead.categories import Categories
+from doublehead.common.categories import Categories
+from doublehead.common.errors import DoubleheadError
+from doublehead.common.files import whole
 from doublehead.config import ModelConfig, sentence
-from doublehead.errors import DoubleheadError
-from doublehead.files import whole
 from doublehead.model.detector import Detector
 
 FORMAT = "doublehead"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
+from doublehead.common.errors import DoubleheadError
 from doublehead.config import ModelConfig
-from doublehead.errors import DoubleheadError
 from doublehead.model.branches import VARIANTS
 
 SIZES: dict[str, dict[str, Any]] = {

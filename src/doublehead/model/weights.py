@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from doublehead.errors import DoubleheadError
+from doublehead.common.errors import DoubleheadError
 
 HOLDERS = ("state_dict", "model")
 """Where training programs keep the weights, beside an optimiser and notes."""

@@ -10,9 +10,9 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from doublehead.common.files import writing
 from doublehead.data.records import Record
-from doublehead.detections import draw_boxes
-from doublehead.files import writing
+from doublehead.inference.detections import draw_boxes
 
 
 def keep_batch(

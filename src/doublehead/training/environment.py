@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 import doublehead
+from doublehead.common.distribution import Distribution
 from doublehead.data.records import Split
-from doublehead.distribution import Distribution
 
 PACKAGES = ("torchvision", "numpy", "pillow", "safetensors", "hotcoco")
 

@@ -15,24 +15,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from doublehead.categories import require_same_classes
+from doublehead.common.categories import require_same_classes
+from doublehead.common.console import Console
+from doublehead.common.device import pick_precision
+from doublehead.common.distribution import Distribution
+from doublehead.common.errors import DoubleheadError, Fault
+from doublehead.common.faults import less_memory, told
+from doublehead.common.files import writing
 from doublehead.config import Config
-from doublehead.console import Console
 from doublehead.data.check import check_images, read_for_training
 from doublehead.data.dataset import summary
 from doublehead.data.loader import DetectionDataset, Waited, default_workers, steps_per_epoch, training_loader
 from doublehead.data.records import Split
 from doublehead.data.transforms import training_transform
-from doublehead.device import pick_precision
-from doublehead.distribution import Distribution
-from doublehead.errors import DoubleheadError, Fault
 from doublehead.evaluation.coco import Metrics, evaluate_detections
 from doublehead.evaluation.evaluate import predict_split
-from doublehead.faults import less_memory, told
-from doublehead.files import writing
+from doublehead.inference.predictor import Predictor
 from doublehead.model.checkpoint import adopt
 from doublehead.model.detector import Detector
-from doublehead.prediction import Predictor
 from doublehead.training.bad_batch import keep_batch
 from doublehead.training.environment import environment, fingerprint
 from doublehead.training.pictures import draw_run

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from doublehead.console import Console
+from doublehead.common.console import Console
+from doublehead.common.errors import DoubleheadError
 from doublehead.data.check import read_record
 from doublehead.data.records import Split
-from doublehead.errors import DoubleheadError
-from doublehead.plots import training_curves, truth_and_predictions
-from doublehead.prediction import Predictor
+from doublehead.evaluation.plots import training_curves, truth_and_predictions
+from doublehead.inference.predictor import Predictor
 from doublehead.training.run import RunFolder
 
 ROWS = 8

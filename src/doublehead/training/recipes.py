@@ -9,11 +9,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from doublehead.common.errors import DoubleheadError
 from doublehead.config import Config, merge, override, read_yaml, sentence
-from doublehead.errors import DoubleheadError
-from doublehead.interop.published import PUBLISHED
-from doublehead.interop.published import resolve as published_path
 from doublehead.model.checkpoint import load_checkpoint
+from doublehead.model.interop.published import PUBLISHED
+from doublehead.model.interop.published import resolve as published_path
 from doublehead.model.presets import preset_values
 
 RECIPES: dict[str, dict[str, Any]] = {

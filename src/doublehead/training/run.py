@@ -23,9 +23,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from doublehead.common.errors import DoubleheadError
+from doublehead.common.files import remove_unfinished, whole, writing
 from doublehead.config import Config, read_yaml, sentence
-from doublehead.errors import DoubleheadError
-from doublehead.files import remove_unfinished, whole, writing
 from doublehead.model.checkpoint import Checkpoint, load_checkpoint
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from doublehead.distribution import Distribution
-from doublehead.errors import DoubleheadError
+from doublehead.common.distribution import Distribution
+from doublehead.common.errors import DoubleheadError
 from doublehead.training.loop import run_training
 from doublehead.training.recipes import resolve
 from doublehead.training.run import RunFolder

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from doublehead.categories import Categories
+from doublehead.common.categories import Categories
+from doublehead.common.errors import DoubleheadError
 from doublehead.config import Config, TrainConfig
-from doublehead.errors import DoubleheadError
 from doublehead.model.checkpoint import Checkpoint, save_checkpoint
 from doublehead.model.detector import Detector
 

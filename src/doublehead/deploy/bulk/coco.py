@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from doublehead.categories import Categories
-from doublehead.detections import Detections
-from doublehead.files import whole
+from doublehead.common.categories import Categories
+from doublehead.common.files import whole
+from doublehead.inference.detections import Detections
 
 
 class CocoWriter:

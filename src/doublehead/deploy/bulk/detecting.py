@@ -16,11 +16,11 @@ from typing import TypeVar
 from PIL import Image
 from torch import Tensor
 
+from doublehead.common.errors import DoubleheadError
 from doublehead.data.images import image_size, read_image, to_tensor, unreadable
 from doublehead.deploy.bulk.sources import Item
-from doublehead.detections import Detections
-from doublehead.errors import DoubleheadError
-from doublehead.prediction import Predictor
+from doublehead.inference.detections import Detections
+from doublehead.inference.predictor import Predictor
 
 Element = TypeVar("Element")
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
+from doublehead.common.errors import Fault, require
 from doublehead.deploy.bulk.sources import Part
 from doublehead.deploy.bulk.worker import Work, Worker
-from doublehead.errors import Fault, require
 
 RETRIES = 3  # of a part whose worker raised; one whose process or machine was lost is always done again
 

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 import doublehead
-from doublehead.categories import Categories
+from doublehead.common.categories import Categories
+from doublehead.common.errors import printable, require
+from doublehead.common.files import whole
 from doublehead.deploy.bulk.detecting import Found
 from doublehead.deploy.bulk.sources import open_parquet
-from doublehead.detections import Detections
-from doublehead.errors import printable, require
-from doublehead.files import whole
+from doublehead.inference.detections import Detections
 
 CATEGORIES, BAD, VERSION = b"categories", b"bad", b"doublehead"  # keys of the file's own notes
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
+from doublehead.common.errors import DoubleheadError
+from doublehead.common.files import free_name
 from doublehead.data.loader import Waited
 from doublehead.deploy.bulk.coco import coco_writer
 from doublehead.deploy.bulk.detecting import Found, detect, in_order, read_ahead
 from doublehead.deploy.bulk.sources import Files, Item, Part
-from doublehead.errors import DoubleheadError
-from doublehead.files import free_name
-from doublehead.prediction import Predictor
+from doublehead.inference.predictor import Predictor
 
 DRAWN_LATER = 8  # pictures that may wait to be drawn
 

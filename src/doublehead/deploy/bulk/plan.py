@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from doublehead.common.errors import DoubleheadError
+from doublehead.common.files import sha256, whole, writing
 from doublehead.deploy.bulk.sources import Listing
-from doublehead.errors import DoubleheadError
-from doublehead.files import sha256, whole, writing
-from doublehead.interop.published import resolve
+from doublehead.model.interop.published import resolve
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,16 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from doublehead.console import Console
+from doublehead.common.console import Console
+from doublehead.common.distribution import parse_shard
+from doublehead.common.errors import DoubleheadError, require
+from doublehead.common.files import remove_unfinished, whole
 from doublehead.deploy.bulk.coco import coco_writer
 from doublehead.deploy.bulk.on_ray import predict_on_ray
 from doublehead.deploy.bulk.parquet import count_bad, read_categories, read_part
 from doublehead.deploy.bulk.plan import BulkFolder, Plan
 from doublehead.deploy.bulk.sources import Listing, Part
 from doublehead.deploy.bulk.worker import Work, Worker
-from doublehead.distribution import parse_shard
-from doublehead.errors import DoubleheadError, require
-from doublehead.files import remove_unfinished, whole
 
 FORMATS = ("parquet", "coco")
 ENGINES = ("plain", "ray")

@@ -15,8 +15,8 @@ from itertools import accumulate, count
 from pathlib import Path
 from typing import Any, Protocol
 
+from doublehead.common.errors import DoubleheadError, Fault, require
 from doublehead.data.images import IMAGE_SUFFIXES
-from doublehead.errors import DoubleheadError, Fault, require
 
 ARCHIVES = (".tar", ".parquet")
 ROWS = 16  # of a Parquet file that are held at a time

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from doublehead.common.faults import told
 from doublehead.data.loader import Waited
 from doublehead.deploy.bulk.detecting import detect, read_ahead
 from doublehead.deploy.bulk.parquet import write_part
 from doublehead.deploy.bulk.plan import BulkFolder
 from doublehead.deploy.bulk.sources import Part
-from doublehead.faults import told
-from doublehead.prediction import load
+from doublehead.inference.predictor import load
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
 import doublehead
+from doublehead.common.errors import DoubleheadError
 from doublehead.data.images import read_image
 from doublehead.data.synthetic import scene
 from doublehead.deploy.server.batcher import Batcher, Place, Room
@@ -47,9 +48,8 @@ from doublehead.deploy.server.schema import (
     problems,
 )
 from doublehead.deploy.server.settings import Settings
-from doublehead.detections import Detections, class_colour
-from doublehead.errors import DoubleheadError
-from doublehead.prediction import Predictor
+from doublehead.inference.detections import Detections, class_colour
+from doublehead.inference.predictor import Predictor
 
 PAGE = Path(__file__).parent / "page"
 DECODERS = 2  # threads, which bounds the memory that decoding takes

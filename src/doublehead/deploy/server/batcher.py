@@ -16,7 +16,7 @@ from torch import Tensor
 
 from doublehead.deploy.server.engine import Choice
 from doublehead.deploy.server.refusals import Refused
-from doublehead.detections import Detections
+from doublehead.inference.detections import Detections
 
 log = logging.getLogger(__name__)
 

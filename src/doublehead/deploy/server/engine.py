@@ -10,11 +10,11 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from doublehead.analysis.heads import FUSED, Heads, heads_of
-from doublehead.detections import Detections
-from doublehead.errors import DoubleheadError
+from doublehead.common.errors import DoubleheadError
+from doublehead.evaluation.analysis.heads import FUSED, Heads, heads_of
+from doublehead.inference.detections import Detections
+from doublehead.inference.predictor import Predictor
 from doublehead.model.detector import Detector, FirstStage
-from doublehead.prediction import Predictor
 
 MOST = 1000
 """Detections that a request may ask for per image: with NMS at 1 these are the best candidates."""

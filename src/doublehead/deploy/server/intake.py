@@ -13,9 +13,9 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 from torch import Tensor
 
+from doublehead.common.errors import printable
 from doublehead.data.images import to_rgb, to_tensor, unreadable
 from doublehead.deploy.server.refusals import Refused
-from doublehead.errors import printable
 
 FIELD = "images"
 """The multipart field that carries them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from doublehead.errors import printable
+from doublehead.common.errors import printable
 
 MEANING = {
     400: "The body holds no image, or a damaged one.",

@@ -7,11 +7,11 @@ import signal
 import socket
 from pathlib import Path
 
-from doublehead.analysis.heads import model_names
-from doublehead.console import Console
+from doublehead.common.console import Console
+from doublehead.common.errors import DoubleheadError, require
 from doublehead.deploy.server.settings import Settings
-from doublehead.errors import DoubleheadError, require
-from doublehead.prediction import load
+from doublehead.evaluation.analysis.heads import model_names
+from doublehead.inference.predictor import load
 
 GRACE = 5
 """Seconds for answers to go out, beyond the time that a request may take, when the server is asked to stop."""

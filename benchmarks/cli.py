@@ -1,0 +1,112 @@
+"""`doublehead benchmark`: one function per command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmarks import exports, floor
+from benchmarks.inference import inference
+from benchmarks.measure import Settings
+from benchmarks.owners import count_owners
+from benchmarks.report import Report, write_json
+from benchmarks.training import training
+from doublehead.cli import Batch, Device, Precision, Weights
+from doublehead.common.console import Console
+
+benchmark = typer.Typer(help="Time and memory beside torchvision's Faster R-CNN.", no_args_is_help=True)
+
+Size = Annotated[str, typer.Option(metavar="HxW", help="Height x width of the images in pixels.")]
+Repeats = Annotated[int, typer.Option(help="Rounds; each measures every case once.", min=1)]
+Threads = Annotated[int | None, typer.Option(help="Threads on the CPU; else as many as torch takes by itself.", min=1)]
+Cases = Annotated[list[str] | None, typer.Option(metavar="NAME", help="Part of the name of a case wanted; repeatable.")]
+Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there too.")]
+
+
+@benchmark.command("inference")
+def benchmark_inference(
+    size: Size = "800x1216",
+    batch: Batch = 1,
+    owners: Annotated[int, typer.Option(help="Proposals per image that own a candidate detection.", min=0)] = 100,
+    repeats: Repeats = 7,
+    threads: Threads = None,
+    device: Device = "auto",
+    cases: Cases = None,
+    json: Json = None,
+) -> None:
+    """Images to detections, with untrained weights; each case in turn, several rounds, in one process."""
+    settings = Settings(size, batch, repeats, threads, device, tuple(cases or ()))
+    _show(inference(settings, owners), json)
+
+
+@benchmark.command("training")
+def benchmark_training(
+    size: Size = "480x640",
+    batch: Batch = 2,
+    positives: Annotated[int, typer.Option(help="Proposals per image that match an object, of 512 sampled.")] = 64,
+    repeats: Repeats = 7,
+    threads: Threads = None,
+    device: Device = "auto",
+    cases: Cases = None,
+    json: Json = None,
+) -> None:
+    """One training step: losses, gradients, SGD; each case in turn, several rounds, in one process."""
+    settings = Settings(size, batch, repeats, threads, device, tuple(cases or ()))
+    _show(training(settings, positives), json)
+
+
+@benchmark.command("owners")
+def benchmark_owners(
+    weights: Weights,
+    data: Annotated[str, typer.Argument(help="The dataset's folder or YAML.")],
+    split: Annotated[str, typer.Option(help="Which split to look at.")] = "val",
+    batch_size: Batch = 4,
+    device: Device = "auto",
+    json: Json = None,
+) -> None:
+    """Count the proposals per image that own a candidate detection: what staged inference costs in real images."""
+    counts = count_owners(weights, data, split, batch_size, device)
+    print(counts.text())
+    if json:
+        write_json(counts.to_json(), json)
+
+
+@benchmark.command("export")
+def benchmark_export(
+    weights: Annotated[list[str], typer.Argument(help="A checkpoint, then what was exported of it.")],
+    data: Annotated[str, typer.Argument(help="The dataset's folder or YAML: always the last.")],
+    split: Annotated[str, typer.Option(help="Which split to measure.")] = "val",
+    repeats: Repeats = 3,
+    threads: Threads = None,
+    json: Json = None,
+) -> None:
+    """A checkpoint beside its exported files: time, AP and detections on the same images, one by one, on the CPU."""
+    report = exports.compare_exports(weights, data, split, repeats, threads)
+    Console.out(report.table())
+    if json:
+        write_json(report.to_json(), json)
+
+
+@benchmark.command("floor")
+def benchmark_floor(
+    weights: Weights,
+    data: Annotated[str, typer.Argument(help="The dataset's folder or YAML.")],
+    split: Annotated[str, typer.Option(help="Which split to look at.")] = "val",
+    repeats: Repeats = 3,
+    device: Device = "auto",
+    precision: Precision = "fp32",
+    json: Json = None,
+) -> None:
+    """Of a model whose scores are fused: the AP and time that roi.score_floor costs and spares."""
+    results = floor.floor(weights, data, split, repeats=repeats, device=device, precision=precision)
+    Console.out(floor.table(results))
+    if json:
+        write_json({"command": "benchmark floor", "rows": results}, json)
+
+
+def _show(report: Report, json: Path | None) -> None:
+    Console.out(report.table())
+    if json:
+        write_json(report.to_json(), json)

@@ -1,5 +1,0 @@
-"""Why the heads differ (paper, section 3), on any model and any data; see docs/analysis.md."""
-
-from doublehead.analysis.analyze import analyze
-
-__all__ = ["analyze"]

@@ -1,0 +1,68 @@
+"""What machines do to a computation, told in one sentence each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+
+from doublehead.common.errors import Fault
+from doublehead.config import TrainConfig
+
+# What torch says, in RuntimeErrors without a type of their own.
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+_NO_PEER = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
+
+
+@contextmanager
+def told(memory: str = "use a machine with more") -> Iterator[None]:
+    """Tell in one sentence that memory ran out, a loader process ended, or another process of the run was lost.
+
+    Args:
+        memory: what to do where memory runs out.
+
+    Raises:
+        Fault: in place of torch's errors.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        sentence = _sentence(error, memory)
+        if sentence is None:
+            raise
+        raise Fault(sentence) from error
+
+
+def less_memory(settings: TrainConfig, world: int) -> str:
+    """What to do where a run of so many processes runs out of memory."""
+    share = settings.batch_size // world
+    at_once = share // settings.accumulate
+    if at_once <= 1:
+        return "one image at a time is too much already: train anew with a smaller model.input.short_side and long_side"
+    parts = next(parts for parts in range(settings.accumulate + 1, share + 1) if share % parts == 0)
+    return (
+        f"set train.accumulate to {parts} in the run's config.yaml, for {share // parts} images at a time in place of "
+        f"{at_once}, or train anew with train.batch_size={settings.batch_size // 2}"
+    )
+
+
+def _sentence(error: Exception, memory: str) -> str | None:
+    text = str(error) or type(error).__name__
+    cause = re.sub(r"^\[[^]]*\][ .]*", "", text.strip().splitlines()[0])  # without the line of torch's code
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in text for words in _NO_MEMORY):
+        return f"out of memory ({cause}): {memory}"
+    if "DataLoader worker" in text:
+        return (
+            f"a process that loads images ended ({cause}), often for want of memory: set data.workers lower, or to 0, "
+            "which shows what ails it"
+        )
+    if isinstance(error, dist.DistError) or any(words in text for words in _NO_PEER):
+        cause = cause.split(". ")[0]
+        return (
+            f"lost another process of this run ({cause}): what ended it says so itself, unless it was killed or its "
+            "machine or the network between is down"
+        )
+    return None

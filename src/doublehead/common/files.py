@@ -1,0 +1,101 @@
+"""Files that are whole or absent, whatever ends the process that writes them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import mkdtemp
+
+from doublehead.common.errors import Fault
+
+_WRITING = ".writing"
+
+
+@contextmanager
+def whole(path: Path, keep: Path | None = None) -> Iterator[Path]:
+    """Give a temporary name to write to; afterwards the file goes to the disk and takes its own name in one step.
+
+    Processes may write into one folder at the same time, and even the same file: the last one's then stands.
+
+    Args:
+        path: the file that is to be, replaced if there is one.
+        keep: a name under which the file that stood at `path` before stays.
+
+    Raises:
+        Fault: the disk is full, or the folder is gone or may not be written to; the file from before still stands.
+    """
+    with writing(path):
+        own = _own_folder(path.parent)  # a folder, since safetensors has temporary files of its own
+        try:
+            temporary = own / path.name
+            temporary.touch()
+            mode = temporary.stat().st_mode
+            yield temporary
+            temporary.chmod(mode)  # safetensors lets nobody but the owner read its files
+            _to_disk(temporary, os.O_RDWR)
+            if keep and path.exists():
+                os.replace(path, keep)
+            os.replace(temporary, path)
+            if os.name == "posix":  # elsewhere a folder cannot be opened
+                _to_disk(path.parent, os.O_RDONLY)
+        finally:
+            shutil.rmtree(own, ignore_errors=True)
+            with suppress(OSError):  # others write there
+                own.parent.rmdir()
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Tell a failure to write in one sentence.
+
+    Raises:
+        Fault: in place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise Fault(
+            f"{path}: cannot be written ({error.strerror or error}): make room on the disk, or see to it that the "
+            "folder is there and may be written to"
+        ) from error
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what `whole` was writing there when its process was killed; not while another process writes there."""
+    shutil.rmtree(folder / _WRITING, ignore_errors=True)
+
+
+def sha256(path: Path) -> str:
+    """The hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def free_name(name: str, taken: set[str]) -> str:
+    """The name, or where it is taken name-2, name-3 ...; it is taken from then on."""
+    number, free = 1, name
+    while free in taken:
+        number += 1
+        free = f"{name}-{number}"
+    taken.add(free)
+    return free
+
+
+def _own_folder(parent: Path) -> Path:
+    """A new folder in `.writing`, for one writer alone."""
+    while True:
+        (parent / _WRITING).mkdir(exist_ok=True)
+        with suppress(FileNotFoundError):  # another process has just removed the empty `.writing`
+            return Path(mkdtemp(dir=parent / _WRITING))
+
+
+def _to_disk(path: Path, mode: int) -> None:
+    descriptor = os.open(path, mode)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,28 @@
+"""What lies in a checkout of the source and not in the installed package."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from doublehead.common.errors import DoubleheadError
+
+
+def run_benchmark(words: Sequence[str]) -> None:
+    """Run a command of the `benchmarks` folder.
+
+    Raises:
+        DoubleheadError: neither the package's own checkout nor the current folder holds `benchmarks`.
+    """
+    for root in (Path(__file__).parents[3], Path.cwd()):
+        if (root / "benchmarks" / "cli.py").is_file():
+            sys.path.insert(0, str(root))
+            break
+    else:
+        raise DoubleheadError(
+            "the benchmarks are not part of the installed package: clone the source, `pip install -e .` in it, and run "
+            "`doublehead benchmark` there"
+        )
+    importlib.import_module("benchmarks.cli").benchmark(list(words), prog_name="doublehead benchmark")

@@ -1,0 +1,94 @@
+"""The whole analysis: models and a split in, curves, correlations and kinds of errors out."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from doublehead.common.console import Console
+from doublehead.common.errors import require
+from doublehead.data.dataset import open_dataset
+from doublehead.data.loader import default_workers, evaluation_loader
+from doublehead.data.records import Split
+from doublehead.evaluation.analysis.heads import model_names
+from doublehead.evaluation.analysis.look import Look, ModelAnalysis
+from doublehead.evaluation.analysis.proposals import QUICK, Budget, Object, choose
+from doublehead.evaluation.analysis.report import write_report
+from doublehead.evaluation.analysis.result import Analysis
+from doublehead.evaluation.evaluate import require_known_classes
+from doublehead.inference.predictor import Predictor, load
+
+
+def analyze(
+    weights: str | Path | Sequence[str | Path],
+    data: str | Path,
+    split: str = "val",
+    output: str | Path | None = None,
+    budget: Budget = QUICK,
+    batch_size: int = 4,
+    workers: int | None = None,
+    device: str = "auto",
+    progress: bool = False,
+) -> Analysis:
+    """Show where models lose, in classifying or in localising, and how their heads differ (paper, section 3).
+
+    Args:
+        weights: one or more checkpoints or published names.
+        data: the dataset's folder or YAML; classes of a model that it does not have are left out.
+        split: which of its splits.
+        output: folder for the report; None: it is not written.
+        budget: how many images, objects and windows; QUICK, or FULL with the paper's numbers.
+        batch_size: images that go through a model at once.
+        workers: processes that decode images; None: by the cores.
+        device: where to compute.
+        progress: whether to show a bar.
+
+    Raises:
+        DoubleheadError: weights, data or split have a mistake, the data has classes unknown to a model, the split has
+            no objects, or matplotlib is not installed and a report is wanted.
+    """
+    if output is not None:
+        require("matplotlib", "plots")
+    began = time.monotonic()
+    paths = [str(w) for w in ([weights] if isinstance(weights, str | Path) else weights)]
+    found = open_dataset(data).read(split)
+    predictors = [load(path, device) for path in paths]
+    for predictor in predictors:
+        require_known_classes(predictor.categories, found.categories)
+    records, objects = choose(found.records, budget)
+    names = model_names(paths)
+    chosen = replace(found, records=records)
+    with Console(progress).progress("analysing", len(paths) * (len(records) + len(objects))) as advance:
+
+        def look_at(predictor: Predictor, name: str, path: str) -> ModelAnalysis:
+            look = Look(predictor, name, path, found.categories, budget.windows)
+            _show(look, chosen, objects, batch_size, default_workers() if workers is None else workers, advance)
+            return look.result()
+
+        models = [look_at(*each) for each in zip(predictors, names, paths, strict=True)]
+    windows = models[0].scores[0].bins["all"].count.sum() / len(objects)
+    elapsed = time.monotonic() - began
+    result = Analysis(
+        models, str(data), found.name, found.categories, len(records), objects, float(windows), budget, elapsed
+    )
+    if output is not None:
+        write_report(result, Path(output))
+    return result
+
+
+def _show(
+    look: Look, split: Split, objects: list[Object], batch_size: int, workers: int, advance: Callable[..., None]
+) -> None:
+    """Let a model look at all images and the objects in them."""
+    by_image: dict[int, list[Object]] = defaultdict(list)
+    for each in objects:
+        by_image[each.image_id].append(each)
+    for images, records in evaluation_loader(split, batch_size, workers):
+        stage = look.model.first_stage(images)
+        look.detect(stage, records)
+        for place, record in enumerate(records):
+            look.ask(stage, place, by_image[record.image_id])
+            advance(1 + len(by_image[record.image_id]))

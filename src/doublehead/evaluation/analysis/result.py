@@ -1,0 +1,24 @@
+"""What an analysis finds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from doublehead.common.categories import Categories
+from doublehead.evaluation.analysis.look import ModelAnalysis
+from doublehead.evaluation.analysis.proposals import Budget, Object
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What was found of some models on one split."""
+
+    models: list[ModelAnalysis]
+    data: str
+    split: str
+    categories: Categories
+    images: int
+    objects: list[Object]
+    windows: float  # around each object, on average
+    budget: Budget
+    seconds: float

@@ -1,0 +1,273 @@
+"""Pictures of how training and evaluation went: curves by matplotlib, contact sheets by PIL alone."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from doublehead.common.errors import DoubleheadError, require
+from doublehead.evaluation.coco import RECALLS, Metrics
+from doublehead.inference.detections import Detections, class_colour, draw_boxes, save_picture
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_MANY = 12  # classes; more lines than that cannot be told apart
+_GREY = "0.75"
+
+
+def precision_recall(metrics: Metrics, path: str | Path) -> Path:
+    """Precision-recall curves at IoU 0.5 and 0.75, written as a picture (.png, .svg, .pdf ...).
+
+    One line per class up to 12 classes; of more, the mean, on a fan of grey lines. Returns the path.
+
+    Raises:
+        DoubleheadError: matplotlib is not installed, or the ending names no format.
+    """
+    figure = new_figure(11, 4.8)
+    panels = figure.subplots(1, 2, sharey=True)
+    measured = [(k, c) for k, c in enumerate(metrics.classes, 1) if not math.isnan(c.ap)]
+    few = len(measured) <= _MANY
+    for axes, iou, total in zip(panels, ("0.5", "0.75"), ("AP50", "AP75"), strict=True):
+        curves = [(c.curve50 if iou == "0.5" else c.curve75).precision for _, c in measured]
+        for (label, c), precision in zip(measured, curves, strict=True):
+            ap = c.ap50 if iou == "0.5" else c.ap75
+            style = {"color": _rgb(label), "lw": 2, "label": f"{c.name}  {100 * ap:.1f}"}
+            axes.plot(RECALLS, precision, **(style if few else {"color": _GREY, "lw": 0.7}))
+        if len(measured) > 1:
+            name = f"mean of {len(measured)}  {100 * metrics[total]:.1f}"
+            axes.plot(
+                RECALLS,
+                np.mean(curves, axis=0),
+                color="black",
+                lw=1.5 if few else 2.5,
+                ls="--" if few else "-",
+                label=name,
+            )
+        dress(axes, f"IoU {iou}", "recall", "precision" if iou == "0.5" else "")
+        axes.set(xlim=(0, 1), ylim=(0, 1.02))
+        if measured:
+            axes.legend(title="AP at this IoU, %", loc="lower left", fontsize=9)
+        else:
+            axes.text(0.5, 0.5, "no annotated boxes to measure against", ha="center", va="center", color="0.4")
+    return _write(figure, path)
+
+
+def training_curves(training_csv: str | Path, validation_csv: str | Path | None, path: str | Path) -> Path:
+    """Losses, learning rate and validation figures over the steps, written as a picture. Returns the path.
+
+    Args:
+        training_csv: columns step, epoch, lr, loss, then one for each part of the loss, whatever its name.
+        validation_csv: columns step, epoch, then figures in 0..1 such as AP and AP50; may be absent or without rows.
+        path: the picture; its ending names the format.
+
+    Raises:
+        DoubleheadError: matplotlib is not installed, or the training file is absent, without rows or not numbers.
+    """
+    training = _columns(Path(training_csv))
+    if not len(training.get("step", ())):
+        raise DoubleheadError(f"{training_csv}: there are no training steps to plot")
+    measured = validation_csv is not None and Path(validation_csv).is_file()
+    validation = _columns(Path(validation_csv)) if measured else {}  # type: ignore[arg-type]
+    figure = new_figure(15, 4.6)
+    losses, rate, figures = figure.subplots(1, 3, width_ratios=(1.5, 0.8, 1.2))
+    steps = training["step"]
+
+    parts = [name for name in training if name not in ("step", "epoch", "lr", "time")]
+    window = max(1, len(steps) // 40)
+    for place, name in enumerate(parts):
+        colour = "black" if name == "loss" else _rgb(place)
+        values = np.where(training[name] > 0, training[name], np.nan)  # a log scale has no place for 0
+        if window > 1:
+            losses.plot(steps, values, color=colour, lw=0.6, alpha=0.22)
+        losses.plot(steps, _smoothed(values, window), color=colour, lw=2.2 if name == "loss" else 1.5, label=name)
+    dress(losses, "training loss, smoothed" if window > 1 else "training loss", "step", "")
+    if any(np.nansum(training[name]) > 0 for name in parts):
+        losses.set_yscale("log")
+    if parts:
+        losses.legend(fontsize=9, ncols=2 if len(parts) > 5 else 1)
+
+    if "lr" in training:
+        rate.plot(steps, training["lr"], color="black", lw=1.8)
+        rate.set_ylim(bottom=0)
+        rate.yaxis.set_major_formatter("{x:.3g}")
+    dress(rate, "learning rate", "step", "")
+
+    _validation_panel(figures, validation)
+    for axes in (losses, rate, figures):
+        axes.set_xlim(0, max(steps.max(), 1))
+    return _write(figure, path)
+
+
+def compared(
+    names: Sequence[str],
+    values: Sequence[Sequence[float]],
+    differences: Sequence[tuple[float, float, float] | None],
+    baseline: str,
+    path: str | Path,
+) -> Path:
+    """Rows side by side: a dot for each seed and the mean, and the difference to a baseline. Returns the path.
+
+    Args:
+        names: of the rows, from above.
+        values: AP of each row's seeds, in 0..1.
+        differences: mean, low and high, in 0..1; None: the baseline itself.
+        baseline: its name.
+        path: the picture; its ending names the format.
+
+    Raises:
+        DoubleheadError: matplotlib is not installed.
+    """
+    figure = new_figure(11, 1.6 + 0.42 * len(names))
+    left, right = figure.subplots(1, 2, sharey=True)
+    for place, (seeds, difference) in enumerate(zip(values, differences, strict=True)):
+        colour = "0.4" if difference is None else _rgb(1)
+        left.plot(100 * np.asarray(seeds), [place] * len(seeds), "o", color=colour, alpha=0.55, ms=6)
+        left.plot([100 * float(np.mean(seeds))], [place], "|", color="black", ms=16, mew=2)
+        if difference is not None:
+            middle, low, high = (100 * value for value in difference)
+            right.plot([low, high], [place, place], color=colour, lw=2.5, alpha=0.55)
+            right.plot([middle], [place], "o", color="black", ms=6)
+    right.axvline(0, color="0.4", lw=1)
+    dress(left, "AP, %: each seed, and the mean", "", "")
+    dress(right, f"AP less that of {baseline}, with 95% interval", "", "")
+    left.set_yticks(range(len(names)), names)
+    left.set_ylim(len(names) - 0.5, -0.5)
+    return _write(figure, path)
+
+
+def truth_and_predictions(
+    pairs: Sequence[tuple[Image.Image, np.ndarray, np.ndarray, Detections]],
+    path: str | Path,
+    *,
+    score: float = 0.5,
+    rows: int = 8,
+    width: int = 640,
+) -> Path:
+    """A contact sheet, one image to a row: the truth on the left, the predictions on the right. Returns the path.
+
+    Args:
+        pairs: picture, its true boxes (N, 4) xyxy in pixels, their labels (N,) 1..C, and what was detected.
+        path: the picture, .jpg or .png.
+        score: least score of a prediction that is drawn.
+        rows: how many of the pairs are shown, from the first on.
+        width: of each picture on the sheet, in pixels.
+
+    Raises:
+        DoubleheadError: there is nothing to show, or the path names no picture format.
+    """
+    if not pairs:
+        raise DoubleheadError("there are no images to put on the sheet of truth and predictions")
+    gap, header = 8, 34
+    cells = []
+    for image, boxes, labels, detections in pairs[:rows]:
+        # Scaled before drawing, so that lines and captions come out alike for pictures of every size.
+        scale = min(width / image.width, width / image.height)
+        small = image.convert("RGB").resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
+        names = [detections.names[int(label) - 1] for label in labels]
+        truth = draw_boxes(small, np.asarray(boxes, dtype=np.float32).reshape(-1, 4) * scale, labels, names)
+        scaled = Detections(
+            detections.boxes * scale, detections.scores, detections.labels, detections.names, detections.category_ids
+        )
+        cells.append((truth, scaled.draw(small, score)))
+    height = header + sum(truth.height + gap for truth, _ in cells)
+    sheet = Image.new("RGB", (2 * width + 3 * gap, height), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=18)
+    lefts = (gap, width + 2 * gap)
+    for left, title in zip(lefts, ("truth", f"predictions, score at least {score:g}"), strict=True):
+        pen.text((left, 7), title, fill="black", font=font)
+    top = header
+    for row in cells:
+        for left, picture in zip(lefts, row, strict=True):
+            sheet.paste(picture, (left + (width - picture.width) // 2, top))
+        top += row[0].height + gap
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_picture(sheet, path)
+    return path
+
+
+def _validation_panel(axes: Axes, validation: dict[str, np.ndarray]) -> None:
+    """AP, AP50, AP75 and whatever other figures there are; those of sizes and of recall would only crowd it."""
+    names = [name for name in validation if name not in ("step", "epoch", "time")]
+    names = [name for name in names if name in ("AP", "AP50", "AP75")] or names
+    dress(axes, "validation, %", "step", "")
+    axes.set_ylim(0, 100)
+    if not names or not len(validation.get("step", ())):
+        axes.text(0.5, 0.5, "not measured yet", ha="center", va="center", color="0.4", transform=axes.transAxes)
+        return
+    for place, name in enumerate(names, 1):
+        values = 100 * validation[name]
+        best = f"  best {np.nanmax(values):.1f}" if not np.isnan(values).all() else ""
+        axes.plot(validation["step"], values, marker="o", ms=3.5, lw=1.8, color=_rgb(place), label=name + best)
+    axes.legend(fontsize=9, loc="lower right")
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure of this size in inches, of its own: pyplot would keep it alive, and switch the caller's backend.
+
+    Raises:
+        DoubleheadError: matplotlib is not installed.
+    """
+    require("matplotlib", "plots")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def dress(axes: Axes, title: str, x: str, y: str) -> None:
+    """Title, labels and a quiet grid: the look of every figure here."""
+    axes.set(xlabel=x, ylabel=y)
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+    axes.grid(color="0.9", lw=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _write(figure: Figure, path: str | Path) -> Path:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        figure.savefig(path)
+    except ValueError as error:
+        raise DoubleheadError(f"{path}: {path.suffix or 'no file ending'} is no picture format; use .png") from error
+    return path
+
+
+def _columns(path: Path) -> dict[str, np.ndarray]:
+    """The columns of a CSV with a header; an empty cell is NaN, and a last line cut short by a crash is left out."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            header, *rows = list(csv.reader(file)) or [[]]  # an empty file has no header either
+        table = [[float(cell) if cell else math.nan for cell in row] for row in rows if len(row) == len(header)]
+    except OSError as error:
+        raise DoubleheadError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise DoubleheadError(f"{path}: {error}; every cell below the header must be a number") from error
+    values = np.array(table, dtype=np.float64).reshape(len(table), len(header))
+    return {name: values[:, place] for place, name in enumerate(header)}
+
+
+def _smoothed(values: np.ndarray, window: int) -> np.ndarray:
+    """The mean over a centred window, which shrinks at both ends and skips NaN."""
+    known = ~np.isnan(values)
+    sums = np.concatenate([[0], np.cumsum(np.where(known, values, 0))])
+    counts = np.concatenate([[0], np.cumsum(known)])
+    index = np.arange(len(values))
+    low, high = np.maximum(index - window // 2, 0), np.minimum(index + window // 2 + 1, len(values))
+    number = counts[high] - counts[low]
+    return np.where(number > 0, (sums[high] - sums[low]) / np.maximum(number, 1), np.nan)
+
+
+def _rgb(label: int) -> tuple[Any, ...]:
+    return tuple(value / 255 for value in class_colour(max(1, label)))

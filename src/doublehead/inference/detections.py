@@ -1,0 +1,292 @@
+"""The result of detection: boxes, scores, labels and names; drawn, saved, and handed to other tools."""
+
+from __future__ import annotations
+
+import colorsys
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from doublehead.common.errors import DoubleheadError, require
+
+if TYPE_CHECKING:
+    import supervision
+
+Colour = tuple[int, int, int]
+
+# Okabe and Ito's colours, which colour-blind readers tell apart, brightened for photographs; then hues by golden ratio.
+_PALETTE: tuple[Colour, ...] = (
+    (230, 85, 13),
+    (0, 158, 235),
+    (40, 190, 90),
+    (240, 190, 0),
+    (215, 95, 190),
+    (0, 205, 205),
+    (140, 100, 240),
+    (235, 60, 80),
+)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Detections:
+    """What a detector found in one image, in falling order of score as the model gives it.
+
+    Args:
+        boxes: (N, 4) float32, xyxy in pixels of the original image.
+        scores: (N,) float32 in 0..1.
+        labels: (N,) int64 in 1..C.
+        names: the C class names of the model; label k is `names[k - 1]`.
+        category_ids: the dataset's own id of each class; 1..C if not given.
+        image: the RGB picture the boxes belong to, for drawing.
+
+    Raises:
+        DoubleheadError: lengths that do not agree, or a label outside 1..C.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    names: tuple[str, ...]
+    category_ids: tuple[int, ...] = ()
+    image: Image.Image | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        values = {
+            "boxes": np.asarray(self.boxes, dtype=np.float32).reshape(-1, 4),
+            "scores": np.asarray(self.scores, dtype=np.float32).reshape(-1),
+            "labels": np.asarray(self.labels, dtype=np.int64).reshape(-1),
+            "names": tuple(self.names),
+            "category_ids": tuple(self.category_ids) or tuple(range(1, len(self.names) + 1)),
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)  # the one way to normalise the fields of a frozen dataclass
+        lengths = len(self.boxes), len(self.scores), len(self.labels)
+        if len(set(lengths)) > 1:
+            raise DoubleheadError(
+                "detections need as many scores and labels as boxes, not {1} and {2} for {0}".format(*lengths)
+            )
+        if len(self.category_ids) != len(self.names):
+            raise DoubleheadError(
+                f"{len(self.names)} class names need as many category ids, not {len(self.category_ids)}"
+            )
+        if len(self) and not 1 <= self.labels.min() <= self.labels.max() <= len(self.names):
+            raise DoubleheadError(f"labels of detections must lie in 1..{len(self.names)}, the classes named")
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def __getitem__(self, index: int | slice | Sequence[int] | Sequence[bool] | np.ndarray) -> Detections:
+        """The detections that a mask, a slice, indices or one index choose."""
+        chosen = np.atleast_1d(np.arange(len(self))[index])
+        return replace(self, boxes=self.boxes[chosen], scores=self.scores[chosen], labels=self.labels[chosen])
+
+    def __iter__(self) -> Iterator[Detections]:
+        return (self[i] for i in range(len(self)))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Detections):
+            return NotImplemented
+        same = (self.names, self.category_ids) == (other.names, other.category_ids)
+        return same and all(np.array_equal(getattr(self, k), getattr(other, k)) for k in ("boxes", "scores", "labels"))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{count} {name}" for name, count in Counter(self.class_names).most_common(8))
+        return f"<Detections: {len(self)}{f' ({counts})' if counts else ''}>"
+
+    def __str__(self) -> str:
+        """The ten best, one to a line."""
+        width = max(map(len, self.class_names), default=0)
+        best = self[np.argsort(-self.scores, kind="stable")[:10]]
+        lines = [
+            f"  {score:.3f}  {name:<{width}}  " + " ".join(f"{v:8.1f}" for v in box)
+            for score, name, box in zip(best.scores, best.class_names, best.boxes, strict=True)
+        ]
+        more = [f"  ... and {len(self) - 10} more"] if len(self) > 10 else []
+        return "\n".join([repr(self), *lines, *more])
+
+    @property
+    def class_names(self) -> list[str]:
+        """The class name of each detection."""
+        return [self.names[label - 1] for label in self.labels]
+
+    def above(self, score: float) -> Detections:
+        """The detections with at least this score."""
+        return self[self.scores >= score]
+
+    def draw(self, image: Image.Image | None = None, score: float = 0.5) -> Image.Image:
+        """A copy of the picture with the boxes that have at least this score, their names and scores.
+
+        Args:
+            image: the picture to draw on; by default the one the detections were computed on.
+            score: least score drawn.
+
+        Raises:
+            DoubleheadError: there is no picture to draw on.
+        """
+        picture = image if image is not None else self.image
+        if picture is None:
+            raise DoubleheadError("these detections carry no picture: pass one, as in detections.draw(image)")
+        shown = self.above(score)
+        shown = shown[np.argsort(-shown.scores, kind="stable")]
+        captions = [f"{name} {value:.2f}" for name, value in zip(shown.class_names, shown.scores, strict=True)]
+        return draw_boxes(picture, shown.boxes, shown.labels, captions)
+
+    def save(self, path: str | Path, image: Image.Image | None = None, score: float = 0.5) -> Path:
+        """Write the drawn picture or, where the path ends in .json, all detections in plain JSON.
+
+        Folders are made as needed. Returns the path.
+
+        Raises:
+            DoubleheadError: no picture to draw on, or a file ending that names no picture format.
+        """
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix.lower() == ".json":
+            path.write_text(json.dumps(self.to_dicts(), indent=1), encoding="utf-8")
+            return path
+        save_picture(self.draw(image, score), path)
+        return path
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """One plain dict per detection: name, label, category_id, score, and box as [x1, y1, x2, y2] in pixels."""
+        return [
+            {
+                "name": self.names[label - 1],
+                "label": int(label),
+                "category_id": self.category_ids[label - 1],
+                "score": _shortest(score),
+                "box": [_shortest(v) for v in box],
+            }
+            for box, score, label in zip(self.boxes, self.scores, self.labels, strict=True)
+        ]
+
+    def to_coco(self, image_id: int) -> list[dict[str, Any]]:
+        """COCO's result format: image_id, category_id (the dataset's own), bbox as [x, y, width, height], score.
+
+        Coordinates keep four decimals, about what float32 resolves at 1000 pixels, and scores every digit that
+        float32 has: coarser scores would make ties, and ties change the metrics.
+        """
+        x1, y1, x2, y2 = self.boxes.astype(np.float64).T
+        boxes = np.stack([x1, y1, x2 - x1, y2 - y1], axis=1).round(4).tolist()
+        return [
+            {"image_id": image_id, "category_id": self.category_ids[label - 1], "bbox": box, "score": _shortest(score)}
+            for box, score, label in zip(boxes, self.scores, self.labels, strict=True)
+        ]
+
+    def to_supervision(self) -> supervision.Detections:
+        """As `supervision.Detections`: class_id is 0..C-1, as supervision counts, and data["class_name"] the names.
+
+        Raises:
+            DoubleheadError: supervision is not installed.
+        """
+        sv = require("supervision", "supervision")
+        return sv.Detections(
+            xyxy=self.boxes.copy(),
+            confidence=self.scores.copy(),
+            class_id=self.labels - 1,
+            data={"class_name": np.array(self.class_names, dtype=str)},
+        )
+
+
+def class_colour(label: int) -> Colour:
+    """The RGB colour of label 1, 2, ...: always the same, and unlike those of its neighbours."""
+    if label <= len(_PALETTE):
+        return _PALETTE[label - 1]
+    # Steps of the golden ratio never repeat a hue and keep successive ones far apart.
+    red, green, blue = colorsys.hsv_to_rgb(label * 0.618034 % 1, 0.75, (0.95, 0.75)[label % 2])
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def draw_boxes(
+    image: Image.Image, boxes: np.ndarray, labels: np.ndarray | Sequence[int], captions: Sequence[str] | None = None
+) -> Image.Image:
+    """A copy of a picture with boxes in the colours of their classes, line and font in proportion to its size.
+
+    Args:
+        image: any PIL picture; the copy is RGB.
+        boxes: (N, 4) xyxy in pixels, the most important first: it ends on top, and its caption gets the best place.
+        labels: (N,) class labels 1..C, which give the colours.
+        captions: N texts, put on a filled ground inside the picture; those that cannot fit are left out.
+    """
+    canvas = image.convert("RGB")  # always a copy
+    pen = ImageDraw.Draw(canvas)
+    line = max(1, round(max(canvas.size) / 320))
+    colours = [class_colour(int(label)) for label in labels]
+    for box, colour in reversed(list(zip(_visible(boxes, canvas.size), colours, strict=True))):
+        if box is not None:
+            pen.rectangle(box, outline=colour, width=line)
+    if captions is not None:
+        _write_captions(canvas, boxes, colours, captions, line)
+    return canvas
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a picture in the format its file ending names, JPEG at high quality.
+
+    Raises:
+        DoubleheadError: the ending names no picture format that can be written.
+    """
+    try:
+        picture.save(path, quality=92)
+    except (ValueError, KeyError) as error:
+        raise DoubleheadError(
+            f"{path}: {path.suffix or 'no file ending'} is no picture format; use .jpg or .png"
+        ) from error
+
+
+def _visible(boxes: np.ndarray, size: tuple[int, int]) -> list[tuple[int, int, int, int] | None]:
+    """Boxes as whole pixels inside the picture, at least one pixel large; None for what is not finite."""
+    width, height = size
+    found: list[tuple[int, int, int, int] | None] = []
+    for box in np.asarray(boxes, dtype=np.float64).reshape(-1, 4):
+        if not np.isfinite(box).all():
+            found.append(None)
+            continue
+        x1, y1 = (int(np.clip(round(v), 0, top - 1)) for v, top in zip(box[:2], size, strict=True))
+        found.append(
+            (x1, y1, int(np.clip(round(box[2]) - 1, x1, width - 1)), int(np.clip(round(box[3]) - 1, y1, height - 1)))
+        )
+    return found
+
+
+def _write_captions(
+    canvas: Image.Image, boxes: np.ndarray, colours: Sequence[Colour], captions: Sequence[str], line: int
+) -> None:
+    """Each caption above its box, else inside, below or at its foot: the first place that covers no other caption."""
+    pen = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(size=max(10, round(max(canvas.size) / 52)))
+    ascent, descent = font.getmetrics() if isinstance(font, ImageFont.FreeTypeFont) else (10, 2)
+    pad, height = line, ascent + descent + line
+    placed: list[tuple[tuple[float, float, float, float], Colour, str]] = []
+    for box, colour, caption in zip(_visible(boxes, canvas.size), colours, captions, strict=True):
+        width = pen.textlength(caption, font=font) + 2 * pad
+        if box is None or width > canvas.width or height > canvas.height / 2:
+            continue
+        x1, y1, x2, y2 = box
+        lefts = min(x1, canvas.width - width), max(0, x2 - width + 1)
+        tops = [top for top in (y1 - height + 1, y1, y2, y2 - height + 1) if 0 <= top <= canvas.height - height]
+        places = [(left, top, left + width, top + height) for top in tops for left in lefts]
+        free = [place for place in places if not any(_overlap(place, other) for other, _, _ in placed)]
+        if places:
+            placed.append(((free or places)[0], colour, caption))
+    for place, colour, caption in reversed(placed):  # the best last, on top
+        pen.rectangle(place, fill=colour)
+        bright = np.dot(colour, (0.299, 0.587, 0.114)) > 140
+        pen.text((place[0] + pad, place[1] + pad / 2), caption, fill="black" if bright else "white", font=font)
+
+
+def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _shortest(value: np.floating) -> float:
+    """A float32 in the fewest digits that still name it: 0.9, not 0.8999999761581421."""
+    return float(str(np.float32(value)))

@@ -1,0 +1,147 @@
+"""Exported detectors at work: ONNX files through onnxruntime, OpenVINO's own through OpenVINO."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import doublehead
+from doublehead.common.categories import Categories
+from doublehead.common.errors import DoubleheadError, require
+
+OUTPUTS = ("boxes", "scores", "labels")
+SUFFIXES = (".onnx", ".xml")
+FORMAT_VERSION = 1
+SECTION = "doublehead"
+"""Of OpenVINO's runtime information: what a file says of itself."""
+
+MEND = "write it again with `doublehead export`"
+
+Run = Callable[[np.ndarray], list[np.ndarray]]
+"""An image, uint8 (3, H, W), to what `OUTPUTS` names."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A detector from a file that `doublehead export` wrote."""
+
+    path: Path
+    categories: Categories
+    about: Mapping[str, str]  # the file's own words of itself
+    run: Run
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def detect(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        """As `Detector.detect`, of images uint8 (3, H, W), one after another."""
+        found = [self.run(image.numpy()) for image in images]
+        return [dict(zip(OUTPUTS, map(torch.from_numpy, result), strict=True)) for result in found]
+
+
+def is_exported(path: Path) -> bool:
+    """Whether a file's name is that of an exported detector."""
+    return path.suffix.lower() in SUFFIXES
+
+
+def open_exported(path: Path, device: str = "auto", precision: str = "fp32") -> Exported:
+    """Open an exported detector; it computes on as many threads as torch.
+
+    Raises:
+        DoubleheadError: the file is missing, damaged or not from `doublehead export`, its runtime is not installed, or
+            it cannot compute on the device or in the precision wanted.
+    """
+    if not path.is_file():
+        raise DoubleheadError(f"{path}: there is no such file; `doublehead export` writes one from a checkpoint")
+    if precision not in ("fp32", "auto"):
+        raise DoubleheadError(f"{path}: was exported in its own precision; leave out --precision {precision}")
+    start = _onnx if path.suffix.lower() == ".onnx" else _openvino
+    run, about = start(path, device)
+    try:
+        version = int(about["format_version"])
+        if version > FORMAT_VERSION:
+            raise DoubleheadError(
+                f"{path}: was written by doublehead {about['doublehead']}, which is newer than this one "
+                f"({doublehead.__version__}): pip install --upgrade doublehead"
+            )
+        classes = json.loads(about["categories"])
+        categories = Categories(tuple(classes["names"]), tuple(classes["ids"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DoubleheadError(f"{path}: is a model, but not one that `doublehead export` wrote") from error
+    return Exported(path, categories, about, run)
+
+
+def _onnx(path: Path, device: str) -> tuple[Run, Mapping[str, str]]:
+    """A session of onnxruntime."""
+    runtime = require("onnxruntime", "export")
+    there = runtime.get_available_providers()
+    wanted: list[Any] = ["CPUExecutionProvider"]
+    if device != "cpu" and "CUDAExecutionProvider" in there:
+        number = device.partition(":")[2] or "0"
+        wanted.insert(0, ("CUDAExecutionProvider", {"device_id": number}))
+    elif device not in ("auto", "cpu"):
+        raise DoubleheadError(
+            f"{path}: device {device} is not to be had with this onnxruntime, which has {', '.join(there)}; use "
+            "--device cpu, or pip install onnxruntime-gpu in its place"
+        )
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors alone: what it meets while it folds constants is of no use to anybody
+    try:
+        session = runtime.InferenceSession(path, options, providers=wanted)
+    except Exception as error:  # a class of its own for each fault, none of them public
+        raise _unreadable(path, "ONNX", error) from error
+    about = session.get_modelmeta().custom_metadata_map
+    return lambda image: session.run(OUTPUTS, {"image": image}), about
+
+
+def _openvino(path: Path, device: str) -> tuple[Run, Mapping[str, str]]:
+    """A model compiled by OpenVINO."""
+    openvino = require("openvino", "openvino")
+    if device not in ("auto", "cpu"):
+        raise DoubleheadError(f"{path}: OpenVINO computes on the CPU here; use --device cpu")
+    if not path.with_suffix(".bin").is_file():
+        raise DoubleheadError(f"{path}: its weights, {path.with_suffix('.bin').name}, do not lie beside it")
+    # By itself OpenVINO takes bf16 on CPUs that have it.
+    settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
+    try:
+        core = _core(openvino)
+        model = core.read_model(path)
+        about = _about(model)
+        compiled = core.compile_model(model, "CPU", settings)
+    except Exception as error:
+        raise _unreadable(path, "OpenVINO", error) from error
+
+    def run(image: np.ndarray) -> list[np.ndarray]:
+        found = compiled(image)
+        return [found[name] for name in OUTPUTS]
+
+    return run, about
+
+
+@cache
+def _core(openvino: Any) -> Any:
+    """One for the whole process.
+
+    OpenVINO's CPU plugin gives the thread a stack for signals of its own, and when it ends puts back the one before.
+    Of two that overlap, the one that ends last puts back a stack that is gone, and the next signal ends the process.
+    """
+    return openvino.Core()
+
+
+def _about(model: Any) -> dict[str, str]:
+    """What the file says of itself; nothing, if it is another's."""
+    told = model.get_rt_info(SECTION).value if model.has_rt_info(SECTION) else {}
+    return {key: value.value if hasattr(value, "value") else value for key, value in told.items()}
+
+
+def _unreadable(path: Path, kind: str, error: Exception) -> DoubleheadError:
+    return DoubleheadError(f"{path}: is damaged or no {kind} model ({' '.join(str(error).split())[:200]}); {MEND}")

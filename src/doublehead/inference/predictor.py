@@ -1,0 +1,146 @@
+"""Files in, detections out: a model with its classes and a device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol, overload
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from doublehead.common.categories import Categories
+from doublehead.common.device import pick_device, pick_precision
+from doublehead.common.errors import DoubleheadError
+from doublehead.data.images import read_image, to_rgb, to_tensor
+from doublehead.inference.detections import Detections
+from doublehead.inference.exported import is_exported, open_exported
+from doublehead.model.checkpoint import load_model
+from doublehead.model.detector import Detector
+from doublehead.model.interop.published import resolve
+from doublehead.model.optimize import for_inference
+
+ImageLike = str | Path | Image.Image | np.ndarray | Tensor
+"""A path, a PIL image, an array (H, W, 3), or a tensor (3, H, W); uint8, or float in 0..1; RGB, grey or RGBA."""
+
+
+class Detects(Protocol):
+    """What a Predictor needs of a model."""
+
+    def detect(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        """As `Detector.detect`."""
+        ...
+
+
+class Predictor:
+    """A trained detector ready for use; `doublehead.load` makes one.
+
+    Args:
+        model: the detector, of which a copy is made ready (see `for_inference`); or one that was exported.
+        categories: its classes.
+        device: where it computes.
+        precision: fp32; bf16 or fp16, which are faster where the device computes in them; or auto, for bf16 there.
+    """
+
+    def __init__(self, model: Detects, categories: Categories, device: torch.device, precision: str = "fp32") -> None:
+        self.inside: Detects = for_inference(model, device) if isinstance(model, Detector) else model
+        self.categories = categories
+        self.device = device
+        self.precision = pick_precision(precision, device)
+
+    @property
+    def model(self) -> Detector:
+        """The detector, for those who look into it.
+
+        Raises:
+            DoubleheadError: it was exported.
+        """
+        if not isinstance(self.inside, Detector):
+            raise DoubleheadError(f"{self.inside}: was exported and cannot be looked into; give its checkpoint")
+        return self.inside
+
+    @overload
+    def predict(self, images: ImageLike, batch_size: int = 4) -> Detections: ...
+    @overload
+    def predict(self, images: list[ImageLike], batch_size: int = 4) -> list[Detections]: ...
+    def predict(self, images: ImageLike | list[ImageLike], batch_size: int = 4) -> Detections | list[Detections]:
+        """Detect objects in one image, or in each of several.
+
+        Args:
+            images: see ImageLike; one gives one Detections, a list gives a list.
+            batch_size: how many images go through the model at once.
+
+        Raises:
+            DoubleheadError: a file is no readable image, or an array has a shape that no image has.
+        """
+        if isinstance(images, list):
+            found: list[Detections] = []
+            for start in range(0, len(images), batch_size):
+                pictures = [as_picture(image) for image in images[start : start + batch_size]]
+                results = self.detect([to_tensor(picture) for picture in pictures])
+                found += [
+                    Detections(d.boxes, d.scores, d.labels, d.names, d.category_ids, picture)
+                    for d, picture in zip(results, pictures, strict=True)
+                ]
+            return found
+        return self.predict([images])[0]
+
+    def detect(self, images: list[Tensor]) -> list[Detections]:
+        """Detect objects in RGB tensors uint8 (3, H, W) of any sizes."""
+        with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
+            return [self.as_detections(result) for result in self.inside.detect(images)]
+
+    def as_detections(self, result: dict[str, Tensor]) -> Detections:
+        """What `Detector.detect` gives of one image, with the names of its classes."""
+        boxes, scores, labels = (result[key].cpu().numpy() for key in ("boxes", "scores", "labels"))
+        return Detections(boxes, scores, labels, self.categories.names, self.categories.ids)
+
+
+def load(weights: str | Path, device: str = "auto", precision: str = "fp32") -> Predictor:
+    """Load a detector for prediction.
+
+    Args:
+        weights: a checkpoint, such as a run's best.safetensors; the name of a published model, such as
+            mmdet-double-head-r50-coco, which is downloaded the first time; or what `doublehead export` wrote.
+        device: auto, cpu, cuda, cuda:1.
+        precision: fp32, bf16, fp16, or auto: bf16 where the device computes in it.
+
+    Raises:
+        DoubleheadError: the file is not whole, cannot be downloaded, or there is no such device.
+    """
+    path = resolve(weights)
+    if is_exported(path):
+        exported = open_exported(path, device, precision)
+        return Predictor(exported, exported.categories, torch.device("cpu"))
+    chosen = pick_device(device)
+    model, checkpoint = load_model(path)
+    return Predictor(model, checkpoint.categories, chosen, precision)
+
+
+def as_picture(image: ImageLike) -> Image.Image:
+    """Any kind of image as a PIL image in RGB.
+
+    Raises:
+        DoubleheadError: the file cannot be read, or the shape or type is not an image's.
+    """
+    if isinstance(image, str | Path):
+        return read_image(Path(image))
+    if isinstance(image, Image.Image):
+        return to_rgb(image)
+    array = image.detach().cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
+    shape = array.shape
+    if isinstance(image, Tensor) and array.ndim == 3:
+        array = array.transpose(1, 2, 0)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if 0 in shape or (array.ndim != 2 and (array.ndim != 3 or array.shape[2] not in (3, 4))):
+        wanted = "(3, H, W)" if isinstance(image, Tensor) else "(H, W, 3)"
+        raise DoubleheadError(f"an image must be {wanted}, not of shape {shape}")
+    if np.issubdtype(array.dtype, np.floating):
+        if not (array.min() >= 0 and array.max() <= 1):
+            raise DoubleheadError("an image of floats must lie in 0..1; give uint8 for 0..255")
+        array = (array * 255).round().astype(np.uint8)
+    if array.dtype != np.uint8:
+        raise DoubleheadError(f"an image must be uint8 or float, not {array.dtype}")
+    return to_rgb(Image.fromarray(np.ascontiguousarray(array)))

@@ -1,0 +1,177 @@
+"""Another implementation's weights: a table of keys that reads both ways, and the conventions it computes with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from doublehead.common.errors import DoubleheadError
+from doublehead.config import ModelConfig, merge, override
+from doublehead.model.backbone import RESNETS
+from doublehead.model.detector import Detector
+
+Weights = dict[str, Tensor]
+Table = tuple[tuple[str, str], ...]
+
+MANY = range(16)
+"""Enough for layers that are numbered in a table."""
+
+BODY = "backbone.body."
+BRANCH = "roi_heads.branches."
+
+
+def _as_it_is(weights: Weights) -> tuple[Weights, dict[str, Any]]:
+    return weights, {}
+
+
+def _as_it_was(weights: Weights, config: ModelConfig) -> Weights:
+    return weights
+
+
+@dataclass(frozen=True)
+class Format:
+    """A published detector for which one of ours can stand.
+
+    Conventions that a permutation of the weights undoes (where the background stands, the order of colours) are undone
+    by `laid_out`, so that the model knows nothing of them. The others are fields of ModelConfig: `conventions`.
+    """
+
+    name: str
+    marker: str  # how one of their keys begins that no other format has
+    table: Table  # how their keys begin, and ours, one to one
+    conventions: Mapping[str, Any]  # nested values of ModelConfig without which the weights compute something else
+    defaults: Mapping[str, Any]  # other values of ModelConfig, the branches among them
+    laid_out: Callable[[Weights], tuple[Weights, dict[str, Any]]] = _as_it_is
+    """Their weights in our layout, under their keys, and what only the layout told of the ModelConfig."""
+    laid_back: Callable[[Weights, ModelConfig], Weights] = _as_it_was
+    """The inverse of `laid_out`."""
+
+    def recognises(self, keys: Iterable[str]) -> bool:
+        """Whether weights with these keys are of this format."""
+        return any(key.startswith(self.marker) for key in keys)
+
+    def load(self, weights: Weights, settings: Mapping[str, Any]) -> tuple[ModelConfig, int, Weights]:
+        """The ModelConfig, read off the weights; the number of classes; and our weights.
+
+        Args:
+            weights: theirs.
+            settings: values of ModelConfig that shall differ, by their keys, such as {"rpn.nms_iou": 0.6}.
+
+        Raises:
+            DoubleheadError: keys are missing or left over, or a shape does not fit.
+        """
+        theirs, told = self.laid_out(weights)
+        names = {key: _renamed(key, self.table) for key in theirs}
+        ours = {name: theirs[key] for key, name in names.items() if name}
+        values = merge(merge(dict(self.conventions), dict(self.defaults)), told)
+        config = ModelConfig.model_validate(override(merge(values, _read_off(ours)), settings))
+        classes = _rows(ours, "classifier", 2) - 1
+        with torch.device("meta"):
+            wanted = Detector(config, classes).state_dict()
+        back = _turned(self.table)
+        missing = [_renamed(key, back) or key for key in wanted if key not in ours]
+        left_over = [key for key, name in names.items() if name not in wanted]
+        if missing or left_over:
+            raise DoubleheadError(f"is no whole {self.name}: {_listed('missing', missing, 'left over', left_over)}")
+        for key, name in names.items():
+            assert name is not None
+            if theirs[key].shape != wanted[name].shape:
+                shapes = f"{tuple(theirs[key].shape)} where {tuple(wanted[name].shape)} is wanted"
+                raise DoubleheadError(f"is no {self.name} that fits together: {key} has the shape {shapes}")
+        return config, classes, {key: ours[key] for key in wanted}
+
+    def save(self, config: ModelConfig, weights: Weights) -> Weights:
+        """Their weights from ours: the inverse of `load`.
+
+        Raises:
+            DoubleheadError: the model computes what theirs cannot.
+        """
+        back = _turned(self.table)
+        names = {key: _renamed(key, back) for key in weights}
+        left_over = [key for key, name in names.items() if name is None]
+        if left_over:
+            raise DoubleheadError(f"has what {self.name} has no place for: {_listed('left over', left_over)}")
+        result = self.laid_back({name: weights[key] for key, name in names.items() if name}, config)
+        read_again, *_ = self.load(result, {})
+        own, theirs = (_flat(c.model_dump(mode="json")) for c in (config, read_again))
+        for key in _flat(self.conventions):
+            if own[key] != theirs[key]:
+                raise DoubleheadError(f"computes with {key}={own[key]}, {self.name} with {theirs[key]}")
+        return result
+
+
+def _turned(table: Table) -> Table:
+    return tuple((ours, theirs) for theirs, ours in table)
+
+
+def _renamed(key: str, table: Table) -> str | None:
+    return next((new + key.removeprefix(old) for old, new in table if key.startswith(old)), None)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        result |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return result
+
+
+def _listed(*lists: Any) -> str:
+    parts = []
+    for what, keys in zip(lists[::2], lists[1::2], strict=True):
+        if keys:
+            parts.append(f"{what}: {', '.join(keys[:10])}{f' and {len(keys) - 10} more' if len(keys) > 10 else ''}")
+    return "; ".join(parts)
+
+
+def _rows(ours: Weights, predictor: str, default: int) -> int:
+    return next((len(v) for k, v in ours.items() if k.endswith(f".{predictor}.bias")), default)
+
+
+def _read_off(ours: Weights) -> dict[str, Any]:
+    """Depth, widths, number and kind of blocks; what is missing stays at its default."""
+    values: dict[str, Any] = {"backbone": {}, "fc_head": {}, "conv_head": {}, "roi": {}}
+
+    def read(part: str, field: str, key: str) -> None:
+        if key in ours:
+            values[part][field] = len(ours[key])
+
+    stages = tuple(_count(ours, f"{BODY}layer{stage}.") for stage in (1, 2, 3, 4))
+    basic = f"{BODY}layer1.0.conv3.weight" not in ours
+    depths = {blocks: name for name, (blocks, basic_blocks) in RESNETS.items() if basic_blocks == basic}
+    if all(stages):
+        if stages not in depths:
+            raise DoubleheadError(f"has a ResNet of {stages} blocks; the ones known are {', '.join(RESNETS)}")
+        values["backbone"]["name"] = depths[stages]
+    read("backbone", "width", f"{BODY}conv1.weight")
+    read("backbone", "fpn_channels", "backbone.fpn.inner_blocks.0.0.weight")
+    for branch in range(_count(ours, BRANCH)):
+        layers, blocks = f"{BRANCH}{branch}.trunk.layers.", f"{BRANCH}{branch}.trunk.blocks."
+        if count := _count(ours, layers):
+            values["fc_head"]["layers"] = count
+            read("fc_head", "width", f"{layers}0.weight")
+        kinds = [_kind(ours, f"{blocks}{n}.") for n in range(_count(ours, blocks))]
+        if kinds:
+            values["conv_head"]["blocks"] = kinds
+            read("conv_head", "width", f"{blocks}0.skip.weight")
+        for n, kind in enumerate(kinds):
+            if kind == "bottleneck":
+                read("conv_head", "bottleneck_width", f"{blocks}{n}.conv1.weight")
+            if kind == "non-local":
+                read("conv_head", "non_local_width", f"{blocks}{n}.theta.weight")
+    values["roi"]["class_agnostic"] = _rows(ours, "regressor", 0) == 4
+    return values
+
+
+def _kind(ours: Weights, block: str) -> str:
+    if f"{block}skip.weight" in ours:
+        return "up"
+    return "non-local" if f"{block}theta.weight" in ours else "bottleneck"
+
+
+def _count(ours: Weights, prefix: str) -> int:
+    """How many layers are numbered from 0 after the prefix."""
+    return len({key.removeprefix(prefix).split(".")[0] for key in ours if key.startswith(prefix)})

@@ -1,0 +1,96 @@
+"""What is compared: rows of a YAML file, each trained with every seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from doublehead.common.errors import DoubleheadError
+from doublehead.config import Strict, read_yaml, sentence
+
+AT_INFERENCE = "model.roi."
+"""Settings that a row measured with another row's weights may change."""
+
+
+class Row(Strict):
+    """One line of the table: a model that is trained, or the weights of another row measured with other settings."""
+
+    model: str | None = Field(default=None, description="A preset, such as double-head-tiny, or weights to start from;")
+    of: str | None = Field(default=None, description="or the row whose weights are measured with other `model.roi`.")
+    settings: dict[str, Any] = Field(default={}, description="Any settings by their keys, as of `train --set`.")
+
+    @model_validator(mode="after")
+    def _one(self) -> Row:
+        if (self.model is None) == (self.of is None):
+            raise ValueError("give `model` or `of`, one of the two")
+        wrong = [key for key in self.settings if self.of and not key.startswith(AT_INFERENCE)]
+        if wrong:
+            raise ValueError(f"a row with `of` is not trained, and can change only {AT_INFERENCE}*, not {wrong[0]}")
+        return self
+
+
+class Plan(Strict):
+    """A study: the file that `doublehead study` takes."""
+
+    rows: dict[str, Row] = Field(min_length=1)
+    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
+    baseline: str = Field(default="single-fc", description="The row that the others are compared with.")
+    split: str = Field(default="test", description="The split measured at the end of each run.")
+    recipe: str | None = Field(default=None, description="As of `train --recipe`.")
+    settings: dict[str, Any] = Field(default={}, description="Of every row; a row's own settings win.")
+
+    @field_validator("seeds")
+    @classmethod
+    def _different(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("a seed is there twice")
+        return seeds
+
+    @model_validator(mode="after")
+    def _refer(self) -> Plan:
+        if self.baseline not in self.rows:
+            raise ValueError(f"baseline: no row is called `{self.baseline}`")
+        for name, row in self.rows.items():
+            if "/" in name or name.startswith("."):
+                raise ValueError(f"rows: `{name}` is no name for a folder")
+            if row.of is not None and (row.of not in self.rows or self.rows[row.of].of is not None):
+                raise ValueError(f"rows.{name}: `of` must name a row that is trained, not `{row.of}`")
+        return self
+
+
+@dataclass(frozen=True)
+class Run:
+    """One row with one seed."""
+
+    row: str
+    seed: int
+    folder: Path
+
+    def __str__(self) -> str:
+        return f"{self.row}, seed {self.seed}"
+
+    @property
+    def result(self) -> Path:
+        """What was measured; it is there when the run is finished."""
+        return self.folder / "result.json"
+
+
+def read_plan(path: str | Path) -> Plan:
+    """Read the YAML file of a study.
+
+    Raises:
+        DoubleheadError: it is missing, or has a mistake.
+    """
+    try:
+        return Plan.model_validate(read_yaml(Path(path)))
+    except ValidationError as error:
+        raise DoubleheadError(f"{path}: {sentence(error)}") from error
+
+
+def runs(plan: Plan, output: Path) -> list[Run]:
+    """Every run, seed by seed, so that each seed gives a whole table; what is only measured after what is trained."""
+    order = sorted(plan.rows, key=lambda name: plan.rows[name].of is not None)
+    return [Run(name, seed, output / name / f"seed-{seed}") for seed in plan.seeds for name in order]

@@ -1,0 +1,176 @@
+"""Do what a plan asks for and has not been done yet."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from doublehead.common.console import Console
+from doublehead.common.distribution import Distribution, parse_shard
+from doublehead.common.errors import DoubleheadError, Fault
+from doublehead.common.files import whole
+from doublehead.config import Config
+from doublehead.data.dataset import open_dataset
+from doublehead.evaluation.evaluate import Evaluation, evaluate
+from doublehead.inference.predictor import Predictor
+from doublehead.model.checkpoint import load_checkpoint
+from doublehead.training.loop import run_training
+from doublehead.training.recipes import resolve
+from doublehead.training.run import RunFolder
+from doublehead.training.study.plan import Plan, Run, read_plan, runs
+from doublehead.training.study.summary import Summary, summarise
+
+SECONDARY = {"train": {"device", "save_minutes", "log_every"}, "data": {"workers", "check"}}
+"""Settings that may differ between a finished run and the plan: where and how it ran, not what was learnt."""
+
+
+def study(
+    plan: str | Path,
+    data: str | Path,
+    output: str | Path,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    shard: str = "1/1",
+    baseline: str | None = None,
+) -> Summary | None:
+    """Train and measure every row of a plan with every seed, and compare them.
+
+    What is finished is never done again, and what was stopped goes on. Processes with different shards and the same
+    output folder share the work; under torchrun, all processes train each run together.
+
+    Args:
+        plan: the YAML file; see `plan.Plan`.
+        data: the dataset's folder or YAML.
+        output: the folder of the study: `<row>/seed-<seed>/` for each run, and the summary.
+        settings: of every run, after the plan's own.
+        shard: i/n does every n-th of what is to be trained, from the i-th.
+        baseline: the row that the others are compared with, in place of the plan's.
+
+    Returns:
+        The comparison, also written to summary.md, .csv and .png; None while runs of other shards are missing.
+
+    Raises:
+        DoubleheadError: the plan, data or settings have a mistake; or a run failed, after all others were done.
+        Interrupted: Ctrl-C or SIGTERM; the run is saved.
+    """
+    asked, output = read_plan(plan), Path(output)
+    if baseline is not None:
+        if baseline not in asked.rows:
+            raise DoubleheadError(f"--baseline {baseline}: {plan} has no such row, but {', '.join(asked.rows)}")
+        asked = asked.model_copy(update={"baseline": baseline})
+    every = runs(asked, output)
+    mine = _share(asked, every, shard)
+    split = open_dataset(data).read(asked.split)
+    configs = {run: _config(asked, run, data, dict(settings or {})) for run in mine}  # mistakes before the first run
+    any_config = next(iter(configs.values()))
+    processes = Distribution.start(any_config.train.device, any_config.train.timeout)
+    try:
+        _do_all(asked, configs, output, processes)
+    finally:
+        processes.stop()
+    if not processes.leads or not all(run.result.exists() for run in every):
+        return None
+    return summarise(asked, every, split, output)
+
+
+def _share(plan: Plan, every: list[Run], shard: str) -> list[Run]:
+    """The runs of one shard; what is only measured goes with the run whose weights it needs."""
+    part, parts = parse_shard(shard)
+    homes = [(plan.rows[run.row].of or run.row, run.seed) for run in every]
+    order = {home: place for place, home in enumerate(dict.fromkeys(homes))}
+    return [run for run, home in zip(every, homes, strict=True) if order[home] % parts == part]
+
+
+def _config(plan: Plan, run: Run, data: str | Path, settings: dict[str, Any]) -> Config:
+    """The settings of a run; where it takes the weights of another, that one's with its own over them."""
+    row = plan.rows[run.row]
+    trained = plan.rows[row.of] if row.of else row
+    fixed = {"data.path": str(data), "train.seed": run.seed}
+    said = plan.settings | trained.settings | row.settings | settings | fixed
+    return resolve(trained.model, plan.recipe, None, said)
+
+
+def _do_all(plan: Plan, configs: dict[Run, Config], output: Path, processes: Distribution) -> None:
+    """Do what has not been done yet; what fails does not keep the rest from being done."""
+    console, faults = Console(processes.leads), []
+    for number, (run, config) in enumerate(configs.items(), 1):
+        if run.result.exists():
+            _require_same(run, config)
+            continue
+        console.say(f"run {number} of {len(configs)}: {run}")
+        try:
+            _do(plan, run, config, output, processes)
+        except DoubleheadError as error:
+            if isinstance(error, Fault) and processes.world > 1:  # the other processes may not know of it
+                raise
+            faults.append(f"{run}: {error}")
+            console.say(f"failed: {error}")
+    if faults:
+        raise DoubleheadError(f"{len(faults)} of {len(configs)} runs failed; the first is {faults[0]}")
+
+
+def _do(plan: Plan, run: Run, config: Config, output: Path, processes: Distribution) -> None:
+    """Train, unless the weights are another run's, and measure."""
+    of = plan.rows[run.row].of
+    folder = RunFolder(run.folder)
+    seconds: float | None = None
+    if of is not None:
+        weights = RunFolder(output / of / f"seed-{run.seed}").best
+    else:
+        resumed = folder.config.exists()
+        if resumed:
+            _require_same_config(run, folder.stored_config(), config)
+        weights = run_training(config, run.folder, resume=resumed)
+        processes.any(False)  # waits for the first process, which writes the weights
+        seconds = load_checkpoint(folder.last).notes["seconds"]
+    checkpoint = replace(load_checkpoint(weights), config=config.model)
+    predictor = Predictor(checkpoint.build(), checkpoint.categories, processes.device)
+    found = evaluate(predictor, config.data.path, plan.split, workers=config.data.workers, device=config.train.device)
+    if processes.leads:
+        found.save(run.folder / plan.split)
+        _write_result(run, config, weights, found, seconds)
+        folder.last.unlink(missing_ok=True)  # four times the weights, and nothing is left to resume
+
+
+def _write_result(run: Run, config: Config, weights: Path, found: Evaluation, seconds: float | None) -> None:
+    """The result, by which the run is finished."""
+    values = {
+        "row": run.row,
+        "seed": run.seed,
+        "weights": os.path.relpath(weights, run.folder),
+        "training_seconds": seconds,
+        "metrics": {name: None if math.isnan(value) else value for name, value in found.metrics.totals.items()},
+        "config": config.model_dump(mode="json"),
+    }
+    with whole(run.result) as temporary:
+        temporary.write_text(json.dumps(values, indent=1), encoding="utf-8")
+
+
+def _require_same(run: Run, config: Config) -> None:
+    stored = json.loads(run.result.read_text(encoding="utf-8"))["config"]
+    _require_same_config(run, Config.model_validate(stored), config)
+
+
+def _require_same_config(run: Run, stored: Config, config: Config) -> None:
+    """Refuse to go on with a run of other settings."""
+    one, other = (c.model_dump(mode="json", exclude=SECONDARY) for c in (stored, config))
+    changed = list(_differences(one, other))
+    if changed:
+        raise DoubleheadError(
+            f"{run.folder}: was done with {'; '.join(changed[:3])}: give another --output, or remove the folder"
+        )
+
+
+def _differences(one: Any, other: Any, key: str = "") -> list[str]:
+    """What differs between nested settings, in words."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        found = []
+        for name in one.keys() | other.keys():
+            found += _differences(one.get(name), other.get(name), f"{key}.{name}" if key else name)
+        return sorted(found)
+    return [] if one == other else [f"{key} {one}, not {other}"]

@@ -1,0 +1,212 @@
+"""The comparison: mean and deviation over seeds, and paired differences to the baseline with their intervals."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+from torch import Tensor
+
+from doublehead.common.console import Console
+from doublehead.common.device import pick_device
+from doublehead.common.errors import DoubleheadError
+from doublehead.config import Config
+from doublehead.data.images import read_image, to_tensor
+from doublehead.data.records import Split
+from doublehead.evaluation import plots
+from doublehead.evaluation.bootstrap import Matches, draws
+from doublehead.inference.predictor import Predictor
+from doublehead.model.checkpoint import load_checkpoint
+from doublehead.training.study.plan import Plan, Run
+from doublehead.training.study.timing import alternate
+
+FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+DRAWS = 2000
+LEVEL = 0.95
+TIMED_IMAGES = 8
+ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Difference:
+    """AP less the baseline's, seed by seed on the same images, and the interval that it lies in with 95%."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class RowSummary:
+    """One line. Figures in 0..1: the mean over seeds, and the standard deviation (NaN with one seed)."""
+
+    name: str
+    seeds: int
+    means: dict[str, float]
+    deviations: dict[str, float]
+    aps: list[float]  # of each seed
+    difference: Difference | None  # None: the baseline itself
+    training_minutes: float | None  # of steps, median over seeds; None: not trained
+    milliseconds: float  # per image, one at a time
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All lines, and what they were measured on."""
+
+    baseline: str
+    split: str
+    images: int
+    rows: list[RowSummary]
+
+    def lines(self) -> list[list[str]]:
+        """Header and cells in words, figures in per cent."""
+        cells = [["", "seeds", *FIGURES, f"AP - {self.baseline}", "training, min", "inference, ms"]]
+        for row in self.rows:
+            figures = [_plus_minus(row.means[name], row.deviations[name]) for name in FIGURES]
+            d = row.difference
+            difference = f"{100 * d.mean:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]" if d else ""
+            minutes = "" if row.training_minutes is None else f"{row.training_minutes:.1f}"
+            cells.append([row.name, f"{row.seeds}", *figures, difference, minutes, f"{row.milliseconds:.0f}"])
+        return cells
+
+    def table(self) -> Table:
+        """For the console: what fits into 80 columns."""
+        header, *rows = ([line[0], *line[2:4], line[8]] for line in self.lines())
+        table = Table(*header, caption=self._title())
+        for column in table.columns:
+            column.no_wrap = True
+        for row in rows:
+            table.add_row(*row)
+        return table
+
+    def markdown(self) -> str:
+        """A table, with what it shows above it."""
+        header, *rows = self.lines()
+        lines = [header, ["---"] * len(header), *rows]
+        return f"{self._title()}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+    def _title(self) -> str:
+        return (
+            f"{self.images} images of `{self.split}`; in %, mean and standard deviation over seeds; differences with "
+            f"{LEVEL:.0%} intervals over images and seeds"
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write summary.md and summary.csv."""
+        (folder / "summary.md").write_text(self.markdown(), encoding="utf-8")
+        with (folder / "summary.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(self._values())
+
+    def draw(self, path: Path) -> Path:
+        """AP of every seed, and the differences with their intervals, as a picture. Returns the path.
+
+        Raises:
+            DoubleheadError: matplotlib is not installed.
+        """
+        differences = [(d.mean, d.low, d.high) if (d := row.difference) else None for row in self.rows]
+        names, aps = [row.name for row in self.rows], [row.aps for row in self.rows]
+        return plots.compared(names, aps, differences, self.baseline, path)
+
+    def _values(self) -> list[list[Any]]:
+        both = [f"{name}{suffix}" for name in FIGURES for suffix in ("", "_deviation")]
+        header = ["row", "seeds", *both, "difference", "low", "high", "training_minutes", "milliseconds"]
+        lines: list[list[Any]] = [header]
+        for row in self.rows:
+            figures = [value for name in FIGURES for value in (row.means[name], row.deviations[name])]
+            d = row.difference
+            paired = [d.mean, d.low, d.high] if d else ["", "", ""]
+            lines.append([row.name, row.seeds, *figures, *paired, row.training_minutes, row.milliseconds])
+        return lines
+
+
+def summarise(plan: Plan, runs: Sequence[Run], split: Split, output: Path) -> Summary:
+    """Compare finished runs, and write the comparison into `output`.
+
+    The interval of a difference comes from drawing, with replacement, the images that are measured and the seeds,
+    both at once, and the same images for both models.
+
+    Raises:
+        DoubleheadError: detections of a run do not belong to the split.
+    """
+    results = {run: json.loads(run.result.read_text(encoding="utf-8")) for run in runs}
+    milliseconds = _inference_times(plan, runs, results, split)
+    rng = np.random.default_rng(0)
+    weights = draws(len(split.records), DRAWS, rng)
+    places = rng.integers(len(plan.seeds), size=(DRAWS, len(plan.seeds)))
+    drawn: dict[str, list[np.ndarray]] = {}  # AP of each seed, (DRAWS,)
+    with Console().progress("comparing", len(runs)) as advance:
+        for run in runs:  # seed by seed
+            found = json.loads((run.folder / plan.split / "predictions.json").read_text(encoding="utf-8"))
+            drawn.setdefault(run.row, []).append(Matches(split.records, split.categories, found).ap(weights))
+            advance()
+    base = [_number(result["metrics"]["AP"]) for run, result in results.items() if run.row == plan.baseline]
+
+    def row(name: str) -> RowSummary:
+        own = [result for run, result in results.items() if run.row == name]
+        figures = {figure: [_number(result["metrics"][figure]) for result in own] for figure in FIGURES}
+        apart = np.stack(drawn[name]) - np.stack(drawn[plan.baseline])
+        low, high = np.nanpercentile(
+            np.take_along_axis(apart.T, places, axis=1).mean(1), [50 * (1 - LEVEL), 50 * (1 + LEVEL)]
+        )
+        difference = Difference(float(np.mean(np.subtract(figures["AP"], base))), float(low), float(high))
+        minutes = [result["training_seconds"] / 60 for result in own if result["training_seconds"] is not None]
+        return RowSummary(
+            name,
+            len(own),
+            {figure: float(np.mean(values)) for figure, values in figures.items()},
+            {figure: float(np.std(v, ddof=1)) if len(v) > 1 else math.nan for figure, v in figures.items()},
+            figures["AP"],
+            None if name == plan.baseline else difference,
+            median(minutes) if minutes else None,
+            milliseconds[name],
+        )
+
+    summary = Summary(plan.baseline, plan.split, len(split.records), [row(name) for name in plan.rows])
+    summary.save(output)
+    return summary
+
+
+def _inference_times(
+    plan: Plan, runs: Sequence[Run], results: dict[Run, dict[str, Any]], split: Split
+) -> dict[str, float]:
+    """Milliseconds per image of each row's first seed, one image at a time; the rows take turns."""
+    images = [to_tensor(read_image(record.path)) for record in split.records[:TIMED_IMAGES]]
+    if not images:
+        raise DoubleheadError(f"split `{split.name}` holds no images")
+    calls, device = {}, pick_device("cpu")
+    for run in runs:
+        if run.seed == plan.seeds[0]:
+            config = Config.model_validate(results[run]["config"])
+            device = pick_device(config.train.device)
+            checkpoint = replace(load_checkpoint(run.folder / results[run]["weights"]), config=config.model)
+            predictor = Predictor(checkpoint.build(), checkpoint.categories, device)
+            calls[run.row] = partial(_one_by_one, predictor, images)
+    with Console().progress("timing", (ROUNDS + 2) * len(calls)) as advance:
+        seconds = alternate(calls, ROUNDS, device, advance)
+    return {name: 1000 * median(times) / len(images) for name, times in seconds.items()}
+
+
+def _one_by_one(predictor: Predictor, images: list[Tensor]) -> None:
+    for image in images:
+        predictor.detect([image])
+
+
+def _number(value: float | None) -> float:
+    """JSON has no NaN."""
+    return math.nan if value is None else value
+
+
+def _plus_minus(value: float, deviation: float) -> str:
+    if math.isnan(value):
+        return "-"
+    return f"{100 * value:.1f}" + ("" if math.isnan(deviation) else f" ± {100 * deviation:.1f}")
