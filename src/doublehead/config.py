@@ -13,36 +13,41 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from doublehead.common.errors import DoubleheadError
-
-Block = Literal["up", "bottleneck", "non-local"]
+from doublehead.common.strict import Count, Fraction, NotNegative, Positive, Sectioned, Share, Strict
+from doublehead.model.parts import BACKBONES, RGB, TRUNKS
 
 LOADER_TIMEOUT = 300.0
 """Seconds that loading one batch may take before the disk, or a process that loads, is taken to hang."""
 
-CONV_HEAD_FORMS: dict[str, tuple[Block, ...]] = {
-    "paper": ("up", "non-local", "bottleneck", "non-local", "bottleneck"),
-    "mmdetection": ("up", "bottleneck", "bottleneck", "bottleneck", "bottleneck"),
-}
 
+def row_of(kind: str, name: str, table: Mapping[str, Any]) -> str:
+    """The name, if the table has a row of it.
 
-class Strict(BaseModel):
-    """Refuses unknown keys and cannot be changed once made."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    Raises:
+        ValueError: it has none; the sentence lists the rows.
+    """
+    if name not in table:
+        raise ValueError(f"unknown {kind} `{name}`; choose {', '.join(table)}")
+    return name
 
 
 class BranchConfig(Strict):
     """One branch of a box head: a trunk, and the weight of each task in its loss (paper, section 4)."""
 
-    trunk: Literal["fc", "conv"]
-    classify: float = Field(ge=0, description="Weight of the classification loss; 0: no such predictor.")
-    regress: float = Field(ge=0, description="Weight of the box regression loss; 0: no such predictor.")
-    roi_scale: float | None = Field(
-        default=None, gt=0, description="Enlarges each RoI about its centre; None: 1.0 for fc, 1.3 for conv."
+    trunk: str = Field(description="A row of TRUNKS: fc, conv.")
+    classify: NotNegative = Field(description="Weight of the classification loss; 0: no such predictor.")
+    regress: NotNegative = Field(description="Weight of the box regression loss; 0: no such predictor.")
+    roi_scale: Positive | None = Field(
+        default=None, description="Enlarges each RoI about its centre; None: 1.0 for fc, 1.3 for conv."
     )
+
+    @field_validator("trunk")
+    @classmethod
+    def _known(cls, trunk: str) -> str:
+        return row_of("trunk", trunk, TRUNKS)
 
     @model_validator(mode="after")
     def _learns_something(self) -> BranchConfig:
@@ -53,7 +58,7 @@ class BranchConfig(Strict):
     @property
     def scale(self) -> float:
         """The RoI scale in force."""
-        return self.roi_scale or {"fc": 1.0, "conv": 1.3}[self.trunk]
+        return self.roi_scale or TRUNKS[self.trunk].roi_scale
 
     @property
     def only_regresses(self) -> bool:
@@ -61,84 +66,69 @@ class BranchConfig(Strict):
         return self.classify == 0
 
 
-class BackboneConfig(Strict):
-    """ResNet with a feature pyramid."""
+class BackboneConfig(Sectioned):
+    """The body of the network: maps of strides 4, 8, 16 and 32. What only a ResNet has stands under `resnet`."""
 
-    name: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet50"
+    name: str = Field(default="resnet50", description="A row of BACKBONES: resnet18, resnet34, resnet50, resnet101.")
     norm: Literal["frozen", "batch", "group"] = Field(
         default="frozen", description="frozen: BatchNorm with fixed statistics; batch or group: from scratch."
     )
     weights: str | None = Field(
         default="imagenet",
-        description="imagenet: torchvision's, downloaded once; a path to a .pth or .safetensors file; or null.",
+        description="imagenet: downloaded once; a path to a .pth or .safetensors file; or null: none.",
     )
     trainable_stages: int = Field(default=3, ge=0, le=5, description="How many of the 5 stages learn, last first.")
-    width: int = Field(default=64, ge=1, description="Channels of the stem; those of the stages follow.")
-    stride_in: Literal["3x3", "1x1"] = Field(
-        default="3x3",
-        description="Which convolution of a bottleneck has the stride: 3x3 (torchvision), 1x1 (the authors).",
-    )
-    norm_eps: float = Field(default=1e-5, ge=0, description="Added to the variance in frozen and batch norm.")
-    fpn_channels: int = Field(default=256, ge=1)
 
-
-class FCHeadConfig(Strict):
-    """The fc-head: flatten, then fully connected layers with ReLU."""
-
-    layers: int = Field(default=2, ge=1)
-    width: int = Field(default=1024, ge=1)
-
-
-class ConvHeadConfig(Strict):
-    """The conv-head: blocks at 7x7, then global average pooling."""
-
-    blocks: tuple[Block, ...] = Field(
-        default=CONV_HEAD_FORMS["paper"], description="A list of blocks, or the form `paper` or `mmdetection`."
-    )
-    width: int = Field(default=1024, ge=1)
-    bottleneck_width: int = Field(default=256, ge=1)
-    non_local_width: int = Field(default=512, ge=1)
-    non_local_groups: int = Field(default=4, ge=1)
-
-    @model_validator(mode="before")
+    @field_validator("name")
     @classmethod
-    def _named_form(cls, values: Any) -> Any:
-        if isinstance(values, dict) and isinstance(values.get("blocks"), str):
-            if values["blocks"] not in CONV_HEAD_FORMS:
-                raise ValueError(f"blocks is a list, or one of {', '.join(CONV_HEAD_FORMS)}")
-            return {**values, "blocks": CONV_HEAD_FORMS[values["blocks"]]}
-        return values
+    def _known(cls, name: str) -> str:
+        return row_of("backbone", name, BACKBONES)
 
     @model_validator(mode="after")
-    def _fits(self) -> ConvHeadConfig:
-        if not self.blocks or self.blocks[0] != "up" or "up" in self.blocks[1:]:
-            raise ValueError("blocks must begin with `up`, which widens the RoI features, and hold no other `up`")
-        if self.non_local_width % self.non_local_groups:
-            raise ValueError("non_local_width must be a multiple of non_local_groups")
+    def _own_section(self) -> BackboneConfig:
+        section = BACKBONES[self.name].section
+        known = {row.section: row.config for row in BACKBONES.values() if row.section}
+        self._check_sections(known, [section] if section else [])
         return self
+
+    @property
+    def own(self) -> Any:
+        """The settings that this backbone alone has."""
+        section = BACKBONES[self.name].section
+        return self.section(section) if section else Strict()
+
+
+class FPNConfig(Strict):
+    """The feature pyramid on top of the backbone (torchvision's)."""
+
+    channels: Count = 256
+    norm: Literal["auto", "none", "batch", "group"] = Field(
+        default="auto", description="auto: group where the backbone's norm is group, else none."
+    )
 
 
 class RPNConfig(Strict):
     """The region proposal network (torchvision's), with the recipe's numbers."""
 
-    anchor_sizes: tuple[float, ...] = Field(
+    depth: Count = Field(default=1, description="Number of 3x3 convolutions.")
+    anchor_sizes: tuple[Positive, ...] = Field(
         default=(32, 64, 128, 256, 512), min_length=5, max_length=5, description="One size for each of P2..P6."
     )
-    aspect_ratios: tuple[float, ...] = Field(default=(0.5, 1.0, 2.0), min_length=1)
+    aspect_ratios: tuple[Positive, ...] = Field(default=(0.5, 1.0, 2.0), min_length=1)
     anchors: Literal["torchvision", "mmdetection", "authors"] = Field(
         default="torchvision", description="Whose way of rounding and placing anchors."
     )
-    foreground_iou: float = 0.7
-    background_iou: float = 0.3
-    sampled: int = Field(default=256, ge=1, description="Anchors sampled per image for the loss.")
-    positive_fraction: float = 0.5
-    nms_iou: float = 0.7
-    before_nms_training: int = Field(default=2000, description="Proposals kept per level before NMS.")
-    before_nms_inference: int = Field(default=1000, description="Proposals kept per level before NMS.")
-    proposals_training: int = Field(default=2000, description="Proposals kept per image after NMS.")
-    proposals_inference: int = Field(default=1000, description="Proposals kept per image after NMS.")
-    smallest_side: float = Field(
-        default=1e-3, ge=0, description="Proposals with a side under it, in pixels, are dropped."
+    foreground_iou: Fraction = 0.7
+    background_iou: Fraction = 0.3
+    sampled: Count = Field(default=256, description="Anchors sampled per image for the loss.")
+    positive_fraction: Share = 0.5
+    nms_iou: Fraction = 0.7
+    before_nms_training: Count = Field(default=2000, description="Proposals kept per level before NMS.")
+    before_nms_inference: Count = Field(default=1000, description="Proposals kept per level before NMS.")
+    proposals_training: Count = Field(default=2000, description="Proposals kept per image after NMS.")
+    proposals_inference: Count = Field(default=1000, description="Proposals kept per image after NMS.")
+    smallest_side: NotNegative = Field(
+        default=1e-3, description="Proposals with a side under it, in pixels, are dropped."
     )
 
     @model_validator(mode="after")
@@ -151,9 +141,9 @@ class RPNConfig(Strict):
 class RoIConfig(Strict):
     """Sampling of proposals, which of them a regress-only branch sees, and post-processing."""
 
-    sampled: int = Field(default=512, ge=1, description="Proposals sampled per image in training.")
-    positive_fraction: float = 0.25
-    foreground_iou: float = 0.5
+    sampled: Count = Field(default=512, description="Proposals sampled per image in training.")
+    positive_fraction: Share = 0.25
+    foreground_iou: Fraction = 0.5
     training_proposals: Literal["positives", "all"] = Field(
         default="positives", description="What a branch that only regresses sees in training."
     )
@@ -171,51 +161,90 @@ class RoIConfig(Strict):
     fusion: Literal["complementary", "average", "maximum"] = Field(
         default="complementary", description="How the scores of several classifying branches become one (paper, 4.3)."
     )
-    score_floor: float = Field(
+    score_floor: Fraction = Field(
         default=0.0,
-        ge=0,
-        le=1,
         description="Of several branches whose scores are fused, the later ones see only proposals to which the first "
         "gives some class a score above it; the others are dropped. 0: they see all.",
     )
     class_agnostic: bool = Field(default=False, description="One box per proposal rather than one per class.")
     sampling_ratio: int = Field(
-        default=2, ge=0, description="RoIAlign's sampling points per bin and side; 0: adaptive."
+        default=2, ge=0, lt=2**31, description="RoIAlign's sampling points per bin and side; 0: adaptive."
     )
     aligned: bool = Field(default=False, description="Whether RoIAlign shifts coordinates by half a pixel.")
-    score_threshold: float = Field(default=0.05, ge=0, le=1)
-    nms_iou: float = Field(default=0.5, ge=0, le=1)
-    detections: int = Field(default=100, ge=1, description="Best detections kept per image.")
-    smallest_side: float = Field(
-        default=1e-2, ge=0, description="Detections with a side under it, in pixels, are dropped."
+    score_threshold: Fraction = 0.05
+    nms_iou: Fraction = 0.5
+    detections: Count = Field(default=100, description="Best detections kept per image.")
+    smallest_side: NotNegative = Field(
+        default=1e-2, description="Detections with a side under it, in pixels, are dropped."
     )
 
 
 class InputConfig(Strict):
     """How an image becomes the network's input."""
 
-    short_side: int = Field(default=800, ge=32, description="Images are resized to this short side,")
-    long_side: int = Field(default=1333, ge=32, description="unless the long side would pass this.")
+    short_side: int = Field(default=800, ge=32, lt=2**31, description="Shorter side after resizing.")
+    long_side: int = Field(default=1333, ge=32, lt=2**31, description="Maximum longer side.")
     antialias: bool = Field(default=True, description="Whether resizing averages what it makes smaller.")
-    mean: tuple[float, float, float] = Field(default=(0.485, 0.456, 0.406), description="Of RGB in 0..1.")
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: RGB = Field(default=(0.485, 0.456, 0.406), description="Of RGB in 0..1; the default is the backbone's.")
+    std: tuple[Positive, Positive, Positive] = Field(default=(0.229, 0.224, 0.225), description="Likewise.")
 
 
-class ModelConfig(Strict):
-    """What is built. `doublehead models` lists the presets."""
+MOVED: dict[str, tuple[str, ...]] = {
+    "width": ("backbone", "resnet", "width"),
+    "stride_in": ("backbone", "resnet", "stride_in"),
+    "norm_eps": ("backbone", "resnet", "norm_eps"),
+    "fpn_channels": ("fpn", "channels"),
+}
+"""Keys that stood under `model.backbone` in version 0.1, and where they are now."""
+
+
+def renewed(model: Any) -> Any:
+    """The values of a ModelConfig with the keys of earlier versions moved to where they are now.
+
+    A key of an earlier version wins over the same setting under its new key: presets use new keys alone.
+    """
+    backbone = model.get("backbone") if isinstance(model, dict) else None
+    if not isinstance(backbone, dict):
+        return model
+    result = model | {"backbone": {key: value for key, value in backbone.items() if key not in MOVED}}
+    for key in MOVED.keys() & backbone.keys():
+        value = backbone[key]
+        for part in reversed(MOVED[key]):
+            value = {part: value}
+        result = merge(result, value)
+    return result
+
+
+class ModelConfig(Sectioned):
+    """What is built. `doublehead models` lists the presets. Each trunk's own settings stand under `<trunk>_head`."""
 
     preset: str = Field(default="custom", description="The preset this came from, for people to read.")
     branches: tuple[BranchConfig, ...] = Field(min_length=1)
     input: InputConfig = InputConfig()
     backbone: BackboneConfig = BackboneConfig()
+    fpn: FPNConfig = FPNConfig()
     rpn: RPNConfig = RPNConfig()
     roi: RoIConfig = RoIConfig()
-    fc_head: FCHeadConfig = FCHeadConfig()
-    conv_head: ConvHeadConfig = ConvHeadConfig()
-    head_norm: Literal["batch", "group"] = Field(default="batch", description="Norm of the conv-head's blocks.")
+    head_norm: Literal["batch", "group"] = Field(default="batch", description="Norm of the trunks that have one.")
     inclusive_pixels: bool = Field(
         default=False, description="Whether RoIs are pooled, clipped and resized as boxes that end at their last pixel."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_earlier_versions(cls, values: Any) -> Any:
+        return renewed(values)
+
+    @model_validator(mode="after")
+    def _brought_by_rows(self) -> ModelConfig:
+        """Check the sections of trunks, and take the backbone's mean and std where none are given."""
+        known = {f"{name}_head": row.config for name, row in TRUNKS.items()}
+        self._check_sections(known, [f"{branch.trunk}_head" for branch in self.branches])
+        row = BACKBONES[self.backbone.name]
+        own = {"mean": row.mean, "std": row.std}
+        missing = {key: value for key, value in own.items() if key not in self.input.model_fields_set}
+        object.__setattr__(self, "input", self.input.model_copy(update=missing))
+        return self
 
     @model_validator(mode="after")
     def _both_tasks(self) -> ModelConfig:
@@ -234,17 +263,23 @@ class ModelConfig(Strict):
         trunks = [b.trunk for b in self.branches]
         return tuple(t if trunks.count(t) == 1 else f"{t}{trunks[: i + 1].count(t)}" for i, t in enumerate(trunks))
 
+    def trunk(self, name: str) -> Any:
+        """The settings that a trunk of one of the branches has."""
+        return self.section(f"{name}_head")
+
 
 class AugmentConfig(Strict):
     """Augmentation of training images, done by torchvision.transforms.v2."""
 
-    short_sides: tuple[int, ...] | None = Field(
-        default=None, description="Short sides to choose from at random; None: the model's own input size."
+    short_sides: tuple[Count, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="Short sides to choose from at random; None: the model's own input size.",
     )
-    horizontal_flip: float = Field(default=0.5, ge=0, le=1, description="Probability.")
-    vertical_flip: float = Field(default=0.0, ge=0, le=1, description="Probability.")
-    colour: float = Field(default=0.0, ge=0, le=1, description="Strength of the change of colour; 0: none.")
-    iou_crop: float = Field(default=0.0, ge=0, le=1, description="Probability of a crop that keeps some object whole.")
+    horizontal_flip: Fraction = Field(default=0.5, description="Probability.")
+    vertical_flip: Fraction = Field(default=0.0, description="Probability.")
+    colour: Fraction = Field(default=0.0, description="Strength of the change of colour; 0: none.")
+    iou_crop: Fraction = Field(default=0.0, description="Probability of a crop that keeps some object whole.")
 
 
 def absolute(path: str) -> str:
@@ -259,9 +294,14 @@ class DataConfig(Strict):
     train_split: str = "train"
     val_split: str | None = Field(default="val", description="Split measured during training; null: none.")
     augment: AugmentConfig = AugmentConfig()
-    workers: int | None = Field(default=None, ge=0, description="Loader processes per rank; None: by the cores.")
+    workers: int | None = Field(
+        default=None, ge=0, lt=2**31, description="Loader processes per rank; None: by the cores."
+    )
     timeout: float = Field(
-        default=LOADER_TIMEOUT, ge=0, description="Longest wait for a batch from a loader process, in seconds; 0: none."
+        default=LOADER_TIMEOUT,
+        ge=0,
+        le=1e6,
+        description="Longest wait for a batch from a loader process, in seconds; 0: none.",
     )
     check: Literal["decode", "header", "none"] = Field(
         default="decode", description="How every image is looked at before training starts."
@@ -279,41 +319,56 @@ class TrainConfig(Strict):
     weights: str | None = Field(
         default=None, description="A checkpoint to start from; predictors of classes that differ start anew."
     )
+    partial_weights: bool = Field(
+        default=False, description="Accept `weights` that leave layers of the backbone at their initial values."
+    )
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: float = Field(default=0.02, gt=0, description="Peak learning rate, for `batch_size` images a step.")
-    momentum: float = 0.9
-    weight_decay: float = Field(default=1e-4, ge=0)
+    lr: Positive = Field(default=0.02, description="Peak learning rate, for `batch_size` images a step.")
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: NotNegative = 1e-4
     schedule: Literal["steps", "cosine"] = "steps"
-    milestones: tuple[float, ...] = Field(
+    milestones: tuple[Fraction, ...] = Field(
         default=(2 / 3, 8 / 9), description="`steps`: where the rate falls tenfold, as fractions of the run."
     )
-    warmup_steps: int = Field(default=500, ge=0)
-    warmup_start: float = Field(default=1 / 3, ge=0, le=1, description="First rate, as a fraction of the peak.")
-    steps: int | None = Field(default=90_000, ge=1, description="Length of the run in optimiser steps,")
-    epochs: float | None = Field(default=None, gt=0, description="or in epochs. Exactly one of the two is set.")
-    batch_size: int = Field(default=16, ge=1, description="Images per step, over all ranks and accumulation.")
-    accumulate: int = Field(default=1, ge=1, description="Forward passes per step, to save memory.")
-    clip_norm: float | None = Field(default=None, gt=0, description="Largest norm of the gradient; null: no limit.")
+    warmup_steps: int = Field(default=500, ge=0, lt=2**31)
+    warmup_start: Fraction = Field(default=1 / 3, description="First rate, as a fraction of the peak.")
+    steps: Count | None = Field(default=90_000, description="Length of the run in optimiser steps,")
+    epochs: Positive | None = Field(default=None, description="or in epochs. Exactly one of the two is set.")
+    batch_size: Count = Field(default=16, description="Images per step, over all ranks and accumulation.")
+    accumulate: Count = Field(default=1, description="Forward passes per step, to save memory.")
+    clip_norm: Positive | None = Field(default=None, description="Largest norm of the gradient; null: no limit.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="auto", description="auto: bf16 where the device computes in it, otherwise fp32."
     )
     ema: float | None = Field(default=None, gt=0, lt=1, description="Decay of the weights' moving average; null: none.")
     seed: int = Field(default=0, ge=0, lt=2**32)
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1")
-    evaluate_every: float | None = Field(
-        default=None, gt=0, description="Epochs between measurements on the val split; null: a twentieth of the run."
+    evaluate_every: Positive | None = Field(
+        default=None, description="Epochs between measurements on the val split; null: a twentieth of the run."
     )
-    save_minutes: float = Field(default=10.0, gt=0, description="Longest time between two savings of `last`.")
+    save_minutes: Positive = Field(default=10.0, description="Longest time between two savings of `last`.")
     skip_not_finite: int = Field(
-        default=0, ge=0, description="How many steps whose loss or gradient is not finite are left out before it ends."
+        default=0,
+        ge=0,
+        lt=2**31,
+        description="How many steps whose loss or gradient is not finite are left out before it ends.",
     )
-    timeout: float = Field(default=1800.0, gt=0, description="Longest wait for another process of the run, in seconds.")
-    log_every: int = Field(default=20, ge=1, description="Steps between rows of training.csv.")
+    timeout: float = Field(
+        default=1800.0, gt=0, le=1e6, description="Longest wait for another process of the run, in seconds."
+    )
+    log_every: Count = Field(default=20, description="Steps between rows of training.csv.")
 
     @field_validator("weights")
     @classmethod
     def _from_anywhere(cls, path: str | None) -> str | None:
         return path and absolute(path)
+
+    @field_validator("milestones")
+    @classmethod
+    def _rising(cls, milestones: tuple[float, ...]) -> tuple[float, ...]:
+        if list(milestones) != sorted(set(milestones)):
+            raise ValueError("give milestones in rising order, such as [0.67, 0.89]")
+        return milestones
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainConfig:

@@ -6,6 +6,8 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +44,8 @@ SETTINGS = {
 """What a header says that the weights do not tell."""
 
 READ_OFF = {
-    "base_channels": "backbone.width",
-    "fpn_channels": "backbone.fpn_channels",
+    "base_channels": "backbone.resnet.width",
+    "fpn_channels": "fpn.channels",
     "fc_out_channels": "fc_head.width",
     "conv_out_channels": "conv_head.width",
     "nonlocal_inter_channels": "conv_head.non_local_width",
@@ -146,8 +148,8 @@ def test_header_and_weights_agree(golden: Golden) -> None:
     config = golden.model.config.model_dump()
     for key, place in READ_OFF.items():
         if key in golden.said and (key != "reg_class_agnostic" or golden.said["num_classes"] > 1):
-            part, name = place.split(".")
-            assert config[part][name] == golden.said[key], key
+            *parts, name = place.split(".")
+            assert reduce(getitem, parts, config)[name] == golden.said[key], key
     assert config["backbone"]["name"] == f"resnet{golden.said.get('depth', 50)}"
     blocks = config["conv_head"]["blocks"]
     if "num_convs" in golden.said:
@@ -155,7 +157,7 @@ def test_header_and_weights_agree(golden: Golden) -> None:
     if "nonlocal_stacks" in golden.said:
         assert blocks == ("up", *["non-local", "bottleneck"] * golden.said["nonlocal_stacks"])
     if "res2_out_channels" in golden.said:
-        assert config["backbone"]["width"] * 4 == golden.said["res2_out_channels"]
+        assert config["backbone"]["resnet"]["width"] * 4 == golden.said["res2_out_channels"]
     weights = golden.said.get("box_weights") or [1 / std for std in golden.said["box_stds"]]
     assert list(golden.model.roi_heads.coder.weights) == pytest.approx(weights)
     assert len(load_checkpoint(golden.checkpoint).categories) == golden.said["num_classes"]

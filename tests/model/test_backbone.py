@@ -7,18 +7,20 @@ import torchvision
 from safetensors.torch import save_file
 
 from doublehead.common.errors import DoubleheadError
-from doublehead.config import BackboneConfig
-from doublehead.model.backbone import build_backbone
+from doublehead.config import BackboneConfig, FPNConfig
+from doublehead.model.backbone import Backbone
+
+FPN = FPNConfig(channels=16)
 
 
 def backbone(**values: Any) -> torch.nn.Module:
-    return build_backbone(BackboneConfig(name="resnet18", fpn_channels=16, **values), pretrained=True)
+    return Backbone(BackboneConfig(name="resnet18", **values), FPN, pretrained=True)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101"])
 def test_pyramid_has_strides_4_to_64(name: str) -> None:
     with torch.device("meta"):
-        maps = build_backbone(BackboneConfig(name=name, fpn_channels=16), False)(torch.zeros(1, 3, 128, 256))
+        maps = Backbone(BackboneConfig(name=name), FPN, False)(torch.zeros(1, 3, 128, 256))
     assert {k: tuple(v.shape[1:]) for k, v in maps.items()} == {
         "0": (16, 32, 64), "1": (16, 16, 32), "2": (16, 8, 16), "3": (16, 4, 8), "pool": (16, 2, 4)
     }  # fmt: skip

@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from doublehead.config import CONV_HEAD_FORMS, ConvHeadConfig, FCHeadConfig
-from doublehead.model.trunks import BottleneckBlock, ConvHead, FCHead, NonLocalBlock, UpBlock, group_norm
+from doublehead.model.norms import group_norm
+from doublehead.model.parts import CONV_HEAD_FORMS, ConvHeadConfig, FCHeadConfig
+from doublehead.model.trunks import BottleneckBlock, ConvHead, FCHead, NonLocalBlock, UpBlock
 
 
 def test_fc_head_has_weights_of_its_own_for_every_position() -> None:
@@ -18,7 +19,7 @@ def test_fc_head_has_weights_of_its_own_for_every_position() -> None:
 @pytest.mark.parametrize("form", ["paper", "mmdetection"])
 def test_conv_head_keeps_7x7_and_averages_it(form: str, norm: str) -> None:
     config = ConvHeadConfig(blocks=CONV_HEAD_FORMS[form], width=32, bottleneck_width=8, non_local_width=16)
-    head = ConvHead(16, config, norm).eval()
+    head = ConvHead(16, 7, config, norm).eval()
     x = torch.randn(2, 16, 7, 7)
     features = head.feature_map(x)
     assert features.shape == (2, 32, 7, 7)
@@ -27,7 +28,7 @@ def test_conv_head_keeps_7x7_and_averages_it(form: str, norm: str) -> None:
 
 def test_forms_are_the_published_ones() -> None:
     kinds = {
-        form: [type(block) for block in ConvHead(8, ConvHeadConfig(blocks=blocks, width=32), "batch").blocks]
+        form: [type(block) for block in ConvHead(8, 7, ConvHeadConfig(blocks=blocks, width=32)).blocks]
         for form, blocks in CONV_HEAD_FORMS.items()
     }
     attention = [NonLocalBlock, BottleneckBlock]
@@ -60,6 +61,6 @@ def test_non_local_block_is_the_dot_product_without_softmax() -> None:
 
 def test_no_rois_pass_through() -> None:
     x = torch.zeros(0, 16, 7, 7)
-    conv = ConvHead(16, ConvHeadConfig(width=32, bottleneck_width=8, non_local_width=16), "group")
+    conv = ConvHead(16, 7, ConvHeadConfig(width=32, bottleneck_width=8, non_local_width=16), "group")
     assert conv(x).shape == (0, 32)
     assert FCHead(16, 7, FCHeadConfig(width=8))(x).shape == (0, 8)

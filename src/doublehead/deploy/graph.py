@@ -15,7 +15,6 @@ from doublehead.common.errors import require
 from doublehead.inference.exported import OUTPUTS
 from doublehead.model.detector import Detector
 from doublehead.model.optimize import for_inference
-from doublehead.model.trunks import ConvHead
 
 OPSET = 18
 EXAMPLE = (3, 150, 210)
@@ -37,8 +36,7 @@ class Graph(nn.Module):
         self.model = for_inference(model, torch.device("cpu"))
         self.owners = owners
         for branch in self.model.roi_heads:
-            if isinstance(branch.trunk, ConvHead):
-                branch.trunk.at_once = None  # how many parts there are would depend on what was found
+            branch.trunk.in_parts(None)  # how many parts there are would depend on what was found
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """RGB uint8 (3, H, W) to boxes (D, 4) xyxy in its pixels, scores (D,) falling and labels (D,) in 1..C."""

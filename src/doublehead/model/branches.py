@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from doublehead.config import BranchConfig, ModelConfig
-from doublehead.model.trunks import ConvHead, FCHead
+from doublehead.model.parts import TRUNKS, imported
+from doublehead.model.trunks import Trunk
 
 
 class Branch(nn.Module):
@@ -14,7 +15,7 @@ class Branch(nn.Module):
 
     Args:
         config: which trunk, and the weight of each task.
-        model: widths and forms of the trunks.
+        model: the settings of trunks, and what they are given.
         classes: number of classes C without the background.
         resolution: side of the pooled RoI features.
     """
@@ -22,12 +23,8 @@ class Branch(nn.Module):
     def __init__(self, config: BranchConfig, model: ModelConfig, classes: int, resolution: int) -> None:
         super().__init__()
         self.config = config
-        channels = model.backbone.fpn_channels
-        self.trunk: FCHead | ConvHead
-        if config.trunk == "fc":
-            self.trunk = FCHead(channels, resolution, model.fc_head)
-        else:
-            self.trunk = ConvHead(channels, model.conv_head, model.head_norm)
+        build = imported(TRUNKS[config.trunk].trunk)
+        self.trunk: Trunk = build(model.fpn.channels, resolution, model.trunk(config.trunk), model.head_norm)
         boxes = 1 if model.roi.class_agnostic else classes + 1
         self.classifier = _predictor(self.trunk.width, classes + 1, 0.01) if config.classify else None
         self.regressor = _predictor(self.trunk.width, 4 * boxes, 0.001) if config.regress else None

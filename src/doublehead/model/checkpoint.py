@@ -165,19 +165,20 @@ def load_model(path: str | Path) -> tuple[Detector, Checkpoint]:
         raise DoubleheadError(f"{path}: its weights do not fit its model config ({detail})") from error
 
 
-def adopt(model: Detector, categories: Categories, path: str | Path) -> list[str]:
+def adopt(model: Detector, categories: Categories, path: str | Path, partial: bool = False) -> list[str]:
     """Fill a detector with the weights of another; predictors of classes that differ stay as they are.
 
     Args:
         model: the detector to fill.
         categories: its classes.
         path: a checkpoint.
+        partial: whether layers of the backbone may stay as they are too.
 
     Returns:
         The keys of the weights that were not taken.
 
     Raises:
-        DoubleheadError: as `load_checkpoint`; or nothing of it fits.
+        DoubleheadError: as `load_checkpoint`; or nothing of it fits, or not the whole backbone.
     """
     checkpoint = load_checkpoint(path)
     same_classes = categories == checkpoint.categories
@@ -191,5 +192,15 @@ def adopt(model: Detector, categories: Categories, path: str | Path) -> list[str
     taken = {key: value for key, value in checkpoint.weights.items() if key in model.state_dict() and key not in left}
     if not taken:
         raise DoubleheadError(f"{path}: none of its weights fits the model")
+    backbone = [key for key in left if key.startswith("backbone.") and not key.endswith("num_batches_tracked")]
+    if backbone and not partial:
+        wanted, found = (
+            f"{config.backbone.name} with {config.backbone.norm} norm" for config in (model.config, checkpoint.config)
+        )
+        raise DoubleheadError(
+            f"train.weights={path}: {len(backbone)} weights of the model's backbone ({wanted}) are missing or have "
+            f"another shape, such as {backbone[0]}; the file holds a {found}. Choose the same model.backbone, or set "
+            "train.partial_weights=true to train those layers from their initial values"
+        )
     model.load_state_dict(taken, strict=False)
     return left

@@ -29,8 +29,8 @@ def cost(config: ModelConfig, classes: int = 80) -> Cost:
     """Count a model's parameters and GFLOPs without running it: shapes alone pass through its layers."""
     with torch.device("meta"):
         model = Detector(config, classes).eval()
-    height = -(-config.input.short_side // 32) * 32
-    width = -(-config.input.long_side // 32) * 32
+    multiple = model.backbone.body.multiple
+    height, width = (-(-side // multiple) * multiple for side in (config.input.short_side, config.input.long_side))
     with FlopCounterMode(display=False) as whole:
         features = model.backbone(torch.empty(1, 3, height, width, device="meta"))
         model.rpn.head(list(features.values()))
@@ -41,7 +41,7 @@ def cost(config: ModelConfig, classes: int = 80) -> Cost:
         for i, branch in enumerate(model.roi_heads):
             scores, boxes = i in model.roi_heads.score_branches, i == model.roi_heads.box_branch
             seen = proposals if scores else owners if boxes else 0
-            rois = torch.empty(seen, config.backbone.fpn_channels, RESOLUTION, RESOLUTION, device="meta")
+            rois = torch.empty(seen, config.fpn.channels, RESOLUTION, RESOLUTION, device="meta")
             with FlopCounterMode(display=False) as counter:
                 branch(rois)
             flops += counter.get_total_flops()

@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional as images_v2
 
 from doublehead.config import InputConfig, ModelConfig, RPNConfig
 from doublehead.model.anchors import ANCHORS
-from doublehead.model.backbone import build_backbone
+from doublehead.model.backbone import Backbone
 from doublehead.model.boxes import Edges
 from doublehead.model.branches import at_least_float32
 from doublehead.model.roi_heads import RoIHeads
@@ -52,9 +52,9 @@ class Detector(nn.Module):
     def __init__(self, config: ModelConfig, classes: int, pretrained: bool = False) -> None:
         super().__init__()
         self.config = config
-        self.backbone = build_backbone(config.backbone, pretrained)
+        self.backbone = Backbone(config.backbone, config.fpn, pretrained)
         self.edges = Edges(config.inclusive_pixels)
-        self.rpn = build_rpn(config.rpn, config.backbone.fpn_channels, self.edges)
+        self.rpn = build_rpn(config.rpn, config.fpn.channels, self.edges)
         self.roi_heads = RoIHeads(config, classes)
         self.register_buffer("mean", torch.tensor(config.input.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.input.std).view(3, 1, 1), persistent=False)
@@ -113,7 +113,8 @@ class Detector(nn.Module):
     def _features(self, images: list[Tensor]) -> tuple[ImageList, OrderedDict[str, Tensor]]:
         """The padded batch, and its maps P2..P6, not in 16 bits (anchors take the maps' type: bf16 would move them)."""
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
-        height, width = ((max(side) + 31) // 32 * 32 for side in zip(*sizes, strict=True))
+        multiple = self.backbone.body.multiple
+        height, width = ((max(side) + multiple - 1) // multiple * multiple for side in zip(*sizes, strict=True))
         batch = torch.stack(
             [
                 pad((unit_range(image.to(self.mean.device)) - self.mean) / self.std, (0, width - w, 0, height - h))
@@ -169,7 +170,7 @@ def build_rpn(config: RPNConfig, channels: int, edges: Edges) -> RegionProposalN
         edges,
         config.smallest_side,
         ANCHORS[config.anchors](config.anchor_sizes, config.aspect_ratios),
-        _RPNHead(channels, len(config.aspect_ratios)),
+        _RPNHead(channels, len(config.aspect_ratios), config.depth),
         config.foreground_iou,
         config.background_iou,
         config.sampled,

@@ -5,22 +5,10 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from doublehead.model.detector import Detector
-from doublehead.model.trunks import ConvHead
-
-FOLLOWED_BY = {
-    "conv1": ("bn1", "norm1"),
-    "conv2": ("bn2", "norm2"),
-    "conv3": ("bn3", "norm3"),
-    "skip": ("skip_norm",),
-    "out": ("norm",),
-    "0": ("1",),  # the ResNet's downsampling
-}
-"""Layers of ResNet and conv-head, and the norm that each goes through."""
-
+from doublehead.model.folding import fold_norms
+from doublehead.model.roi_heads import RESOLUTION
 
 AT_ONCE_ON_CPU = 64
 """RoIs that go through a conv-head at once: their maps (13 MB each) stay where the allocator reuses memory that is
@@ -34,16 +22,13 @@ def for_inference(model: Detector, device: torch.device) -> Detector:
     CPUs a conv-head takes its RoIs in parts.
     """
     result = copy.deepcopy(model).eval().requires_grad_(False)
-    for module in result.modules():
-        layers = dict(module.named_children())
-        for name, norms in FOLLOWED_BY.items():
-            for norm in norms:
-                if isinstance(layers.get(name), nn.Conv2d) and hasattr(layers.get(norm), "running_var"):
-                    _fold(layers[name], layers[norm])
-                    setattr(module, norm, nn.Identity())
+    side = 2 * result.backbone.body.multiple
+    channels = result.config.fpn.channels
+    fold_norms(result.backbone, result.mean.new_zeros(1, 3, side, side))
     for branch in result.roi_heads:
-        if isinstance(branch.trunk, ConvHead) and device.type == "cpu":
-            branch.trunk.at_once = AT_ONCE_ON_CPU
+        fold_norms(branch.trunk, result.mean.new_zeros(1, channels, RESOLUTION, RESOLUTION))
+        if device.type == "cpu":
+            branch.trunk.in_parts(AT_ONCE_ON_CPU)
     return result.to(device).to(memory_format=torch.channels_last)
 
 
@@ -51,14 +36,5 @@ def compiled(model: Detector) -> Detector:
     """The same detector, its backbone and trunks compiled at their first use, for any number of proposals."""
     model.backbone.compile()
     for branch in model.roi_heads:
-        trunk = branch.trunk
-        (trunk.blocks if isinstance(trunk, ConvHead) else trunk).compile(dynamic=True)
+        branch.trunk.compilable.compile(dynamic=True)
     return model
-
-
-def _fold(conv: nn.Module, norm: nn.Module) -> None:
-    """Make the convolution do the norm's work."""
-    assert isinstance(conv, nn.Conv2d)
-    statistics = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
-    weight, bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics)  # type: ignore[arg-type]
-    conv.weight, conv.bias = weight.requires_grad_(False), bias.requires_grad_(False)

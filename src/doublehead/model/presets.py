@@ -17,8 +17,8 @@ SIZES: dict[str, dict[str, Any]] = {
             "norm": "batch",
             "weights": None,
             "trainable_stages": 5,
-            "fpn_channels": 128,
         },
+        "fpn": {"channels": 128},
         "rpn": {
             "anchor_sizes": [16, 32, 64, 128, 256],
             "before_nms_training": 500,

@@ -2,39 +2,49 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from doublehead.config import ConvHeadConfig, FCHeadConfig
-
-Norm = Callable[[int], nn.Module]
-
-
-def group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm with 32 groups, or with as many as divide the channels."""
-    return _GroupNorm(math.gcd(32, channels), channels)
+from doublehead.model.norms import NORMS, Norm
+from doublehead.model.parts import ConvHeadConfig, FCHeadConfig
 
 
-class _GroupNorm(nn.GroupNorm):
-    """torch's, without its look at the number of values, of which an exporter knows nothing."""
+class Trunk(nn.Module):
+    """RoI features to one vector per proposal, which the predictors of a branch read.
 
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+    A subclass is built with (channels, resolution, config, norm): the channels and the side of the RoI features, its
+    own settings, and the name of a norm in NORMS.
+
+    Attributes:
+        width: of the vectors.
+    """
+
+    width: int
+
+    def in_parts(self, size: int | None) -> None:
+        """Take at most `size` RoIs at once, None: all of them. Only trunks with large maps have a use for it."""
+
+    @property
+    def compilable(self) -> nn.Module:
+        """The part to compile: tensors in, tensors out, no branches that depend on the number of RoIs."""
+        return self
+
+    def by_position(self, rois: Tensor) -> Tensor | None:
+        """What each position gives to the output (N, channels, 7, 7) to (N, 49, K), or None if it cannot be told."""
+        return None
+
+    def weights_by_position(self) -> Tensor | None:
+        """The weights that each position has of its own, (1, 49, K), or None if positions share them."""
+        return None
 
 
-NORMS: dict[str, Norm] = {"batch": nn.BatchNorm2d, "group": group_norm}
-
-
-class FCHead(nn.Module):
+class FCHead(Trunk):
     """The fc-head: flatten, then fully connected layers with ReLU. Every position has weights of its own."""
 
-    def __init__(self, channels: int, resolution: int, config: FCHeadConfig) -> None:
+    def __init__(self, channels: int, resolution: int, config: FCHeadConfig, norm: str = "batch") -> None:
         super().__init__()
-        self.width = config.width
+        self.channels, self.width = channels, config.width
         inputs = [channels * resolution**2] + [config.width] * (config.layers - 1)
         layers = [nn.Linear(i, config.width) for i in inputs]
         for layer in layers:
@@ -49,8 +59,22 @@ class FCHead(nn.Module):
             x = functional.relu(layer(x))
         return x
 
+    def by_position(self, rois: Tensor) -> Tensor:
+        """What each position adds to the first layer: their sum and the bias are its output before ReLU."""
+        return torch.einsum("ncp,ocp->npo", rois.flatten(2), self._first_layer())
 
-class ConvHead(nn.Module):
+    def weights_by_position(self) -> Tensor:
+        """The weights of the first layer, position by position: (1, 49, channels x width)."""
+        return self._first_layer().flatten(0, 1).T[None]
+
+    def _first_layer(self) -> Tensor:
+        """Its weights as (width, channels, 49): `flatten` puts channels first."""
+        weight = self.layers[0].weight
+        assert isinstance(weight, Tensor)
+        return weight.unflatten(1, (self.channels, -1))
+
+
+class ConvHead(Trunk):
     """The conv-head: a list of blocks, then global average pooling. Weights are shared over positions.
 
     Attributes:
@@ -59,7 +83,7 @@ class ConvHead(nn.Module):
 
     at_once: int | None = None
 
-    def __init__(self, channels: int, config: ConvHeadConfig, norm: str) -> None:
+    def __init__(self, channels: int, resolution: int, config: ConvHeadConfig, norm: str = "batch") -> None:
         super().__init__()
         self.width = config.width
         make_norm = NORMS[norm]
@@ -80,8 +104,21 @@ class ConvHead(nn.Module):
         return torch.cat([self.feature_map(part).mean((2, 3)) for part in rois.split(self.at_once)])
 
     def feature_map(self, rois: Tensor) -> Tensor:
-        """The output before pooling, (N, width, 7, 7): what the paper's figure 4 correlates over positions."""
+        """The output before pooling, (N, width, 7, 7)."""
         return self.blocks(rois)
+
+    def by_position(self, rois: Tensor) -> Tensor:
+        """The output before pooling, (N, 49, width): what the paper's figure 4 correlates over positions."""
+        return self.feature_map(rois).flatten(2).transpose(1, 2)
+
+    def in_parts(self, size: int | None) -> None:
+        """Take at most `size` RoIs through the blocks at once."""
+        self.at_once = size
+
+    @property
+    def compilable(self) -> nn.Module:
+        """The blocks, which take any number of RoIs."""
+        return self.blocks
 
 
 class UpBlock(nn.Module):
@@ -143,7 +180,8 @@ class NonLocalBlock(nn.Module):
         projected = functional.conv2d(x, weight, bias)  # one large product instead of three
         # Each (N, groups, inner / groups, H W).
         theta, phi, g = (p.unflatten(1, (self.groups, -1)).flatten(3) for p in projected.chunk(3, 1))
-        f = theta.transpose(2, 3) @ phi / (height * width)  # (N, groups, H W, H W)
+        theta = theta / (height * width)  # before the product, which could pass what float16 holds
+        f = theta.transpose(2, 3) @ phi  # (N, groups, H W, H W)
         y = (f @ g.transpose(2, 3)).transpose(2, 3)
         return functional.relu(x + self.norm(self.out(y.flatten(1, 2).unflatten(2, (height, width)))))
 

@@ -117,7 +117,7 @@ class _Training:
         fresh = checkpoint is None and settings.weights is None
         model = Detector(config.model, len(self.split.categories), pretrained=fresh)
         if settings.weights and checkpoint is None:
-            new = adopt(model, self.split.categories, settings.weights)
+            new = adopt(model, self.split.categories, settings.weights, settings.partial_weights)
             layers = sorted({key.rpartition(".")[0] for key in new})
             self.console.say(f"starting from {settings.weights}; new are {', '.join(layers) or 'no layers'}")
         model.to(processes.device).to(memory_format=torch.channels_last)

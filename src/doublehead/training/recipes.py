@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from doublehead.common.errors import DoubleheadError
-from doublehead.config import Config, merge, override, read_yaml, sentence
+from doublehead.config import Config, merge, override, read_yaml, renewed, sentence
 from doublehead.model.checkpoint import load_checkpoint
 from doublehead.model.interop.published import PUBLISHED
 from doublehead.model.interop.published import resolve as published_path
@@ -75,6 +75,8 @@ def resolve(
     """
     settings = settings or {}
     from_file = read_yaml(file) if file else {}
+    if "model" in from_file:
+        from_file["model"] = renewed(from_file["model"])
     if model is None and "model" not in from_file:
         raise DoubleheadError(
             "which model? give --model, such as --model double-head-r50; `doublehead models` lists them"

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from doublehead.config import ConvHeadConfig, FCHeadConfig
 from doublehead.evaluation.analysis import spatial
+from doublehead.model.parts import ConvHeadConfig, FCHeadConfig
 from doublehead.model.trunks import ConvHead, FCHead
 
 ROIS = torch.randn(3, 8, 7, 7, generator=torch.Generator().manual_seed(0))
@@ -20,28 +20,28 @@ def correlation(vectors):
 def test_the_fc_output_split_by_position_sums_to_the_first_layer_before_relu():
     trunk = FCHead(8, 7, FCHeadConfig(width=32))
     torch.nn.init.normal_(trunk.layers[0].bias)
-    parts = spatial.fc_output(trunk, ROIS)
+    parts = trunk.by_position(ROIS)
     assert parts.shape == (3, 49, 32)
     whole = trunk.layers[0](ROIS.flatten(1))
     torch.testing.assert_close(parts.sum(1) + trunk.layers[0].bias, whole, rtol=1e-4, atol=1e-5)
     other = ROIS.clone()
     other[:, :, 2, 3] += 1  # position 2 * 7 + 3 alone
-    changed = (spatial.fc_output(trunk, other) - parts).abs().amax((0, 2)) > 1e-4
+    changed = (trunk.by_position(other) - parts).abs().amax((0, 2)) > 1e-4
     assert torch.where(changed)[0].tolist() == [17]
 
 
 def test_weights_that_positions_share_are_perfectly_alike():
     trunk = FCHead(8, 7, FCHeadConfig(width=32))
-    assert correlation(spatial.fc_weights(trunk)).mean == pytest.approx(0, abs=0.05)
+    assert correlation(trunk.weights_by_position()).mean == pytest.approx(0, abs=0.05)
     shared = torch.randn(32, 8, 1).expand(32, 8, 49).flatten(1)
     trunk.layers[0].weight.data.copy_(shared)
-    assert correlation(spatial.fc_weights(trunk)).mean == pytest.approx(1)
+    assert correlation(trunk.weights_by_position()).mean == pytest.approx(1)
 
 
 def test_the_conv_output_is_what_the_trunk_pools():
     config = ConvHeadConfig(width=16, bottleneck_width=8, non_local_width=8)
-    trunk = ConvHead(8, config, "group").eval()
-    output = spatial.conv_output(trunk, ROIS)
+    trunk = ConvHead(8, 7, config, "group").eval()
+    output = trunk.by_position(ROIS)
     assert output.shape == (3, 49, 16)
     torch.testing.assert_close(output.mean(1), trunk(ROIS))
 

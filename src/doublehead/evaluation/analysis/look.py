@@ -20,7 +20,6 @@ from doublehead.inference.detections import Detections
 from doublehead.inference.predictor import Predictor
 from doublehead.model.branches import Branch
 from doublehead.model.detector import FirstStage
-from doublehead.model.trunks import FCHead
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,7 @@ class Look:
             list(self.scores.values()),
             list(self.boxes.values()),
             self.survivors,
-            list(self.correlations.values()),
+            [correlation for correlation in self.correlations.values() if correlation.objects],
             combinations,
             self.image_ids,
             self.sizes,
@@ -153,12 +152,12 @@ class Look:
         """What is compared over positions, by branch and kind; empty as yet but for the weights."""
         result = {("", "input"): spatial.Correlation.empty(self.name, None, "RoI features")}
         for branch, module in self._branches():
-            if isinstance(module.trunk, FCHead):
-                result[branch, "output"] = spatial.Correlation.empty(self.name, branch, "output, split by position")
+            weights = module.trunk.weights_by_position()
+            of = "output" if weights is None else "output, split by position"
+            result[branch, "output"] = spatial.Correlation.empty(self.name, branch, of)
+            if weights is not None:
                 result[branch, "weights"] = spatial.Correlation.empty(self.name, branch, "weights")
-                result[branch, "weights"].add(spatial.fc_weights(module.trunk))
-            else:
-                result[branch, "output"] = spatial.Correlation.empty(self.name, branch, "output")
+                result[branch, "weights"].add(weights)
         return result
 
     @torch.no_grad()
@@ -168,9 +167,9 @@ class Look:
         self.correlations["", "input"].add(spatial.roi_features(pooled(self.model, stage, place, truth, 1.0)))
         for branch, module in self._branches():
             rois = pooled(self.model, stage, place, truth, module.config.scale)
-            trunk = module.trunk
-            split = spatial.fc_output(trunk, rois) if isinstance(trunk, FCHead) else spatial.conv_output(trunk, rois)
-            self.correlations[branch, "output"].add(split)
+            split = module.trunk.by_position(rois)
+            if split is not None:
+                self.correlations[branch, "output"].add(split)
 
     def _branches(self) -> list[tuple[str, Branch]]:
         return list(zip(self.model.config.branch_names, self.model.roi_heads, strict=True))

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from doublehead.model.roi_heads import RESOLUTION
-from doublehead.model.trunks import ConvHead, FCHead
 
 POSITIONS = RESOLUTION**2
 
@@ -48,34 +47,9 @@ class Correlation:
         return distances, np.bincount(group, self.matrix.ravel()) / np.bincount(group)
 
 
-def conv_output(trunk: ConvHead, rois: Tensor) -> Tensor:
-    """The conv-head's output before pooling, position by position: (N, C, 7, 7) to (N, 49, width)."""
-    return trunk.feature_map(rois).flatten(2).transpose(1, 2)
-
-
-def fc_output(trunk: FCHead, rois: Tensor) -> Tensor:
-    """What each position adds to the first layer of the fc-head: RoI features (N, C, 7, 7) to (N, 49, width).
-
-    Their sum and the bias are the layer's output before ReLU.
-    """
-    return torch.einsum("ncp,ocp->npo", rois.flatten(2), _by_position(trunk))
-
-
-def fc_weights(trunk: FCHead) -> Tensor:
-    """The weights of the fc-head's first layer, position by position: (1, 49, C x width)."""
-    return _by_position(trunk).flatten(0, 1).T[None]
-
-
 def roi_features(rois: Tensor) -> Tensor:
     """RoI features position by position: (N, C, 7, 7) to (N, 49, C)."""
     return rois.flatten(2).transpose(1, 2)
-
-
-def _by_position(trunk: FCHead) -> Tensor:
-    """The first layer's weights as (width, C, 49): `flatten` puts channels first."""
-    weight = trunk.layers[0].weight
-    assert isinstance(weight, Tensor)
-    return weight.unflatten(1, (-1, POSITIONS))
 
 
 @cache

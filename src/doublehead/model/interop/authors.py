@@ -108,7 +108,7 @@ DOUBLE_HEAD_EXT = Format(
         ),
     ),
     conventions={
-        "backbone": {"norm": "frozen", "stride_in": "1x1", "norm_eps": 0.0},
+        "backbone": {"norm": "frozen", "resnet": {"stride_in": "1x1", "norm_eps": 0.0}},
         "rpn": {"anchors": "authors"},
         "roi": {"aligned": False, "sampling_ratio": 2},
         "input": {"mean": [122.7717 / 255, 115.9465 / 255, 102.9801 / 255], "std": [1 / 255] * 3},

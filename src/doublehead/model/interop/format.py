@@ -11,8 +11,8 @@ from torch import Tensor
 
 from doublehead.common.errors import DoubleheadError
 from doublehead.config import ModelConfig, merge, override
-from doublehead.model.backbone import RESNETS
 from doublehead.model.detector import Detector
+from doublehead.model.resnet import RESNETS
 
 Weights = dict[str, Tensor]
 Table = tuple[tuple[str, str], ...]
@@ -133,11 +133,12 @@ def _rows(ours: Weights, predictor: str, default: int) -> int:
 
 def _read_off(ours: Weights) -> dict[str, Any]:
     """Depth, widths, number and kind of blocks; what is missing stays at its default."""
-    values: dict[str, Any] = {"backbone": {}, "fc_head": {}, "conv_head": {}, "roi": {}}
+    resnet: dict[str, Any] = {}
+    values: dict[str, Any] = {"backbone": {"resnet": resnet}, "fpn": {}, "fc_head": {}, "conv_head": {}, "roi": {}}
 
-    def read(part: str, field: str, key: str) -> None:
+    def read(part: dict[str, Any], field: str, key: str) -> None:
         if key in ours:
-            values[part][field] = len(ours[key])
+            part[field] = len(ours[key])
 
     stages = tuple(_count(ours, f"{BODY}layer{stage}.") for stage in (1, 2, 3, 4))
     basic = f"{BODY}layer1.0.conv3.weight" not in ours
@@ -146,22 +147,22 @@ def _read_off(ours: Weights) -> dict[str, Any]:
         if stages not in depths:
             raise DoubleheadError(f"has a ResNet of {stages} blocks; the ones known are {', '.join(RESNETS)}")
         values["backbone"]["name"] = depths[stages]
-    read("backbone", "width", f"{BODY}conv1.weight")
-    read("backbone", "fpn_channels", "backbone.fpn.inner_blocks.0.0.weight")
+    read(resnet, "width", f"{BODY}conv1.weight")
+    read(values["fpn"], "channels", "backbone.fpn.inner_blocks.0.0.weight")
     for branch in range(_count(ours, BRANCH)):
         layers, blocks = f"{BRANCH}{branch}.trunk.layers.", f"{BRANCH}{branch}.trunk.blocks."
         if count := _count(ours, layers):
             values["fc_head"]["layers"] = count
-            read("fc_head", "width", f"{layers}0.weight")
+            read(values["fc_head"], "width", f"{layers}0.weight")
         kinds = [_kind(ours, f"{blocks}{n}.") for n in range(_count(ours, blocks))]
         if kinds:
             values["conv_head"]["blocks"] = kinds
-            read("conv_head", "width", f"{blocks}0.skip.weight")
+            read(values["conv_head"], "width", f"{blocks}0.skip.weight")
         for n, kind in enumerate(kinds):
             if kind == "bottleneck":
-                read("conv_head", "bottleneck_width", f"{blocks}{n}.conv1.weight")
+                read(values["conv_head"], "bottleneck_width", f"{blocks}{n}.conv1.weight")
             if kind == "non-local":
-                read("conv_head", "non_local_width", f"{blocks}{n}.theta.weight")
+                read(values["conv_head"], "non_local_width", f"{blocks}{n}.theta.weight")
     values["roi"]["class_agnostic"] = _rows(ours, "regressor", 0) == 4
     return values
 

@@ -25,7 +25,7 @@ FIRST_STAGE = (
     ("rpn_head.rpn_reg.", "rpn.head.bbox_pred."),
 )
 CONVENTIONS = {
-    "backbone": {"norm": "frozen", "stride_in": "3x3", "norm_eps": 1e-5},
+    "backbone": {"norm": "frozen", "resnet": {"stride_in": "3x3", "norm_eps": 1e-5}},
     "rpn": {"anchors": "mmdetection"},
     "roi": {"aligned": True, "sampling_ratio": 0},
     "input": {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},

@@ -24,7 +24,7 @@ def _todays_spelling(weights: Weights) -> tuple[Weights, dict[str, Any]]:
     old = {f"{layer}.{part}": f"{layer}.{new}{part}" for layer, new in OLD_SPELLINGS for part in ("weight", "bias")}
     result = {old.get(key, key): value for key, value in weights.items()}
     learns = any(key.endswith(COUNTER) for key in weights)
-    return result, {"backbone": {"norm": "batch", "norm_eps": 1e-5}} if learns else {}
+    return result, {"backbone": {"norm": "batch", "resnet": {"norm_eps": 1e-5}}} if learns else {}
 
 
 FASTER_RCNN = Format(
@@ -39,7 +39,7 @@ FASTER_RCNN = Format(
         ("roi_heads.box_predictor.bbox_pred.", f"{BRANCH}0.regressor."),
     ),
     conventions={
-        "backbone": {"norm": "frozen", "stride_in": "3x3"},  # or batch, see above
+        "backbone": {"norm": "frozen", "resnet": {"stride_in": "3x3"}},  # or batch, see above
         "rpn": {"anchors": "torchvision", "smallest_side": 1e-3},
         "roi": {"aligned": False, "sampling_ratio": 2, "smallest_side": 1e-2},
         "input": {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
@@ -48,7 +48,7 @@ FASTER_RCNN = Format(
     defaults={
         "preset": "torchvision-faster-rcnn",
         "branches": [{"trunk": "fc", "classify": 1.0, "regress": 1.0}],
-        "backbone": {"norm_eps": 0.0},  # torchvision sets it with its published weights, which were trained so
+        "backbone": {"resnet": {"norm_eps": 0.0}},  # the published weights were trained with it
         "input": {"antialias": False},
     },
     laid_out=_todays_spelling,

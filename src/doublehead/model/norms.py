@@ -1,0 +1,37 @@
+"""Normalisation layers by name, for backbone, pyramid and trunks."""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+
+class Norm(Protocol):
+    """Builds the norm of so many channels."""
+
+    def __call__(self, channels: int, /, *, eps: float = 1e-5) -> nn.Module:
+        """`eps` is that of batch norms."""
+
+
+class GroupNorm(nn.GroupNorm):
+    """torch's without its check of the number of values, which an exporter does not know."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to the same shape."""
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
+def group_norm(channels: int, /, *, eps: float = 1e-5) -> nn.GroupNorm:
+    """GroupNorm with 32 groups, or with as many as divide the channels. It ignores `eps`, that of batch norms."""
+    return GroupNorm(math.gcd(32, channels), channels)
+
+
+NORMS: dict[str, Norm] = {
+    "frozen": lambda channels, /, *, eps=1e-5: FrozenBatchNorm2d(channels, eps=eps),
+    "batch": lambda channels, /, *, eps=1e-5: nn.BatchNorm2d(channels, eps=eps),
+    "group": group_norm,
+}

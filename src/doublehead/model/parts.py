@@ -1,0 +1,122 @@
+"""The parts that a model is built from: a row for each backbone and each trunk, and the settings that it alone has.
+
+Settings and names are needed without torch, so a row names its module and imports it only when a model is built.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from doublehead.common.strict import Count, NotNegative, Strict
+
+RGB = tuple[float, float, float]
+Block = Literal["up", "bottleneck", "non-local"]
+
+CONV_HEAD_FORMS: dict[str, tuple[Block, ...]] = {
+    "paper": ("up", "non-local", "bottleneck", "non-local", "bottleneck"),
+    "mmdetection": ("up", "bottleneck", "bottleneck", "bottleneck", "bottleneck"),
+}
+
+
+class ResNetConfig(Strict):
+    """What only a ResNet has."""
+
+    width: Count = Field(default=64, description="Channels of the stem; those of the stages follow.")
+    stride_in: Literal["3x3", "1x1"] = Field(
+        default="3x3",
+        description="Convolution of a bottleneck with the stride: 3x3 (torchvision) or 1x1 (the authors).",
+    )
+    norm_eps: NotNegative = Field(default=1e-5, description="Added to the variance in frozen and batch norm.")
+
+
+class FCHeadConfig(Strict):
+    """The fc-head: flatten, then fully connected layers with ReLU."""
+
+    layers: Count = 2
+    width: Count = 1024
+
+
+class ConvHeadConfig(Strict):
+    """The conv-head: blocks at 7x7, then global average pooling."""
+
+    blocks: tuple[Block, ...] = Field(
+        default=CONV_HEAD_FORMS["paper"], description="A list of blocks, or the form `paper` or `mmdetection`."
+    )
+    width: Count = 1024
+    bottleneck_width: Count = 256
+    non_local_width: Count = 512
+    non_local_groups: Count = 4
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_form(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("blocks"), str):
+            if values["blocks"] not in CONV_HEAD_FORMS:
+                raise ValueError(f"blocks is a list, or one of {', '.join(CONV_HEAD_FORMS)}")
+            return {**values, "blocks": CONV_HEAD_FORMS[values["blocks"]]}
+        return values
+
+    @model_validator(mode="after")
+    def _fits(self) -> ConvHeadConfig:
+        if not self.blocks or self.blocks[0] != "up" or "up" in self.blocks[1:]:
+            raise ValueError("blocks must begin with `up`, which widens the RoI features, and hold no other `up`")
+        if self.non_local_width % self.non_local_groups:
+            raise ValueError("non_local_width must be a multiple of non_local_groups")
+        return self
+
+
+@dataclass(frozen=True)
+class BackboneRow:
+    """A backbone that `model.backbone.name` can choose.
+
+    Args:
+        body: the `Body`, called with the BackboneConfig; or where to import it from, as `package.module:name`.
+        section: the key of its own settings under `model.backbone`, which several rows may share; None: it has none.
+        config: those settings.
+        mean: default of `model.input.mean`.
+        std: default of `model.input.std`.
+    """
+
+    body: str | Callable[..., Any]
+    section: str | None = None
+    config: type[Strict] = Strict
+    mean: RGB = (0.485, 0.456, 0.406)
+    std: RGB = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class TrunkRow:
+    """A trunk that a branch can choose; its own settings are those under `model.<name>_head`.
+
+    Args:
+        trunk: the `Trunk`, called with channels, resolution, its settings and the name of a norm; or where to import
+            it from, as `package.module:name`.
+        config: its settings.
+        roi_scale: enlarges each RoI about its centre, unless the branch says otherwise.
+    """
+
+    trunk: str | Callable[..., Any]
+    config: type[Strict] = Strict
+    roi_scale: float = 1.0
+
+
+BACKBONES: dict[str, BackboneRow] = {
+    name: BackboneRow("doublehead.model.resnet:ResNetBody", "resnet", ResNetConfig)
+    for name in ("resnet18", "resnet34", "resnet50", "resnet101")
+}
+
+TRUNKS: dict[str, TrunkRow] = {
+    "fc": TrunkRow("doublehead.model.trunks:FCHead", FCHeadConfig),
+    "conv": TrunkRow("doublehead.model.trunks:ConvHead", ConvHeadConfig, roi_scale=1.3),
+}
+"""The two trunks of the paper (section 4.1)."""
+
+
+def imported(part: str | Callable[..., Any]) -> Callable[..., Any]:
+    """The class or function of a row, imported if the row only names it."""
+    return pkgutil.resolve_name(part) if isinstance(part, str) else part
