@@ -130,6 +130,7 @@ def test_their_settings_are_checked(dataset, tmp_path, setting):
 
 def test_a_trunk_that_tells_nothing_of_positions_is_analysed_without_them(dataset, tmp_path):
     best = doublehead.train(dataset, "double-head-tiny", tmp_path / "run", settings=SETTINGS)
-    (model,) = analyze(best, dataset, budget=Budget(images=2, objects=3, windows=40), workers=0, device="cpu").models
+    few = Budget(images=2, objects=3, windows=40)
+    (model,) = analyze(best, dataset, output=tmp_path / "report", budget=few, workers=0, device="cpu").models
     assert {correlation.branch for correlation in model.correlations} == {None, "conv"}
     assert {curve.branch for curve in model.scores + model.boxes} == {"pooled", "conv"}
