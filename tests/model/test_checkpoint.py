@@ -1,6 +1,7 @@
 import json
 import pickle
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from doublehead.common.errors import DoubleheadError, Fault
 from doublehead.config import ModelConfig
 from doublehead.model.checkpoint import adopt, load_checkpoint, load_model, save_checkpoint
 from doublehead.model.detector import Detector
+from small import SMALL, flags
 
 CATEGORIES = Categories(("cat", "dog", "stop sign"), (1, 17, 90))
 
@@ -143,3 +145,15 @@ def test_weights_of_the_same_backbone_with_another_head_are_taken(saved: tuple[P
     left = adopt(other, CATEGORIES, path)
     assert not any(key.startswith("backbone.") for key in left)
     assert torch.equal(other.state_dict()["backbone.body.conv1.weight"], model.backbone.body.conv1.weight)
+
+
+def test_training_does_not_start_from_weights_of_another_backbone(
+    saved: tuple[Path, Detector], dataset: Path, tmp_path: Path, command: Callable[..., Any]
+) -> None:
+    path, _ = saved
+    settings = SMALL | {"train.steps": 1, "train.weights": str(path), "model.backbone.name": "resnet34"}
+    words = ("train", dataset, "--model", "double-head-tiny", "-o", tmp_path / "run")
+    outcome = command(*words, *flags(settings))
+    assert str(path) in outcome.sentence
+    assert "resnet34" in outcome.sentence
+    assert command(*words, *flags(settings | {"train.partial_weights": True})).code == 0

@@ -31,7 +31,7 @@ class Body(nn.Module):
         raise NotImplementedError
 
     def stages(self) -> list[list[nn.Module]]:
-        """The layers in five stages from the stem on: those that are frozen, and those with a learning rate."""
+        """Return the layers of the five stages, stem first; `trainable_stages` freezes by them."""
         raise NotImplementedError
 
     def load(self, weights: str) -> None:

@@ -1,6 +1,6 @@
 """Norms with fixed statistics folded into the convolutions before them, in any network.
 
-Which norm follows which convolution is seen in one forward pass: a norm is folded if it is given the very tensor that a
+One forward pass shows which norm follows which convolution: a norm is folded if its input is the very tensor that a
 convolution returned, and nothing else reads that tensor. Names and nesting of the modules do not matter.
 """
 

@@ -23,19 +23,19 @@ class Trunk(nn.Module):
     width: int
 
     def in_parts(self, size: int | None) -> None:
-        """Take at most `size` RoIs at once, None: all of them. Only trunks with large maps have a use for it."""
+        """Limit how many RoIs are processed at once; None: no limit. Trunks without large maps ignore it."""
 
     @property
     def compilable(self) -> nn.Module:
-        """The part to compile: tensors in, tensors out, no branches that depend on the number of RoIs."""
+        """The part to compile: it has no control flow that depends on the number of RoIs."""
         return self
 
     def by_position(self, rois: Tensor) -> Tensor | None:
-        """What each position gives to the output (N, channels, 7, 7) to (N, 49, K), or None if it cannot be told."""
+        """Split the output by position: (N, channels, 7, 7) to (N, 49, K). None: not available."""
         return None
 
     def weights_by_position(self) -> Tensor | None:
-        """The weights that each position has of its own, (1, 49, K), or None if positions share them."""
+        """Return the weights of each position, (1, 49, K). None: positions share their weights."""
         return None
 
 
@@ -112,7 +112,7 @@ class ConvHead(Trunk):
         return self.feature_map(rois).flatten(2).transpose(1, 2)
 
     def in_parts(self, size: int | None) -> None:
-        """Take at most `size` RoIs through the blocks at once."""
+        """Limit how many RoIs go through the blocks at once; None: no limit."""
         self.at_once = size
 
     @property
