@@ -34,6 +34,13 @@ class ResNetConfig(Strict):
     norm_eps: NotNegative = Field(default=1e-5, description="Added to the variance in frozen and batch norm.")
 
 
+class TimmConfig(Strict):
+    """What only a backbone from timm has."""
+
+    model: str = Field(default="tf_efficientnet_lite0.in1k", description="Its name in timm, with or without a tag.")
+    drop_path: float = Field(default=0.0, ge=0, lt=1, description="Probability of leaving out a residual block.")
+
+
 class FCHeadConfig(Strict):
     """The fc-head: flatten, then fully connected layers with ReLU."""
 
@@ -108,7 +115,7 @@ class TrunkRow:
 BACKBONES: dict[str, BackboneRow] = {
     name: BackboneRow("doublehead.model.resnet:ResNetBody", "resnet", ResNetConfig)
     for name in ("resnet18", "resnet34", "resnet50", "resnet101")
-}
+} | {"timm": BackboneRow("doublehead.model.timm_body:TimmBody", "timm", TimmConfig)}
 
 TRUNKS: dict[str, TrunkRow] = {
     "fc": TrunkRow("doublehead.model.trunks:FCHead", FCHeadConfig),
