@@ -76,7 +76,7 @@ def make_model(path: Path, side: int) -> None:
         "data.path": "none",
         "model.input.short_side": side,
         "model.input.long_side": 2 * side,
-        "model.backbone.fpn_channels": 16,
+        "model.fpn.channels": 16,
         "model.fc_head.width": 32,
         "model.conv_head.width": 32,
         "model.conv_head.bottleneck_width": 16,

@@ -13,7 +13,7 @@ import yaml
 SMALL: dict[str, Any] = {
     "model.input.short_side": 64,
     "model.input.long_side": 96,
-    "model.backbone.fpn_channels": 16,
+    "model.fpn.channels": 16,
     "model.backbone.norm": "group",
     "model.head_norm": "group",
     "model.rpn.anchor_sizes": [12, 24, 48, 96, 192],

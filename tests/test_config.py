@@ -144,3 +144,42 @@ def test_a_length_that_is_said_takes_the_place_of_any_other(file, said):
     ):
         assert (config.train.steps, config.train.epochs) == ((7, None) if said == "steps" else (None, 7))
         path = file(yaml.safe_dump(whole))
+
+
+OLD = {"width": 8, "stride_in": "1x1", "norm_eps": 0.001, "fpn_channels": 16}
+"""Settings as version 0.1 had them, under model.backbone."""
+
+
+def in_new_places(config):
+    resnet = config.model.backbone.own
+    return {
+        "width": resnet.width,
+        "stride_in": resnet.stride_in,
+        "norm_eps": resnet.norm_eps,
+        "fpn_channels": config.model.fpn.channels,
+    }
+
+
+def test_keys_of_the_previous_version_are_read(file):
+    by_flag = resolve("double-head-tiny", settings={f"model.backbone.{key}": value for key, value in OLD.items()})
+    by_file = resolve("double-head-tiny", file=file(yaml.safe_dump({"model": {"backbone": OLD}})))
+    for config in (by_flag, by_file):
+        assert in_new_places(config) == OLD  # rather than the preset's 128 channels
+        dumped = config.model.model_dump()
+        assert dumped["backbone"].keys() == {"name", "norm", "weights", "trainable_stages", "resnet"}
+        assert dumped["fpn"]["channels"] == 16
+
+
+def test_a_flag_wins_over_a_file_whichever_version_their_keys_are_of(file):
+    old, new = "model.backbone.fpn_channels", "model.fpn.channels"
+    texts = ("model: {backbone: {fpn_channels: 32}}", "model: {fpn: {channels: 32}}")
+    for text in texts:
+        for key in (old, new):
+            assert resolve("double-head-tiny", file=file(text), settings={key: 48}).model.fpn.channels == 48
+
+
+def test_a_section_of_no_part_is_unknown():
+    with pytest.raises(DoubleheadError, match=r"unknown key `model\.wings`"):
+        resolve("double-head-tiny", settings={"model.wings": 2})
+    with pytest.raises(DoubleheadError, match=r"unknown key `model\.backbone\.resnets`"):
+        resolve("double-head-tiny", settings={"model.backbone.resnets.width": 2})

@@ -17,21 +17,10 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from doublehead.common.errors import DoubleheadError
 from doublehead.common.strict import Count, Fraction, NotNegative, Positive, Sectioned, Share, Strict
-from doublehead.model.parts import BACKBONES, RGB, TRUNKS
+from doublehead.model.parts import BACKBONES, RGB, TRUNKS, row_of
 
 LOADER_TIMEOUT = 300.0
 """Seconds that loading one batch may take before the disk, or a process that loads, is taken to hang."""
-
-
-def row_of(kind: str, name: str, table: Mapping[str, Any]) -> str:
-    """The name, if the table has a row of it.
-
-    Raises:
-        ValueError: it has none; the sentence lists the rows.
-    """
-    if name not in table:
-        raise ValueError(f"unknown {kind} `{name}`; choose {', '.join(table)}")
-    return name
 
 
 class BranchConfig(Strict):
@@ -41,7 +30,8 @@ class BranchConfig(Strict):
     classify: NotNegative = Field(description="Weight of the classification loss; 0: no such predictor.")
     regress: NotNegative = Field(description="Weight of the box regression loss; 0: no such predictor.")
     roi_scale: Positive | None = Field(
-        default=None, description="Enlarges each RoI about its centre; None: 1.0 for fc, 1.3 for conv."
+        default=None,
+        description="Enlarges each RoI about its centre; None: the trunk's own, 1.0 for fc and 1.3 for conv.",
     )
 
     @field_validator("trunk")

@@ -12,7 +12,8 @@ from doublehead.model.presets import preset_values
 
 SMALL: dict[str, Any] = {
     "input": {"short_side": 96, "long_side": 128},
-    "backbone": {"fpn_channels": 16, "norm": "group", "width": 16},
+    "backbone": {"norm": "group", "resnet": {"width": 16}},
+    "fpn": {"channels": 16},
     "head_norm": "group",
     "fc_head": {"width": 32},
     "conv_head": {"width": 32, "bottleneck_width": 16, "non_local_width": 16},
@@ -21,7 +22,7 @@ SMALL: dict[str, Any] = {
 OTHERS_CONVENTIONS: dict[str, Any] = {
     "inclusive_pixels": True,
     "input": {"antialias": False},
-    "backbone": {"stride_in": "1x1", "name": "resnet50", "norm": "frozen"},
+    "backbone": {"name": "resnet50", "norm": "frozen", "resnet": {"stride_in": "1x1"}},
     "rpn": {"anchors": "authors", "smallest_side": 4.0},
     "roi": {"class_agnostic": True, "aligned": True, "sampling_ratio": 0, "score_floor": 0.06},
     "conv_head": {"blocks": "mmdetection"},

@@ -10,7 +10,8 @@ from doublehead.model.presets import preset_values
 
 SMALL: dict[str, Any] = {
     "input": {"short_side": 96, "long_side": 128},
-    "backbone": {"fpn_channels": 16, "norm": "group"},
+    "backbone": {"norm": "group"},
+    "fpn": {"channels": 16},
     "head_norm": "group",
     "fc_head": {"width": 32},
     "conv_head": {"width": 32, "bottleneck_width": 16, "non_local_width": 16},

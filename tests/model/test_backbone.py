@@ -80,3 +80,21 @@ def test_without_network_the_sentence_names_the_file_to_fetch(monkeypatch: pytes
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
     with pytest.raises(DoubleheadError, match=r"resnet18-f37072fd\.pth.*model\.backbone\.weights"):
         backbone(weights="imagenet")
+
+
+@pytest.mark.parametrize(
+    ("backbone_norm", "fpn_norm", "kind"),
+    [
+        ("frozen", "auto", None),
+        ("group", "auto", torch.nn.GroupNorm),
+        ("group", "none", None),
+        ("frozen", "batch", torch.nn.BatchNorm2d),
+        ("batch", "group", torch.nn.GroupNorm),
+    ],
+)
+def test_the_pyramid_has_a_norm_of_its_own(backbone_norm: Any, fpn_norm: Any, kind: type | None) -> None:
+    config = BackboneConfig(name="resnet18", norm=backbone_norm)
+    fpn = Backbone(config, FPNConfig(channels=16, norm=fpn_norm), pretrained=False).fpn
+    blocks = [block for blocks in (fpn.inner_blocks, fpn.layer_blocks) for block in blocks]
+    assert len(blocks) == 8
+    assert all([*map(type, list(block)[1:])] == [] if kind is None else isinstance(block[1], kind) for block in blocks)

@@ -2,6 +2,7 @@ import json
 import pickle
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from small_models import small_config
 from doublehead.common.categories import Categories
 from doublehead.common.errors import DoubleheadError, Fault
 from doublehead.config import ModelConfig
-from doublehead.model.checkpoint import load_checkpoint, load_model, save_checkpoint
+from doublehead.model.checkpoint import adopt, load_checkpoint, load_model, save_checkpoint
 from doublehead.model.detector import Detector
 
 CATEGORIES = Categories(("cat", "dog", "stop sign"), (1, 17, 90))
@@ -118,3 +119,27 @@ def test_a_header_made_up_takes_no_memory(tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DoubleheadError, match="no such file"):
         load_checkpoint(tmp_path / "absent.safetensors")
+
+
+@pytest.mark.parametrize(
+    "backbone", [{"name": "resnet34"}, {"resnet": {"width": 32}}, {"norm": "frozen"}, {"name": "resnet50"}]
+)
+def test_weights_of_another_backbone_are_refused_unless_asked_for(saved: tuple[Path, Detector], backbone: Any) -> None:
+    """Otherwise most of it would stay random, some of it frozen."""
+    path, _ = saved
+    other = Detector(small_config("double-head-ext", backbone=backbone), 3)
+    before = {key: value.clone() for key, value in other.state_dict().items()}
+    with pytest.raises(DoubleheadError, match=r"best\.safetensors: .*backbone.*train\.partial_weights=true"):
+        adopt(other, CATEGORIES, path)
+    assert all(torch.equal(value, before[key]) for key, value in other.state_dict().items())
+    left = adopt(other, CATEGORIES, path, partial=True)
+    assert any(key.startswith("backbone.body.") for key in left)
+    assert not any(key.startswith("roi_heads.") for key in left)
+
+
+def test_weights_of_the_same_backbone_with_another_head_are_taken(saved: tuple[Path, Detector]) -> None:
+    path, model = saved
+    other = Detector(small_config("single-fc"), 3)
+    left = adopt(other, CATEGORIES, path)
+    assert not any(key.startswith("backbone.") for key in left)
+    assert torch.equal(other.state_dict()["backbone.body.conv1.weight"], model.backbone.body.conv1.weight)

@@ -64,3 +64,13 @@ def test_no_rois_pass_through() -> None:
     conv = ConvHead(16, 7, ConvHeadConfig(width=32, bottleneck_width=8, non_local_width=16), "group")
     assert conv(x).shape == (0, 32)
     assert FCHead(16, 7, FCHeadConfig(width=8))(x).shape == (0, 8)
+
+
+def test_attention_does_not_overflow_float16() -> None:
+    """A sum of products of 100,000 is more than float16 holds; its 49th part is not."""
+    block = NonLocalBlock(8, 8, 1, nn.BatchNorm2d).eval().half()
+    for layer in (block.theta, block.phi):
+        nn.init.zeros_(layer.weight)
+        nn.init.constant_(layer.bias, 112.0)  # type: ignore[arg-type]
+    nn.init.constant_(block.out.weight, 1e-4)
+    assert block(torch.full((1, 8, 7, 7), 0.01, dtype=torch.float16)).isfinite().all()

@@ -20,14 +20,14 @@ from doublehead.training import loop
 from small import SMALL, config_of, flags, rows
 
 ADAMW = SMALL | {
-    "model.backbone.width": 16,
+    "model.backbone.resnet.width": 16,
     "train.steps": 18,
     "train.evaluate_every": 2,
     "train.ema": 0.9,
     "train.clip_norm": 5.0,
 }
 SGD = SMALL | {
-    "model.backbone.width": 16,
+    "model.backbone.resnet.width": 16,
     "train.steps": 18,
     "train.evaluate_every": 2,
     "train.optimizer": "sgd",

@@ -7,7 +7,7 @@ from doublehead.training import loop
 from small import SMALL
 
 MODEL = "double-head-tiny"
-NARROW = SMALL | {"model.backbone.width": 8, "train.steps": 8, "train.evaluate_every": 1, "train.ema": 0.9}
+NARROW = SMALL | {"model.backbone.resnet.width": 8, "train.steps": 8, "train.evaluate_every": 1, "train.ema": 0.9}
 """A run of two epochs of four steps with a narrow model: files of a few MB."""
 
 

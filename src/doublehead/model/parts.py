@@ -6,7 +6,7 @@ Settings and names are needed without torch, so a row names its module and impor
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -122,6 +122,17 @@ TRUNKS: dict[str, TrunkRow] = {
     "conv": TrunkRow("doublehead.model.trunks:ConvHead", ConvHeadConfig, roi_scale=1.3),
 }
 """The two trunks of the paper (section 4.1)."""
+
+
+def row_of(kind: str, name: str, table: Mapping[str, Any]) -> str:
+    """The name, if the table has a row of it.
+
+    Raises:
+        ValueError: it has none; the sentence lists the rows.
+    """
+    if name not in table:
+        raise ValueError(f"unknown {kind} `{name}`; choose {', '.join(table)}")
+    return name
 
 
 def imported(part: str | Callable[..., Any]) -> Callable[..., Any]:

@@ -54,7 +54,7 @@ def test_two_models_are_compared_in_a_page_that_needs_nothing_else(dataset, trai
 
     content = json.loads((tmp_path / "report" / "analysis.json").read_text())
     assert content["found"]["Scores"] in outcome.out
-    assert re.sub(r"\W", "", content["found"]["Scores"]) in re.sub(r"\W|&#39;", "", text)
+    assert re.sub(r"\W", "", content["found"]["Scores"]) in re.sub(r"&#39;|\W", "", text)
     assert [model["name"] for model in content["models"]] == ["trained", "ext"]
     assert sum(content["objects"].values()) == 5
     one, other = content["models"]

@@ -303,7 +303,7 @@ def test_published_torchvision_weights_have_their_91_classes(tmp_path) -> None:
 
 
 def test_models_that_compute_otherwise_are_not_written_for_another_program(tmp_path, command) -> None:
-    narrow = {"backbone.norm": "frozen", "backbone.fpn_channels": 16, "fc_head.width": 16, "conv_head.width": 16}
+    narrow = {"backbone.norm": "frozen", "fpn.channels": 16, "fc_head.width": 16, "conv_head.width": 16}
     config = ModelConfig.model_validate(
         override(preset_values("double-head-tiny"), narrow | {"conv_head.blocks": "mmdetection"})
     )
