@@ -48,6 +48,14 @@ class FCHeadConfig(Strict):
     width: Count = 1024
 
 
+class ConvFCHeadConfig(FCHeadConfig):
+    """Convolutions of 3x3 before the layers of an fc-head."""
+
+    layers: Count = 1
+    convs: Count = Field(default=4, description="Number of 3x3 convolutions.")
+    conv_width: Count = 256
+
+
 class ConvHeadConfig(Strict):
     """The conv-head: blocks at 7x7, then global average pooling."""
 
@@ -120,8 +128,9 @@ BACKBONES: dict[str, BackboneRow] = {
 TRUNKS: dict[str, TrunkRow] = {
     "fc": TrunkRow("doublehead.model.trunks:FCHead", FCHeadConfig),
     "conv": TrunkRow("doublehead.model.trunks:ConvHead", ConvHeadConfig, roi_scale=1.3),
+    "convfc": TrunkRow("doublehead.model.trunks:ConvFCHead", ConvFCHeadConfig),
 }
-"""The two trunks of the paper (section 4.1)."""
+"""The two trunks of the paper (section 4.1), and that of torchvision's second Faster R-CNN."""
 
 
 def row_of(kind: str, name: str, table: Mapping[str, Any]) -> str:

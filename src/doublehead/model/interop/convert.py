@@ -24,7 +24,7 @@ from doublehead.model.weights import read_weights
 FORMATS: dict[str, tuple[Format, ...]] = {
     "mmdetection": (mmdetection.DOUBLE_HEAD, mmdetection.FASTER_RCNN),
     "authors": (authors.DOUBLE_HEAD_EXT,),
-    "torchvision": (torchvision.FASTER_RCNN,),
+    "torchvision": (torchvision.FASTER_RCNN, torchvision.FASTER_RCNN_V2),
 }
 """By the name of their program."""
 

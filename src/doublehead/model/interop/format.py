@@ -134,7 +134,8 @@ def _rows(ours: Weights, predictor: str, default: int) -> int:
 def _read_off(ours: Weights) -> dict[str, Any]:
     """Depth, widths, number and kind of blocks; what is missing stays at its default."""
     resnet: dict[str, Any] = {}
-    values: dict[str, Any] = {"backbone": {"resnet": resnet}, "fpn": {}, "fc_head": {}, "conv_head": {}, "roi": {}}
+    parts = ("fpn", "rpn", "fc_head", "conv_head", "convfc_head", "roi")
+    values: dict[str, Any] = {"backbone": {"resnet": resnet}} | {part: {} for part in parts}
 
     def read(part: dict[str, Any], field: str, key: str) -> None:
         if key in ours:
@@ -149,11 +150,19 @@ def _read_off(ours: Weights) -> dict[str, Any]:
         values["backbone"]["name"] = depths[stages]
     read(resnet, "width", f"{BODY}conv1.weight")
     read(values["fpn"], "channels", "backbone.fpn.inner_blocks.0.0.weight")
+    if "backbone.fpn.inner_blocks.0.1.running_var" in ours:
+        values["fpn"]["norm"] = "batch"
+    values["rpn"]["depth"] = max(1, _count(ours, "rpn.head.conv."))
     for branch in range(_count(ours, BRANCH)):
-        layers, blocks = f"{BRANCH}{branch}.trunk.layers.", f"{BRANCH}{branch}.trunk.blocks."
+        trunk = f"{BRANCH}{branch}.trunk."
+        layers, blocks, convs = f"{trunk}layers.", f"{trunk}blocks.", f"{trunk}convs."
+        head = values["convfc_head" if _count(ours, convs) else "fc_head"]
+        if count := _count(ours, convs):
+            head["convs"] = count
+            read(head, "conv_width", f"{convs}0.0.weight")
         if count := _count(ours, layers):
-            values["fc_head"]["layers"] = count
-            read(values["fc_head"], "width", f"{layers}0.weight")
+            head["layers"] = count
+            read(head, "width", f"{layers}0.weight")
         kinds = [_kind(ours, f"{blocks}{n}.") for n in range(_count(ours, blocks))]
         if kinds:
             values["conv_head"]["blocks"] = kinds
