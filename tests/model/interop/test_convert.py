@@ -364,8 +364,8 @@ def test_models_that_compute_otherwise_are_not_written_for_another_program(tmp_p
     assert "rpn.anchors=torchvision, Double-Head R-CNN of MMDetection with mmdetection" in sentence
     sentence = command("convert", path, tmp_path / "b.pth", "--to", "torchvision").sentence
     assert "has what Faster R-CNN of torchvision has no place for: left over: roi_heads.branches.1" in sentence
-    sentence = command("convert", path, tmp_path / "b.pth", "--to", "detectron2").sentence
-    assert sentence == "unknown program `detectron2`: choose mmdetection, authors, torchvision"
+    sentence = command("convert", path, tmp_path / "b.pth", "--to", "darknet").sentence
+    assert sentence == "unknown program `darknet`: choose mmdetection, detectron2, authors, torchvision"
     assert not (tmp_path / "b.pth").exists()
 
 

@@ -104,6 +104,34 @@ class Format:
         return result
 
 
+def background_first(weights: Weights, scores: str, boxes: str) -> Weights:
+    """The class scores' last row, the background, as the first; and boxes for it, unless they are class-agnostic.
+
+    Args:
+        weights: theirs.
+        scores: how the keys of the classifier begin.
+        boxes: how the keys of the regressor begin.
+    """
+    result = dict(weights)
+    for part in ("weight", "bias"):
+        score, box = scores + part, boxes + part
+        if score in result:
+            result[score] = result[score].roll(1, 0)
+        if box in result and len(result[box]) > 4:
+            result[box] = torch.cat([torch.zeros_like(result[box][:4]), result[box]])
+    return result
+
+
+def background_last(weights: Weights, scores: str, boxes: str, class_agnostic: bool) -> Weights:
+    """The inverse of `background_first`."""
+    result = dict(weights)
+    for part in ("weight", "bias"):
+        result[scores + part] = result[scores + part].roll(-1, 0)
+        if not class_agnostic:
+            result[boxes + part] = result[boxes + part][4:]
+    return result
+
+
 def _turned(table: Table) -> Table:
     return tuple((ours, theirs) for theirs, ours in table)
 
