@@ -1,8 +1,8 @@
 """detectron2's Faster R-CNN with a ResNet and FPN (`faster_rcnn_R_50_FPN_3x` and the like), our single-fc.
 
-It takes BGR in 0..255, and its last class is the background, which has no box. The published weights are `.pkl` files of
-numpy arrays. Their ResNets have the stride in the first convolution of a block. Models trained from torchvision's ResNet
-have it in the second, which no weight tells: convert them with `--set model.backbone.resnet.stride_in=3x3`.
+Input is BGR in 0..255. The last class is the background, which has no box. The published weights are `.pkl` files of
+numpy arrays. Their ResNets have the stride in the first convolution of a block. Models that started from torchvision's
+ResNet have it in the second, which no weight tells: convert them with `--set model.backbone.resnet.stride_in=3x3`.
 """
 
 from __future__ import annotations
