@@ -78,7 +78,11 @@ def models() -> None:
     table = Table(*columns, caption=f"80 classes; a branch that only regresses sees {TYPICAL_OWNERS} proposals, or all")
     table.columns[0].no_wrap = True
     for name in PRESETS:
-        c = cost(preset(name))
+        try:
+            c = cost(preset(name))
+        except DoubleheadError:  # a backbone from a package that is not installed
+            table.add_row(name, "needs doublehead[backbones]")
+            continue
         figures = (f"{c.parameters / 1e6:.1f}", f"{c.gflops:.0f}", f"{c.gflops_all:.0f}")
         table.add_row(name, *figures, f"{c.size[0]}x{c.size[1]}")
     published = Table("published model", "what it is", caption="downloaded the first time it is named")
@@ -169,6 +173,9 @@ def train(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The run folder; else a new one in runs.")
     ] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="A pretrained backbone in place of the model's: resnet50, or any name of timm.")
+    ] = None,
     recipe: Annotated[str | None, typer.Option(help=f"{', '.join(RECIPES)}; else by the model.")] = None,
     config: Annotated[Path | None, typer.Option(help="A YAML with any settings, such as a run's config.yaml.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1")] = None,
@@ -178,7 +185,7 @@ def train(
 ) -> None:
     """Train a model on annotated images."""
     said = parse_settings(settings or [])
-    start.train(data, model, output, recipe=recipe, config=config, device=device, settings=said)
+    start.train(data, model, output, recipe=recipe, config=config, device=device, settings=said, backbone=backbone)
 
 
 @app.command()

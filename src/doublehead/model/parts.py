@@ -34,11 +34,26 @@ class ResNetConfig(Strict):
     norm_eps: NotNegative = Field(default=1e-5, description="Added to the variance in frozen and batch norm.")
 
 
+class TimmConfig(Strict):
+    """What only a backbone from timm has."""
+
+    model: str = Field(default="tf_efficientnet_lite0.in1k", description="Its name in timm, with or without a tag.")
+    drop_path: float = Field(default=0.0, ge=0, lt=1, description="Probability of leaving out a residual block.")
+
+
 class FCHeadConfig(Strict):
     """The fc-head: flatten, then fully connected layers with ReLU."""
 
     layers: Count = 2
     width: Count = 1024
+
+
+class ConvFCHeadConfig(FCHeadConfig):
+    """Convolutions of 3x3 before the layers of an fc-head."""
+
+    layers: Count = 1
+    convs: Count = Field(default=4, description="Number of 3x3 convolutions.")
+    conv_width: Count = 256
 
 
 class ConvHeadConfig(Strict):
@@ -108,13 +123,14 @@ class TrunkRow:
 BACKBONES: dict[str, BackboneRow] = {
     name: BackboneRow("doublehead.model.resnet:ResNetBody", "resnet", ResNetConfig)
     for name in ("resnet18", "resnet34", "resnet50", "resnet101")
-}
+} | {"timm": BackboneRow("doublehead.model.timm_body:TimmBody", "timm", TimmConfig)}
 
 TRUNKS: dict[str, TrunkRow] = {
     "fc": TrunkRow("doublehead.model.trunks:FCHead", FCHeadConfig),
     "conv": TrunkRow("doublehead.model.trunks:ConvHead", ConvHeadConfig, roi_scale=1.3),
+    "convfc": TrunkRow("doublehead.model.trunks:ConvFCHead", ConvFCHeadConfig),
 }
-"""The two trunks of the paper (section 4.1)."""
+"""The two trunks of the paper (section 4.1), and that of torchvision's second Faster R-CNN."""
 
 
 def row_of(kind: str, name: str, table: Mapping[str, Any]) -> str:

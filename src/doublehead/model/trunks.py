@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from doublehead.model.norms import NORMS, Norm
-from doublehead.model.parts import ConvHeadConfig, FCHeadConfig
+from doublehead.model.parts import ConvFCHeadConfig, ConvHeadConfig, FCHeadConfig
 
 
 class Trunk(nn.Module):
@@ -72,6 +72,28 @@ class FCHead(Trunk):
         weight = self.layers[0].weight
         assert isinstance(weight, Tensor)
         return weight.unflatten(1, (self.channels, -1))
+
+
+class ConvFCHead(FCHead):
+    """Convolutions of 3x3 with norm and ReLU, then an fc-head (Wu and He, *Group Normalization*, section 4.2)."""
+
+    def __init__(self, channels: int, resolution: int, config: ConvFCHeadConfig, norm: str = "batch") -> None:
+        super().__init__(config.conv_width, resolution, config)
+        inputs = [channels] + [config.conv_width] * (config.convs - 1)
+        self.convs = nn.Sequential(
+            *(
+                nn.Sequential(_conv(i, config.conv_width, 3), NORMS[norm](config.conv_width), nn.ReLU(inplace=True))
+                for i in inputs
+            )
+        )
+
+    def forward(self, rois: Tensor) -> Tensor:
+        """RoI features (N, channels, 7, 7) to (N, width)."""
+        return super().forward(self.convs(rois))
+
+    def by_position(self, rois: Tensor) -> Tensor:
+        """As in the fc-head, after the convolutions."""
+        return super().by_position(self.convs(rois))
 
 
 class ConvHead(Trunk):

@@ -20,10 +20,14 @@ def _conv(classify: float, regress: float) -> BranchConfig:
 VARIANTS: dict[str, tuple[BranchConfig, ...]] = {
     "single-fc": (_fc(1.0, 1.0),),
     "single-conv": (_conv(1.0, 1.0),),
+    "single-convfc": (BranchConfig(trunk="convfc", classify=1.0, regress=1.0),),
     "double-fc": (_fc(1.0, 0.0), _fc(0.0, 1.0)),
     "double-conv": (_conv(1.0, 0.0), _conv(0.0, 1.0)),
     "double-head-reverse": (_conv(2.5, 0.0), _fc(0.0, 2.0)),
     "double-head": (_fc(2.0, 0.0), _conv(0.0, 2.5)),
     "double-head-ext": (_fc(1.4, 0.6), _conv(0.5, 2.0)),
 }
-"""The paper's sections 4 and 5.1; weights are w_fc = 2.0 and w_conv = 2.5 shared out by l_fc and l_conv."""
+"""The paper's sections 4 and 5.1; weights are w_fc = 2.0 and w_conv = 2.5 shared out by l_fc and l_conv.
+
+`single-convfc` is not in the paper: it is the box head of torchvision's second Faster R-CNN and of detectron2's new
+baselines."""

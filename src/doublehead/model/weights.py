@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import pickle
 import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor
@@ -18,7 +20,7 @@ HOLDERS = ("state_dict", "model")
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The weights in a .safetensors file or a pickle of torch's, and what else the file (or its header) holds.
+    """The weights in a .safetensors file, a pickle of torch's, or a .pkl of numpy arrays; and what else it holds.
 
     A prefix `module.`, which DataParallel puts before every key, is taken off.
 
@@ -33,6 +35,8 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             with safe_open(path, framework="pt") as file:
                 content = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
                 beside = file.metadata() or {}
+        elif path.suffix == ".pkl":
+            content = _as_tensors(_unpickle_arrays(path))
         else:
             content = _unpickle(path)
     except DoubleheadError:
@@ -62,3 +66,42 @@ def _unpickle(path: Path) -> Any:
             "trust it, open it with torch.load(..., weights_only=False) where the program that wrote it is installed, "
             "and torch.save its state dict alone"
         ) from error
+
+
+ARRAYS: dict[tuple[str, str], Any] = {
+    (f"numpy.{core}.multiarray", name): example.__reduce__()[0]
+    for core in ("core", "_core")
+    for name, example in (("_reconstruct", np.zeros(1)), ("scalar", np.float64(0)))
+} | {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype, ("_codecs", "encode"): codecs.encode}
+"""All that a pickle of numpy arrays has to call."""
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Admits numpy arrays, and nothing else that would have to be called."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in ARRAYS:
+            raise pickle.UnpicklingError(f"{module}.{name}")
+        return ARRAYS[module, name]
+
+
+def _unpickle_arrays(path: Path) -> Any:
+    """The content of detectron2's .pkl files, some of which Python 2 wrote."""
+    with path.open("rb") as file:
+        try:
+            return _ArrayUnpickler(file, encoding="latin1").load()
+        except pickle.UnpicklingError as error:
+            if not re.fullmatch(r"[\w.]+\.\w+", str(error)):
+                raise
+            raise DoubleheadError(
+                f"{path}: holds more than numpy arrays ({error}) and would have to run code, so it was not loaded"
+            ) from error
+
+
+def _as_tensors(content: Any) -> Any:
+    """Dicts with their arrays as tensors."""
+    if isinstance(content, dict):
+        return {key: _as_tensors(value) for key, value in content.items()}
+    if isinstance(content, np.ndarray) and content.dtype.kind in "fiu":
+        return torch.from_numpy(np.ascontiguousarray(content).copy())
+    return content

@@ -14,7 +14,23 @@ from doublehead.config import Config, merge, override, read_yaml, renewed, sente
 from doublehead.model.checkpoint import load_checkpoint
 from doublehead.model.interop.published import PUBLISHED
 from doublehead.model.interop.published import resolve as published_path
+from doublehead.model.parts import BACKBONES
 from doublehead.model.presets import preset_values
+
+ADAMW: dict[str, Any] = {
+    "optimizer": "adamw",
+    "lr": 1e-3,
+    "weight_decay": 0.05,
+    "schedule": "cosine",
+    "warmup_steps": 100,
+    "warmup_start": 0.01,
+    "steps": None,
+    "batch_size": 4,
+    "clip_norm": 10.0,
+    "ema": 0.998,
+}
+SMALL_SIDE = 480
+"""Largest short side of the input, in pixels, for which `small` is the recipe of a pretrained model."""
 
 RECIPES: dict[str, dict[str, Any]] = {
     # The paper's "1x": flip, 800/1333, SGD 0.02 for 16 images, 90k steps, tenfold falls at 60k and 80k.
@@ -31,22 +47,15 @@ RECIPES: dict[str, dict[str, Any]] = {
             "clip_norm": 10.0,
         },
     },
+    # Small images and little data, from pretrained weights.
+    "small": {
+        "data": {"augment": {"colour": 0.5}},
+        "train": {**ADAMW, "epochs": 12},
+    },
     # Small data without pretrained weights.
     "scratch": {
         "data": {"augment": {"colour": 0.5}},
-        "train": {
-            "optimizer": "adamw",
-            "lr": 1e-3,
-            "weight_decay": 0.05,
-            "schedule": "cosine",
-            "warmup_steps": 100,
-            "warmup_start": 0.01,
-            "steps": None,
-            "epochs": 30,
-            "batch_size": 4,
-            "clip_norm": 10.0,
-            "ema": 0.998,
-        },
+        "train": {**ADAMW, "epochs": 30},
     },
 }
 
@@ -59,16 +68,18 @@ def resolve(
     recipe: str | None = None,
     file: Path | None = None,
     settings: Mapping[str, Any] | None = None,
+    backbone: str | None = None,
 ) -> Config:
-    """The Config of a run. Later words win: recipe, preset, file, settings.
+    """The Config of a run. Later words win: recipe, preset, backbone, file, settings.
 
     Args:
         model: a preset, or a trained model to start from (a checkpoint or a published name); None where `file`
             describes the model.
-        recipe: a row of RECIPES; None: `scratch` for a backbone without weights, else `finetune`, and none where
-            `file` holds a `train` part.
+        recipe: a row of RECIPES; None: `scratch` for a backbone without weights, `small` for small inputs, else
+            `finetune`, and none where `file` holds a `train` part.
         file: YAML with any part of a Config, such as the config.yaml of an earlier run.
         settings: single values by their keys, such as {"train.epochs": 10}.
+        backbone: a row of BACKBONES, or the name of a model of timm, in place of the preset's.
 
     Raises:
         DoubleheadError: an unknown preset, recipe or key, or a value that does not fit.
@@ -81,10 +92,10 @@ def resolve(
         raise DoubleheadError(
             "which model? give --model, such as --model double-head-r50; `doublehead models` lists them"
         )
-    said = override(merge(_model(model) if model else {}, from_file), settings)
+    chosen = merge(_model(model) if model else {}, {"model": _backbone(backbone)} if backbone else {})
+    said = override(merge(chosen, from_file), settings)
     if recipe is None and not from_file.get("train"):
-        backbone = _part(_part(said, "model"), "backbone")
-        recipe = "scratch" if backbone.get("weights", "imagenet") is None else "finetune"
+        recipe = _recipe(_part(said, "model"))
     if recipe is not None and recipe not in RECIPES:
         near = difflib.get_close_matches(recipe, RECIPES, 1) or list(RECIPES)
         raise DoubleheadError(f"unknown recipe `{recipe}`: did you mean {' or '.join(near)}?")
@@ -103,6 +114,13 @@ def resolve(
         raise DoubleheadError(f"{where}: {sentence(error)}") from error
 
 
+def _recipe(model: dict[str, Any]) -> str:
+    """The recipe that suits a model's settings: by its weights and the size of its input."""
+    if _part(model, "backbone").get("weights", "imagenet") is None:
+        return "scratch"
+    return "small" if _part(model, "input").get("short_side", 800) <= SMALL_SIDE else "finetune"
+
+
 def _part(values: dict[str, Any], key: str) -> dict[str, Any]:
     """The mapping under a key, or an empty one where the user wrote something else, which validation will name."""
     part = values.get(key)
@@ -115,3 +133,18 @@ def _model(name: str) -> dict[str, Any]:
         return {"model": preset_values(name)}
     path = published_path(name)
     return {"model": load_checkpoint(path).config.model_dump(mode="json"), "train": {"weights": str(path)}}
+
+
+def _backbone(name: str) -> dict[str, Any]:
+    """A pretrained backbone's settings.
+
+    Raises:
+        DoubleheadError: neither a row of BACKBONES nor timm has it.
+    """
+    pretrained = {"weights": "imagenet", "norm": "frozen", "trainable_stages": 3}
+    if name in BACKBONES:
+        row = BACKBONES[name]
+        return {"backbone": {"name": name, **pretrained}, "input": {"mean": list(row.mean), "std": list(row.std)}}
+    from doublehead.model.timm_body import pretrained_defaults
+
+    return {"backbone": {"name": "timm", "timm": {"model": name}, **pretrained}, "input": pretrained_defaults(name)}

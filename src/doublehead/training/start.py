@@ -22,6 +22,7 @@ def train(
     config: str | Path | None = None,
     device: str | None = None,
     settings: Mapping[str, Any] | None = None,
+    backbone: str | None = None,
 ) -> Path:
     """Train a detector; everything about the run is written into a folder of its own.
 
@@ -37,6 +38,8 @@ def train(
         config: a YAML file with any settings, such as the config.yaml of an earlier run.
         device: auto, cpu, cuda, cuda:1.
         settings: any other settings by their keys.
+        backbone: a pretrained backbone in place of the model's: resnet18, 34, 50 or 101, or a model of timm such as
+            convnext_tiny.fb_in22k_ft_in1k.
 
     Returns:
         The path of the best checkpoint.
@@ -48,7 +51,7 @@ def train(
     """
     named = {"data.path": str(data) if data else None, "train.device": device}
     flags = {key: value for key, value in named.items() if value}
-    resolved = resolve(model, recipe, Path(config) if config else None, flags | dict(settings or {}))
+    resolved = resolve(model, recipe, Path(config) if config else None, flags | dict(settings or {}), backbone)
     if output is None and Distribution.many():
         raise DoubleheadError("give --output: all processes, and each of them started again, share one run folder")
     name = f"{Path(resolved.data.path).name}-{resolved.model.preset}"

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 from golden_weights import weights_of
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
-from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection import FasterRCNN, fasterrcnn_resnet50_fpn_v2
 from torchvision.models.detection._utils import overwrite_eps
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
@@ -18,12 +19,15 @@ from torchvision.ops import FrozenBatchNorm2d
 from doublehead.common.categories import Categories
 from doublehead.common.errors import DoubleheadError
 from doublehead.config import ModelConfig, override
+from doublehead.data.images import to_tensor
 from doublehead.model.checkpoint import load_checkpoint, load_model, save_checkpoint
 from doublehead.model.detector import Detector
 from doublehead.model.interop.convert import COCO, convert, convert_back
+from doublehead.model.interop.torchvision import FASTER_RCNN_V2
 from doublehead.model.presets import preset_values
 
 HEAD = "roi_head.bbox_head."
+PHOTOS = Path(__file__).resolve().parents[4] / "shared" / "data" / "photos"
 
 
 @pytest.fixture(scope="module")
@@ -279,6 +283,53 @@ def test_torchvisions_detector_gives_torchvisions_detections(tmp_path, norm, spe
         torch.testing.assert_close(ours[key], theirs[key], rtol=1e-4, atol=1e-3)
 
 
+def torchvisions_v2(classes: int) -> torch.nn.Module:
+    """With norms that have seen data, and few detections that nearly tie."""
+    torch.manual_seed(0)
+    sizes = {"min_size": 96, "max_size": 128, "box_score_thresh": 0.26}
+    model = fasterrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, num_classes=classes, **sizes).eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.1, 0.1)  # type: ignore[union-attr]
+            module.running_var.uniform_(0.8, 1.2)  # type: ignore[union-attr]
+    return model
+
+
+def test_torchvisions_second_detector_gives_its_detections(tmp_path) -> None:
+    theirs_model = torchvisions_v2(4)
+    source = saved(theirs_model.state_dict(), tmp_path / "a.pth")
+    settings = {"model.input.short_side": 96, "model.input.long_side": 128, "model.roi.score_threshold": 0.26}
+    convert(source, tmp_path / "b.safetensors", settings=settings)
+    model, checkpoint = load_model(tmp_path / "b.safetensors")
+    config = checkpoint.config
+    assert ([b.trunk for b in config.branches], config.rpn.depth, config.fpn.norm) == (["convfc"], 2, "batch")
+    photographs = sorted(PHOTOS.glob("*.jpg")) if PHOTOS.is_dir() else []
+    images = [to_tensor(Image.open(path).convert("RGB").resize((128, 96))) / 255 for path in photographs]
+    found = 0
+    for image in [*images, torch.rand(3, 96, 128, generator=torch.Generator().manual_seed(0))]:
+        with torch.no_grad():
+            (theirs,) = theirs_model([image])
+        (ours,) = model.detect([image])
+        torch.testing.assert_close(ours["boxes"], theirs["boxes"], rtol=0, atol=1e-2)
+        torch.testing.assert_close(ours["scores"], theirs["scores"], rtol=0, atol=1e-4)
+        assert torch.equal(ours["labels"], theirs["labels"])
+        found += len(ours["labels"])
+    assert found > 5
+    convert_back(tmp_path / "b.safetensors", tmp_path / "back.pth", "torchvision")
+    back, original = torch.load(tmp_path / "back.pth"), theirs_model.state_dict()
+    assert back.keys() == original.keys()
+    assert all(torch.equal(back[key], original[key]) for key in back)
+
+
+def test_every_key_of_the_published_second_detector_is_used(tmp_path) -> None:
+    with torch.device("meta"):
+        weights = fasterrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None).state_dict()
+    config, classes, ours = FASTER_RCNN_V2.load(weights, {})
+    assert classes == 90
+    assert len(ours) == len(weights)
+    assert (config.convfc_head.convs, config.convfc_head.width) == (4, 1024)  # type: ignore[attr-defined]
+
+
 def test_our_single_fc_loads_into_torchvisions(tmp_path) -> None:
     config = ModelConfig.model_validate(preset_values("single-fc-r50"))
     weights = Detector(config, 3).state_dict()
@@ -313,8 +364,8 @@ def test_models_that_compute_otherwise_are_not_written_for_another_program(tmp_p
     assert "rpn.anchors=torchvision, Double-Head R-CNN of MMDetection with mmdetection" in sentence
     sentence = command("convert", path, tmp_path / "b.pth", "--to", "torchvision").sentence
     assert "has what Faster R-CNN of torchvision has no place for: left over: roi_heads.branches.1" in sentence
-    sentence = command("convert", path, tmp_path / "b.pth", "--to", "detectron2").sentence
-    assert sentence == "unknown program `detectron2`: choose mmdetection, authors, torchvision"
+    sentence = command("convert", path, tmp_path / "b.pth", "--to", "darknet").sentence
+    assert sentence == "unknown program `darknet`: choose mmdetection, detectron2, authors, torchvision"
     assert not (tmp_path / "b.pth").exists()
 
 

@@ -17,14 +17,15 @@ from doublehead.common.errors import DoubleheadError
 from doublehead.config import sentence
 from doublehead.data.coco import read_categories
 from doublehead.model.checkpoint import FORMAT, load_checkpoint, save_checkpoint
-from doublehead.model.interop import authors, mmdetection, torchvision
+from doublehead.model.interop import authors, detectron2, mmdetection, torchvision
 from doublehead.model.interop.format import Format, Weights
 from doublehead.model.weights import read_weights
 
 FORMATS: dict[str, tuple[Format, ...]] = {
     "mmdetection": (mmdetection.DOUBLE_HEAD, mmdetection.FASTER_RCNN),
+    "detectron2": (detectron2.FASTER_RCNN,),
     "authors": (authors.DOUBLE_HEAD_EXT,),
-    "torchvision": (torchvision.FASTER_RCNN,),
+    "torchvision": (torchvision.FASTER_RCNN, torchvision.FASTER_RCNN_V2),
 }
 """By the name of their program."""
 
@@ -39,10 +40,10 @@ COCO = Categories(tuple(name for _, name in _USED), tuple(number for number, _ i
 def convert(
     source: Path, destination: Path, categories: Path | None = None, settings: Mapping[str, Any] | None = None
 ) -> str:
-    """Write a checkpoint from weights of MMDetection, the authors or torchvision, which their keys tell apart.
+    """Write a checkpoint from weights of a program in FORMATS, which their keys tell apart.
 
     Args:
-        source: .pth or .safetensors; a training program's checkpoint or the weights alone.
+        source: .pth, .pkl (detectron2's) or .safetensors; a training program's checkpoint or the weights alone.
         destination: the checkpoint to write.
         categories: a COCO annotation file whose categories are the model's, in its order. None: the names in the
             source; else COCO's for 80 classes, and torchvision's for 90; else `class 1`, `class 2`, ...
@@ -120,6 +121,7 @@ def convert_back(source: Path, destination: Path, program: str) -> None:
 
 HOLDERS: dict[str, Callable[[Weights, tuple[str, ...]], dict[str, Any]]] = {
     "mmdetection": lambda weights, names: {"meta": {"CLASSES": names}, "state_dict": weights},
+    "detectron2": lambda weights, names: {"model": weights},
     "authors": lambda weights, names: {"model": weights},
     "torchvision": lambda weights, names: weights,
 }

@@ -104,6 +104,34 @@ class Format:
         return result
 
 
+def background_first(weights: Weights, scores: str, boxes: str) -> Weights:
+    """The class scores' last row, the background, as the first; and boxes for it, unless they are class-agnostic.
+
+    Args:
+        weights: theirs.
+        scores: how the keys of the classifier begin.
+        boxes: how the keys of the regressor begin.
+    """
+    result = dict(weights)
+    for part in ("weight", "bias"):
+        score, box = scores + part, boxes + part
+        if score in result:
+            result[score] = result[score].roll(1, 0)
+        if box in result and len(result[box]) > 4:
+            result[box] = torch.cat([torch.zeros_like(result[box][:4]), result[box]])
+    return result
+
+
+def background_last(weights: Weights, scores: str, boxes: str, class_agnostic: bool) -> Weights:
+    """The inverse of `background_first`."""
+    result = dict(weights)
+    for part in ("weight", "bias"):
+        result[scores + part] = result[scores + part].roll(-1, 0)
+        if not class_agnostic:
+            result[boxes + part] = result[boxes + part][4:]
+    return result
+
+
 def _turned(table: Table) -> Table:
     return tuple((ours, theirs) for theirs, ours in table)
 
@@ -134,7 +162,8 @@ def _rows(ours: Weights, predictor: str, default: int) -> int:
 def _read_off(ours: Weights) -> dict[str, Any]:
     """Depth, widths, number and kind of blocks; what is missing stays at its default."""
     resnet: dict[str, Any] = {}
-    values: dict[str, Any] = {"backbone": {"resnet": resnet}, "fpn": {}, "fc_head": {}, "conv_head": {}, "roi": {}}
+    parts = ("fpn", "rpn", "fc_head", "conv_head", "convfc_head", "roi")
+    values: dict[str, Any] = {"backbone": {"resnet": resnet}} | {part: {} for part in parts}
 
     def read(part: dict[str, Any], field: str, key: str) -> None:
         if key in ours:
@@ -149,11 +178,19 @@ def _read_off(ours: Weights) -> dict[str, Any]:
         values["backbone"]["name"] = depths[stages]
     read(resnet, "width", f"{BODY}conv1.weight")
     read(values["fpn"], "channels", "backbone.fpn.inner_blocks.0.0.weight")
+    if "backbone.fpn.inner_blocks.0.1.running_var" in ours:
+        values["fpn"]["norm"] = "batch"
+    values["rpn"]["depth"] = max(1, _count(ours, "rpn.head.conv."))
     for branch in range(_count(ours, BRANCH)):
-        layers, blocks = f"{BRANCH}{branch}.trunk.layers.", f"{BRANCH}{branch}.trunk.blocks."
+        trunk = f"{BRANCH}{branch}.trunk."
+        layers, blocks, convs = f"{trunk}layers.", f"{trunk}blocks.", f"{trunk}convs."
+        head = values["convfc_head" if _count(ours, convs) else "fc_head"]
+        if count := _count(ours, convs):
+            head["convs"] = count
+            read(head, "conv_width", f"{convs}0.0.weight")
         if count := _count(ours, layers):
-            values["fc_head"]["layers"] = count
-            read(values["fc_head"], "width", f"{layers}0.weight")
+            head["layers"] = count
+            read(head, "width", f"{layers}0.weight")
         kinds = [_kind(ours, f"{blocks}{n}.") for n in range(_count(ours, blocks))]
         if kinds:
             values["conv_head"]["blocks"] = kinds

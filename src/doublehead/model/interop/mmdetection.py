@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from doublehead.config import ModelConfig
-from doublehead.model.interop.format import BRANCH, MANY, Format, Weights
+from doublehead.model.interop.format import BRANCH, MANY, Format, Weights, background_first, background_last
 
 COUNTER = "num_batches_tracked"
 HEAD = "roi_head.bbox_head."
@@ -37,23 +37,12 @@ DEFAULTS = {"input": {"antialias": False}, "rpn": {"smallest_side": 1e-6}, "roi"
 def _background_first(weights: Weights) -> tuple[Weights, dict[str, Any]]:
     """The background to the front; counters that inference never reads are left out."""
     result = {k: v for k, v in weights.items() if not (k.startswith("backbone.") and k.endswith(COUNTER))}
-    for part in ("weight", "bias"):
-        scores, boxes = f"{HEAD}fc_cls.{part}", f"{HEAD}fc_reg.{part}"
-        if scores in result:
-            result[scores] = result[scores].roll(1, 0)
-        if boxes in result and len(result[boxes]) > 4:  # with 4 the boxes are class-agnostic
-            result[boxes] = torch.cat([torch.zeros_like(result[boxes][:4]), result[boxes]])
-    return result, {}
+    return background_first(result, f"{HEAD}fc_cls.", f"{HEAD}fc_reg."), {}
 
 
 def _background_last(weights: Weights, config: ModelConfig) -> Weights:
     """The background to the end."""
-    result = dict(weights)
-    for part in ("weight", "bias"):
-        scores, boxes = f"{HEAD}fc_cls.{part}", f"{HEAD}fc_reg.{part}"
-        result[scores] = result[scores].roll(-1, 0)
-        if not config.roi.class_agnostic:
-            result[boxes] = result[boxes][4:]
+    result = background_last(weights, f"{HEAD}fc_cls.", f"{HEAD}fc_reg.", config.roi.class_agnostic)
     variances = [k for k in result if k.startswith("backbone.") and k.endswith("running_var")]
     return result | {k.replace("running_var", COUNTER): torch.tensor(0) for k in variances}
 

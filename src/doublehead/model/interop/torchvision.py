@@ -1,6 +1,6 @@
-"""torchvision's `fasterrcnn_resnet50_fpn` (the first version), our single-fc.
+"""torchvision's `fasterrcnn_resnet50_fpn`, our single-fc, and `fasterrcnn_resnet50_fpn_v2`, our single-convfc.
 
-Its published COCO weights count 91 classes: the background and ids 1..90, ten of which COCO does not use.
+Their published COCO weights count 91 classes: the background and ids 1..90, ten of which COCO does not use.
 """
 
 from __future__ import annotations
@@ -23,9 +23,21 @@ def _todays_spelling(weights: Weights) -> tuple[Weights, dict[str, Any]]:
     """Keys of today; and which norm the backbone has: without pretrained weights torchvision does not freeze it."""
     old = {f"{layer}.{part}": f"{layer}.{new}{part}" for layer, new in OLD_SPELLINGS for part in ("weight", "bias")}
     result = {old.get(key, key): value for key, value in weights.items()}
-    learns = any(key.endswith(COUNTER) for key in weights)
+    learns = any(key.startswith("backbone.body.") and key.endswith(COUNTER) for key in weights)
     return result, {"backbone": {"norm": "batch", "resnet": {"norm_eps": 1e-5}}} if learns else {}
 
+
+PREDICTORS = (
+    ("roi_heads.box_predictor.cls_score.", f"{BRANCH}0.classifier."),
+    ("roi_heads.box_predictor.bbox_pred.", f"{BRANCH}0.regressor."),
+)
+CONVENTIONS: dict[str, Any] = {
+    "backbone": {"norm": "frozen", "resnet": {"stride_in": "3x3"}},  # or batch, see above
+    "rpn": {"anchors": "torchvision", "smallest_side": 1e-3},
+    "roi": {"aligned": False, "sampling_ratio": 2, "smallest_side": 1e-2},
+    "input": {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
+    "inclusive_pixels": False,
+}
 
 FASTER_RCNN = Format(
     "Faster R-CNN of torchvision",
@@ -35,20 +47,35 @@ FASTER_RCNN = Format(
         ("rpn.head.", "rpn.head."),
         ("roi_heads.box_head.fc6.", f"{BRANCH}0.trunk.layers.0."),
         ("roi_heads.box_head.fc7.", f"{BRANCH}0.trunk.layers.1."),
-        ("roi_heads.box_predictor.cls_score.", f"{BRANCH}0.classifier."),
-        ("roi_heads.box_predictor.bbox_pred.", f"{BRANCH}0.regressor."),
+        *PREDICTORS,
     ),
-    conventions={
-        "backbone": {"norm": "frozen", "resnet": {"stride_in": "3x3"}},  # or batch, see above
-        "rpn": {"anchors": "torchvision", "smallest_side": 1e-3},
-        "roi": {"aligned": False, "sampling_ratio": 2, "smallest_side": 1e-2},
-        "input": {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
-        "inclusive_pixels": False,
-    },
+    conventions=CONVENTIONS,
     defaults={
         "preset": "torchvision-faster-rcnn",
         "branches": [{"trunk": "fc", "classify": 1.0, "regress": 1.0}],
         "backbone": {"resnet": {"norm_eps": 0.0}},  # the published weights were trained with it
+        "input": {"antialias": False},
+    },
+    laid_out=_todays_spelling,
+)
+
+CONVS = 4
+"""Convolutions of the second version's box head; the fully connected layer follows after a Flatten."""
+
+FASTER_RCNN_V2 = Format(
+    "Faster R-CNN v2 of torchvision",
+    marker="roi_heads.box_head.0.0.",
+    table=(
+        ("backbone.", "backbone."),
+        ("rpn.head.", "rpn.head."),
+        *((f"roi_heads.box_head.{n}.", f"{BRANCH}0.trunk.convs.{n}.") for n in range(CONVS)),
+        (f"roi_heads.box_head.{CONVS + 1}.", f"{BRANCH}0.trunk.layers.0."),
+        *PREDICTORS,
+    ),
+    conventions=CONVENTIONS,
+    defaults={
+        "preset": "torchvision-faster-rcnn-v2",
+        "branches": [{"trunk": "convfc", "classify": 1.0, "regress": 1.0}],
         "input": {"antialias": False},
     },
     laid_out=_todays_spelling,

