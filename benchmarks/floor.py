@@ -25,14 +25,14 @@ FLOORS = (0.0, 0.001, 0.01, 0.03, 0.05, 0.07, 0.1, 0.2)
 
 
 class _Timed(Predictor):
-    """Knows how long it has been detecting."""
+    """Notes how long it has been detecting."""
 
-    spent = 0.0
+    spent: list[float]
 
     def detect(self, images: list[Tensor]) -> list[Detections]:
         began = time.perf_counter()
         result = super().detect(images)
-        self.spent += time.perf_counter() - began
+        self.spent.append(time.perf_counter() - began)
         return result
 
 
@@ -65,11 +65,13 @@ def floor(
     """
     model, checkpoint = load_model(resolve(weights))
     predictor = _Timed(model, checkpoint.categories, pick_device(device), precision)
-    heads = predictor.model.roi_heads
-    if len(heads.score_branches) < 2:
+    predictor.spent = spent = list[float]()
+    head = predictor.model.roi_heads.last
+    scoring = head.score_branches(predictor.options)
+    if len(scoring) < 2:
         raise DoubleheadError(f"{weights}: scores of one branch only, so that there is nothing for a floor to spare")
     images = len(open_dataset(data).read(split).records)
-    first, second = (list(heads)[i] for i in heads.score_branches[:2])
+    first, second = (list(head)[i] for i in scoring[:2])
     counts = {first: 0, second: 0}
     for branch in counts:
         branch.register_forward_hook(lambda module, given, _: counts.update({module: counts[module] + len(given[0])}))
@@ -78,10 +80,10 @@ def floor(
     with Console().progress("measuring", images * repeats * len(times)) as advance:
         for _ in range(repeats):
             for value in times:
-                heads.config = heads.config.model_copy(update={"score_floor": value})
-                predictor.spent, counts[first], counts[second] = 0.0, 0, 0
-                ap = evaluate(predictor, data, split).metrics["AP"]
-                times[value].append(predictor.spent)
+                spent.clear()
+                counts[first] = counts[second] = 0
+                ap = evaluate(predictor.with_options(score_floor=value), data, split).metrics["AP"]
+                times[value].append(sum(spent))
                 found[value] = {"floor": value, "ap": ap, "seen": counts[second] / max(counts[first], 1)}
                 advance(images)
     base = times[floors[0]]

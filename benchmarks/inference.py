@@ -98,14 +98,12 @@ def require_same_detections(peer: Peer, images: list[Tensor]) -> None:
     model = peer.model
     if not isinstance(model, Detector) or model.config.roi.inference_proposals == "all":
         return
-    before = model.roi_heads.config
     usual = RoIConfig.model_fields["detections"].default
     found = []
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         for seen in ("owners", "all"):
-            model.roi_heads.config = before.model_copy(update={"inference_proposals": seen, "detections": usual})
-            found.append(model.detect(images))
-    model.roi_heads.config = before
+            changed = model.options.model_copy(update={"inference_proposals": seen, "detections": usual})
+            found.append(model.detect(images, changed))
     for staged, whole in zip(*found, strict=True):
         same = torch.equal(staged["labels"], whole["labels"])
         if not same or not torch.allclose(staged["boxes"], whole["boxes"], rtol=0, atol=1e-3):

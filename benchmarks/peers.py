@@ -47,7 +47,8 @@ class Peer:
     fuse: Callable[[list[Tensor]], Tensor]  # logits (N, C + 1) of each classifier to scores (N, C + 1)
     threshold: float  # scores above it are candidate detections
     box_layer: nn.Linear  # gives the deltas that become boxes
-    sampler: str  # attribute of roi_heads that draws proposals for the loss
+    head: Any  # what draws proposals for the loss
+    sampler: str  # the attribute of it that does
 
     def autocast(self, device: torch.device) -> torch.autocast:
         """The context in which it computes."""
@@ -87,11 +88,11 @@ def build_peers(
 
 def of_detector(name: str, model: Detector, variant: Variant) -> Peer:
     """One of ours as a peer."""
-    heads = model.roi_heads
-    branches = list(heads)
+    head, options = model.roi_heads.last, model.options
+    branches = list(head)
     classifiers, box_layer = (
-        [branches[i].classifier for i in heads.score_branches],
-        branches[heads.box_branch].regressor,
+        [branches[i].classifier for i in head.score_branches(options)],
+        branches[head.box_branch(options)].regressor,
     )
     assert box_layer is not None
     return Peer(
@@ -99,9 +100,10 @@ def of_detector(name: str, model: Detector, variant: Variant) -> Peer:
         model,
         variant,
         [classifier for classifier in classifiers if classifier is not None],
-        lambda logits: fuse([at_least_float32(x).softmax(1) for x in logits], heads.config.fusion),
-        heads.config.score_threshold,
+        lambda logits: fuse([at_least_float32(x).softmax(1) for x in logits], options.fusion),
+        options.score_threshold,
         box_layer,
+        head,
         "sampler",
     )
 
@@ -119,6 +121,7 @@ def _peer(name: str, model: Any, variant: Variant) -> Peer:
         lambda logits: logits[0].float().softmax(-1),
         heads.score_thresh,
         predictor.bbox_pred,
+        heads,
         "fg_bg_sampler",
     )
 
@@ -128,7 +131,7 @@ def _made_ready(model: Any, variant: Variant, device: torch.device, learn: bool)
     if learn:
         return model.to(memory_format=torch.channels_last) if variant.row and variant.ready else model
     if variant.row and variant.ready:
-        model = for_inference(model, device)
+        model = for_inference(model, device, PRECISIONS[variant.precision])
     return compiled(model) if variant.compiled else model.eval()
 
 

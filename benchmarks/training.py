@@ -136,7 +136,7 @@ def _fix_proposals(peer: Peer, proposals: list[Tensor]) -> None:
 
 def _counts(peer: Peer, step: Run) -> dict[str, float]:
     """Per image, proposals drawn for the loss, and the positives among them, on average over the batch."""
-    heads = peer.model.roi_heads
+    heads = peer.head
     sampler = getattr(heads, peer.sampler)
     drawn: list[tuple[int, int]] = []
 

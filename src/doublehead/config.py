@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import os.path
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from doublehead.common.errors import DoubleheadError
 from doublehead.common.strict import Count, Fraction, NotNegative, Positive, Sectioned, Share, Strict
 from doublehead.model.parts import BACKBONES, RGB, TRUNKS, row_of
+
+Fusion = Literal["complementary", "average", "maximum"]
 
 LOADER_TIMEOUT = 300.0
 """Seconds that loading one batch may take before the disk, or a process that loads, is taken to hang."""
@@ -148,7 +150,7 @@ class RoIConfig(Strict):
         default=None,
         description="The branch that gives the boxes, such as conv; None: that of the largest regress weight.",
     )
-    fusion: Literal["complementary", "average", "maximum"] = Field(
+    fusion: Fusion = Field(
         default="complementary", description="How the scores of several classifying branches become one (paper, 4.3)."
     )
     score_floor: Fraction = Field(
@@ -256,6 +258,106 @@ class ModelConfig(Sectioned):
     def trunk(self, name: str) -> Any:
         """The settings that a trunk of one of the branches has."""
         return self.section(f"{name}_head")
+
+
+class InferenceOptions(Strict):
+    """How a trained model is asked: thresholds, sizes, and whose scores and boxes count. See `inference_options`."""
+
+    score_threshold: Fraction = Field(description="Least score of a detection.")
+    nms_iou: Fraction = Field(description="IoU above which the lesser of two detections of a class is dropped.")
+    detections: Count = Field(description="Maximum detections per image.")
+    short_side: int = Field(ge=32, lt=2**31, description="Shorter side after resizing, in pixels.")
+    long_side: int = Field(ge=32, lt=2**31, description="Maximum longer side, in pixels.")
+    score_branch: str | None = Field(description="The branch whose scores count; null: all that classify, fused.")
+    box_branch: str | None = Field(description="The branch that gives the boxes; null: the largest regress weight.")
+    score_floor: Fraction = Field(description="Score of the first branch below which later branches skip a proposal.")
+    fusion: Fusion = Field(description="How the scores of several branches become one.")
+    inference_proposals: Literal["owners", "all"] = Field(description="What a branch that gives only boxes sees.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        default="fp32", description="auto: bf16 where the device computes in it, otherwise fp32."
+    )
+    classes: tuple[Count, ...] | None = Field(default=None, description="Labels 1..C to find; null: all.")
+
+
+IN_MODEL = {
+    name: f"{part}.{name}"
+    for name in InferenceOptions.model_fields
+    for part, settings in (("roi", RoIConfig), ("input", InputConfig))
+    if name in settings.model_fields
+}
+"""Options whose defaults are settings of the model."""
+
+
+def with_options(model: ModelConfig, settings: Mapping[str, Any]) -> ModelConfig:
+    """A model's config with other defaults for its inference options.
+
+    Args:
+        model: the config.
+        settings: values by their names, such as {"score_threshold": 0.5}, or by their keys in the model, such as
+            {"model.roi.score_threshold": 0.5}.
+
+    Raises:
+        DoubleheadError: there is no such option, a model does not keep it, or a value does not fit.
+    """
+    given = option_names(settings)
+    if others := [name for name in given if name not in IN_MODEL]:
+        raise DoubleheadError(f"`{others[0]}` is no setting of a model; give it where the model is loaded")
+    try:
+        return ModelConfig.model_validate(override(model.model_dump(), {IN_MODEL[n]: v for n, v in given.items()}))
+    except ValidationError as error:
+        raise DoubleheadError(f"inference options: {sentence(error)}") from error
+
+
+def option_names(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Inference options by their names, whether they were given by these or by their keys in the model.
+
+    Raises:
+        DoubleheadError: there is no such option.
+    """
+    names = {key: name for name, key in IN_MODEL.items()}
+    result = {names.get(key.removeprefix("model."), key): value for key, value in settings.items()}
+    if unknown := [key for key in result if key not in InferenceOptions.model_fields]:
+        raise DoubleheadError(
+            f"there is no inference option `{unknown[0]}`; choose {', '.join(InferenceOptions.model_fields)}"
+        )
+    return result
+
+
+def inference_options(
+    model: ModelConfig, settings: Mapping[str, Any] | None = None, names: Sequence[str] = ()
+) -> InferenceOptions:
+    """The options of a model, with some of them changed.
+
+    Args:
+        model: whose settings are the defaults.
+        settings: as of `with_options`; `classes` is a list of names.
+        names: of the model's classes.
+
+    Raises:
+        DoubleheadError: there is no such option or class, or a value does not fit.
+    """
+    given = option_names(settings or {})
+    changed = with_options(model, {name: value for name, value in given.items() if name in IN_MODEL})
+    own = {name: getattr(getattr(changed, key.split(".")[0]), name) for name, key in IN_MODEL.items()}
+    others = {name: value for name, value in given.items() if name not in IN_MODEL}
+    if others.get("classes") is not None:
+        others["classes"] = _labels(others["classes"], names)
+    try:
+        return InferenceOptions.model_validate(own | others)
+    except ValidationError as error:
+        raise DoubleheadError(f"inference options: {sentence(error)}") from error
+
+
+def _labels(classes: Any, names: Sequence[str]) -> tuple[int, ...]:
+    """The labels of named classes.
+
+    Raises:
+        DoubleheadError: the model does not know one of them.
+    """
+    wanted = [str(name) for name in ([classes] if isinstance(classes, str) else classes)]
+    if unknown := [name for name in wanted if name not in names]:
+        raise DoubleheadError(f"classes: the model has no class `{unknown[0]}`; it knows {', '.join(names)}")
+    return tuple(sorted({names.index(name) + 1 for name in wanted}))
 
 
 class AugmentConfig(Strict):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -65,6 +66,7 @@ def export(
     owners: int | None = None,
     int8: str | Path | None = None,
     images: Sequence[str] = (),
+    settings: Mapping[str, Any] | None = None,
 ) -> Written:
     """Write a detector as ONNX or as OpenVINO's format, pre- and post-processing included.
 
@@ -76,6 +78,7 @@ def export(
             all that own a candidate detection.
         int8: a dataset whose training images layers are quantised by; None: fp32.
         images: files, folders or globs to compare with the checkpoint on; none: images of `int8`, or drawn ones.
+        settings: inference options of the file by their names; see `config.InferenceOptions`.
 
     Raises:
         DoubleheadError: an argument has a mistake, a package is not installed, or the file finds something else than
@@ -85,7 +88,7 @@ def export(
     _require_format(output, format, int8)
     for module in ("onnx", "onnxscript", "onnxruntime"):
         require(module, "export")
-    model, checkpoint = load_model(resolve(weights))
+    model, checkpoint = load_model(resolve(weights), settings)
     graph = Graph(model, owners or checkpoint.config.rpn.proposals_inference)
     reference: Detects = graph if owners else for_inference(model, model.mean.device)
     about = describe(checkpoint, graph.owners, "int8" if int8 else "fp32")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from doublehead.common.errors import require
+from doublehead.config import InferenceOptions
 from doublehead.inference.exported import OUTPUTS
 from doublehead.model.detector import Detector
 from doublehead.model.optimize import for_inference
@@ -42,13 +43,13 @@ class Graph(nn.Module):
         """RGB uint8 (3, H, W) to boxes (D, 4) xyxy in its pixels, scores (D,) falling and labels (D,) in 1..C."""
         stage = self.model.first_stage([image])
         found = self.model.roi_heads.detections_in_one_round(
-            stage.levels, stage.proposals[0], stage.sizes[0], self.owners
+            stage.levels, stage.proposals[0], stage.sizes[0], self.owners, self.model.options
         )
         return self.model.edges.rescale(found["boxes"], stage.ratios[0]), found["scores"], found["labels"]
 
     @torch.no_grad()
-    def detect(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
-        """As `Detector.detect`, image by image and in one round: what the exported file is to find."""
+    def detect(self, images: list[Tensor], options: InferenceOptions | None = None) -> list[dict[str, Tensor]]:
+        """As `Detector.detect`, image by image, in one round and by the model's own options: what the file finds."""
         return [dict(zip(OUTPUTS, self(image), strict=True)) for image in images]
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from doublehead.common.console import Console
 from doublehead.common.errors import DoubleheadError
@@ -43,6 +44,7 @@ def predict(
     shard: str = "1/1",
     engine: str = "plain",
     workers: int = 1,
+    settings: Mapping[str, Any] | None = None,
 ) -> Done:
     """Detect objects in whatever the sources name, and write it in the format asked for, with a progress bar.
 
@@ -60,6 +62,7 @@ def predict(
         shard: i/n does every n-th part.
         engine: plain, or ray.
         workers: of Ray.
+        settings: inference options by their names; see `config.InferenceOptions`.
 
     Raises:
         DoubleheadError: a mistake in what was asked for, or what kept the work from being done.
@@ -75,12 +78,12 @@ def predict(
     if any(videos):
         if not all(videos) or format == "parquet" or not alone:
             raise DoubleheadError("videos go one after the other, without images, to --format pictures or coco")
-        return _predict_videos(load(weights, device, precision), sources, output, format, score, batch_size)
+        return _predict_videos(load(weights, device, precision, settings), sources, output, format, score, batch_size)
     listing = Listing.of(sources, part_size, column)
     if format != PICTURES:
-        work = Work(weights, output, format, score, batch_size, device, precision)
+        work = Work(weights, output, format, score, batch_size, device, precision, dict(settings or {}))
         return Done(str(bulk.predict_bulk(work, listing, shard, engine, workers, progress=True)))
-    predictor, parts = load(weights, device, precision), [part for _, part in listing.chosen(lambda _: True)]
+    predictor, parts = load(weights, device, precision, settings), [part for _, part in listing.chosen(lambda _: True)]
     with Console().progress("predicting", sum(listing.sizes)) as advance:
         written = predict_pictures(predictor, parts, output, score, batch_size, advance)
     return Done(

@@ -22,6 +22,8 @@ RECALLS = np.linspace(0, 1, 101)
 _AT_50, _AT_75 = 0, 5  # places of IoU 0.5 and 0.75 among COCO's thresholds 0.50, 0.55 ... 0.95
 _ALL, _SMALL, _MEDIUM, _LARGE = range(4)  # COCO's area ranges: all, below 32x32, up to 96x96, above
 _MOST = 2  # place of "100 detections per image and class" among COCO's limits 1, 10, 100
+USUAL = 100
+"""Detections of an image and class that count by COCO's rules."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Metrics:
     images: int
     boxes: int  # annotated, crowds not counted
     detections: int
+    most: int = USUAL  # detections of an image and class that counted
 
     def __getitem__(self, name: str) -> float:
         """One of the twelve figures, such as metrics["AP50"]."""
@@ -76,6 +79,7 @@ class Metrics:
             "images": self.images,
             "boxes": self.boxes,
             "detections": self.detections,
+            "max_detections": self.most,
             "recall": _plain_all(RECALLS),
             "classes": [
                 {
@@ -97,7 +101,8 @@ class Metrics:
 
     def table(self) -> Table:
         """AP, AP50, AP75 and counts, in per cent and per class, the whole in the last line, for the console."""
-        table = Table("class", title=f"{self.images} images", show_footer=True)
+        title = f"{self.images} images, best {self.most} detections of each class"
+        table = Table("class", title=title, show_footer=True)
         table.columns[0].footer = "all"
         for name in ("AP", "AP50", "AP75"):
             table.add_column(name, f"{_percent(self[name])}", justify="right")
@@ -123,7 +128,10 @@ class Metrics:
 
 
 def evaluate_detections(
-    records: Sequence[Record], categories: Categories, results: Sequence[dict[str, Any]]
+    records: Sequence[Record],
+    categories: Categories,
+    results: Sequence[dict[str, Any]],
+    most: int = USUAL,
 ) -> Metrics:
     """Measure detections as COCO does, to the last digit of pycocotools.
 
@@ -132,6 +140,7 @@ def evaluate_detections(
         categories: the classes of the records.
         results: COCO's result format, with the dataset's own category ids: what `Detections.to_coco` gives, for all
             images together.
+        most: how many detections of an image and class count, the best ones; at least COCO's 100.
 
     Raises:
         DoubleheadError: a result names an image or a category that the records do not have, or a score that is not
@@ -141,6 +150,8 @@ def evaluate_detections(
     _check(results, annotated)
     gt = hotcoco.COCO(annotated)
     evaluation = hotcoco.COCOeval(gt, gt.load_res(list(results)), "bbox")
+    most = max(USUAL, most)
+    evaluation.params.max_dets = [1, 10, most]
     evaluation.evaluate()
     evaluation.accumulate()  # and no summarize(), which prints
     assert evaluation.eval is not None
@@ -170,6 +181,7 @@ def evaluate_detections(
         images=len(records),
         boxes=boxes.total(),
         detections=len(results),
+        most=most,
     )
 
 

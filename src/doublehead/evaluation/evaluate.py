@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from doublehead.data.dataset import open_dataset
 from doublehead.data.loader import Waited, default_workers, evaluation_loader
 from doublehead.data.records import Split
 from doublehead.evaluation.coco import Metrics, evaluate_detections
+from doublehead.inference.exported import is_exported
 from doublehead.inference.predictor import Predictor, load
 
 
@@ -85,6 +86,7 @@ def evaluate(
     device: str = "auto",
     progress: bool = False,
     precision: str = "fp32",
+    settings: Mapping[str, Any] | None = None,
 ) -> Evaluation:
     """Run a model over one split of a dataset and measure it as COCO does.
 
@@ -99,6 +101,7 @@ def evaluate(
         device: where to compute, if `weights` is a path.
         progress: whether to show a bar.
         precision: as of `load`, if `weights` is a path.
+        settings: inference options by their names; see `config.InferenceOptions`.
 
     Raises:
         DoubleheadError: weights, data or split have a mistake, or the data has classes unknown to the weights.
@@ -108,16 +111,31 @@ def evaluate(
     smaller = f"try a batch size of {batch_size // 2}" if batch_size > 1 else "use a machine with more"
     processes = Distribution.start(device)
     try:
-        predictor = weights if isinstance(weights, Predictor) else load(weights, str(processes.device), precision)
+        if isinstance(weights, Predictor):
+            predictor = weights.with_options(**(settings or {}))
+        else:
+            predictor = load(weights, str(processes.device), precision, settings)
         require_known_classes(predictor.categories, chosen.categories)
+        predictor = for_classes(predictor, chosen.categories)
         bar = Console(progress and processes.leads).progress("measuring", -(-len(chosen.records) // processes.world))
         with told(smaller), bar as advance:
             found = predict_split(predictor, chosen, batch_size, workers, processes, advance)
     finally:
         processes.stop()
     results = of_classes(found.results, chosen.categories)
-    metrics = evaluate_detections(chosen.records, chosen.categories, results)
+    metrics = evaluate_detections(chosen.records, chosen.categories, results, predictor.options.detections)
     return Evaluation(metrics, results, found.waited / max(found.seconds, 1e-9), processes.leads)
+
+
+def for_classes(predictor: Predictor, categories: Categories) -> Predictor:
+    """The predictor looking for these classes alone, so that others take no place among an image's detections."""
+    pairs = predictor.categories.pairs
+    labels = [place for place, pair in enumerate(pairs, 1) if pair in categories.pairs]
+    if len(labels) == len(pairs) or predictor.options.classes is not None or is_exported(Path(str(predictor.inside))):
+        return predictor
+    result = predictor.with_options()
+    result.options = result.options.model_copy(update={"classes": tuple(labels)})
+    return result
 
 
 def of_classes(results: Sequence[dict[str, Any]], categories: Categories) -> list[dict[str, Any]]:

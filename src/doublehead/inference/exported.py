@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 import doublehead
 from doublehead.common.categories import Categories
 from doublehead.common.errors import DoubleheadError, require
+from doublehead.config import InferenceOptions, ModelConfig, inference_options
 
 OUTPUTS = ("boxes", "scores", "labels")
 SUFFIXES = (".onnx", ".xml")
@@ -41,10 +42,40 @@ class Exported:
     def __str__(self) -> str:
         return str(self.path)
 
-    def detect(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+    @cached_property
+    def config(self) -> ModelConfig:
+        """Of the model that was exported."""
+        return ModelConfig.model_validate_json(self.about["model"])
+
+    def require_possible(self, options: InferenceOptions) -> None:
+        """Refuse options that are fixed in the file.
+
+        Raises:
+            DoubleheadError: names the option.
+        """
+        own = inference_options(self.config)
+        later = {
+            "score_threshold": options.score_threshold >= own.score_threshold,
+            "detections": options.detections <= own.detections,
+        }
+        for name in InferenceOptions.model_fields:
+            if getattr(options, name) != getattr(own, name) and not later.get(name):
+                limit = {"score_threshold": "may only be raised", "detections": "may only be lowered"}
+                raise DoubleheadError(
+                    f"{self}: {name} {limit.get(name, 'is fixed')} in an exported model ({getattr(own, name)}); "
+                    "export it again with --set"
+                )
+
+    def detect(self, images: list[Tensor], options: InferenceOptions | None = None) -> list[dict[str, Tensor]]:
         """As `Detector.detect`, of images uint8 (3, H, W), one after another."""
-        found = [self.run(image.numpy()) for image in images]
-        return [dict(zip(OUTPUTS, map(torch.from_numpy, result), strict=True)) for result in found]
+        found = [dict(zip(OUTPUTS, map(torch.from_numpy, self.run(image.numpy())), strict=True)) for image in images]
+        if options is None:
+            return found
+        kept = [each["scores"] > options.score_threshold for each in found]  # scores fall: the best come first
+        return [
+            {name: value[k][: options.detections] for name, value in each.items()}
+            for each, k in zip(found, kept, strict=True)
+        ]
 
 
 def is_exported(path: Path) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol, overload
+from typing import Any, Protocol, overload
 
 import numpy as np
 import torch
@@ -11,11 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 from doublehead.common.categories import Categories
-from doublehead.common.device import pick_device, pick_precision
+from doublehead.common.device import PRECISIONS, pick_device, pick_precision
 from doublehead.common.errors import DoubleheadError
+from doublehead.config import InferenceOptions, ModelConfig, inference_options, option_names
 from doublehead.data.images import read_image, to_rgb, to_tensor
 from doublehead.inference.detections import Detections
-from doublehead.inference.exported import is_exported, open_exported
+from doublehead.inference.exported import Exported, is_exported, open_exported
 from doublehead.model.checkpoint import load_model
 from doublehead.model.detector import Detector
 from doublehead.model.interop.published import resolve
@@ -28,7 +31,9 @@ ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 class Detects(Protocol):
     """What a Predictor needs of a model."""
 
-    def detect(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+    config: ModelConfig
+
+    def detect(self, images: list[Tensor], options: InferenceOptions | None = None) -> list[dict[str, Tensor]]:
         """As `Detector.detect`."""
         ...
 
@@ -41,13 +46,58 @@ class Predictor:
         categories: its classes.
         device: where it computes.
         precision: fp32; bf16 or fp16, which are faster where the device computes in them; or auto, for bf16 there.
+        settings: inference options by their names; see `config.InferenceOptions`.
+
+    Attributes:
+        options: the inference options in force.
     """
 
-    def __init__(self, model: Detects, categories: Categories, device: torch.device, precision: str = "fp32") -> None:
-        self.inside: Detects = for_inference(model, device) if isinstance(model, Detector) else model
+    def __init__(
+        self,
+        model: Detects,
+        categories: Categories,
+        device: torch.device,
+        precision: str = "fp32",
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         self.categories = categories
         self.device = device
-        self.precision = pick_precision(precision, device)
+        given = option_names(settings or {})
+        self.precision = pick_precision(given.get("precision", precision), device)
+        if isinstance(model, Detector):
+            self.options = inference_options(model.config, {"precision": precision} | given, categories.names)
+            self.inside: Detects = for_inference(model, device, self.precision)
+        else:
+            self.options, self.inside = inference_options(model.config, None, categories.names), model
+            self.options = self._changed(given)
+
+    def with_options(self, **settings: Any) -> Predictor:
+        """The same model asked otherwise, such as `with_options(score_threshold=0.3, classes=["car"])`.
+
+        Args:
+            settings: inference options by their names; see `config.InferenceOptions`.
+
+        Raises:
+            DoubleheadError: there is no such option or class, a value does not fit, or the model is exported and
+                cannot do it.
+        """
+        result = copy.copy(self)
+        result.options = self._changed(settings)
+        return result
+
+    def _changed(self, settings: Mapping[str, Any]) -> InferenceOptions:
+        given = option_names(settings)
+        if "precision" in given and PRECISIONS.get(given["precision"], "auto") != self.precision:
+            raise DoubleheadError("the precision is chosen when a model is loaded: give it to doublehead.load")
+        config = self.inside.config
+        wanted = inference_options(
+            config, {name: v for name, v in given.items() if v is not None}, self.categories.names
+        )
+        changed = {name: getattr(wanted, name) for name in given}
+        options = self.options.model_copy(update=changed)
+        if isinstance(self.inside, Exported):
+            self.inside.require_possible(options)
+        return options
 
     @property
     def model(self) -> Detector:
@@ -89,7 +139,7 @@ class Predictor:
     def detect(self, images: list[Tensor]) -> list[Detections]:
         """Detect objects in RGB tensors uint8 (3, H, W) of any sizes."""
         with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
-            return [self.as_detections(result) for result in self.inside.detect(images)]
+            return [self.as_detections(result) for result in self.inside.detect(images, self.options)]
 
     def as_detections(self, result: dict[str, Tensor]) -> Detections:
         """What `Detector.detect` gives of one image, with the names of its classes."""
@@ -97,7 +147,12 @@ class Predictor:
         return Detections(boxes, scores, labels, self.categories.names, self.categories.ids)
 
 
-def load(weights: str | Path, device: str = "auto", precision: str = "fp32") -> Predictor:
+def load(
+    weights: str | Path,
+    device: str = "auto",
+    precision: str = "fp32",
+    settings: Mapping[str, Any] | None = None,
+) -> Predictor:
     """Load a detector for prediction.
 
     Args:
@@ -105,6 +160,8 @@ def load(weights: str | Path, device: str = "auto", precision: str = "fp32") -> 
             mmdet-double-head-r50-coco, which is downloaded the first time; or what `doublehead export` wrote.
         device: auto, cpu, cuda, cuda:1.
         precision: fp32, bf16, fp16, or auto: bf16 where the device computes in it.
+        settings: inference options by their names, such as {"score_threshold": 0.3, "short_side": 480}; see
+            `config.InferenceOptions`.
 
     Raises:
         DoubleheadError: the file is not whole, cannot be downloaded, or there is no such device.
@@ -112,10 +169,10 @@ def load(weights: str | Path, device: str = "auto", precision: str = "fp32") -> 
     path = resolve(weights)
     if is_exported(path):
         exported = open_exported(path, device, precision)
-        return Predictor(exported, exported.categories, torch.device("cpu"))
+        return Predictor(exported, exported.categories, torch.device("cpu"), settings=settings)
     chosen = pick_device(device)
     model, checkpoint = load_model(path)
-    return Predictor(model, checkpoint.categories, chosen, precision)
+    return Predictor(model, checkpoint.categories, chosen, precision, settings)
 
 
 def as_picture(image: ImageLike) -> Image.Image:

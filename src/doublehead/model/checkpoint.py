@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,12 @@ import doublehead
 from doublehead.common.categories import Categories
 from doublehead.common.errors import DoubleheadError
 from doublehead.common.files import whole
-from doublehead.config import ModelConfig, sentence
+from doublehead.config import ModelConfig, sentence, with_options
 from doublehead.model.detector import Detector
 
 FORMAT = "doublehead"
-FORMAT_VERSION = 2  # 1: without checksum
+FORMAT_VERSION = 3  # 1: without checksum; 2: one box head, whose keys had no number
+ONE_HEAD, FIRST_HEAD = "roi_heads.branches.", "roi_heads.heads.0.branches."
 TRAINING = "training/"
 MEND = "`doublehead convert` makes checkpoints of other programs' weights"
 
@@ -135,6 +136,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             )
         if version != 1 and checksum(header, tensors) != header["checksum"]:
             raise DoubleheadError(f"{path}: is damaged (its checksum differs); take a copy of it, or train again")
+        if version < 3:
+            tensors = {key.replace(ONE_HEAD, FIRST_HEAD): value for key, value in tensors.items()}
         config = ModelConfig.model_validate_json(header["model"])
         categories = json.loads(header["categories"])
         result = Checkpoint(
@@ -151,13 +154,18 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     return result
 
 
-def load_model(path: str | Path) -> tuple[Detector, Checkpoint]:
+def load_model(path: str | Path, settings: Mapping[str, Any] | None = None) -> tuple[Detector, Checkpoint]:
     """A detector in inference mode, and the checkpoint it came from.
+
+    Args:
+        path: the checkpoint's.
+        settings: other defaults for the inference options; see `config.with_options`.
 
     Raises:
         DoubleheadError: as `load_checkpoint`; or weights are missing, left over or of another shape.
     """
     checkpoint = load_checkpoint(path)
+    checkpoint = replace(checkpoint, config=with_options(checkpoint.config, settings or {}))
     try:
         return checkpoint.build(), checkpoint
     except RuntimeError as error:

@@ -9,8 +9,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from doublehead.config import ModelConfig
+from doublehead.model.box_head import RESOLUTION
 from doublehead.model.detector import Detector
-from doublehead.model.roi_heads import RESOLUTION
 
 TYPICAL_OWNERS = 100
 
@@ -37,9 +37,9 @@ def cost(config: ModelConfig, classes: int = 80) -> Cost:
     proposals = config.rpn.proposals_inference
 
     def branches(owners: int) -> int:
-        flops = 0
-        for i, branch in enumerate(model.roi_heads):
-            scores, boxes = i in model.roi_heads.score_branches, i == model.roi_heads.box_branch
+        flops, head = 0, model.roi_heads.last
+        for i, branch in enumerate(head):
+            scores, boxes = i in head.score_branches(model.options), i == head.box_branch(model.options)
             seen = proposals if scores else owners if boxes else 0
             rois = torch.empty(seen, config.fpn.channels, RESOLUTION, RESOLUTION, device="meta")
             with FlopCounterMode(display=False) as counter:

@@ -14,11 +14,12 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import nms
 from torchvision.transforms.v2 import functional as images_v2
 
-from doublehead.config import InputConfig, ModelConfig, RPNConfig
+from doublehead.config import InferenceOptions, ModelConfig, RPNConfig, inference_options
 from doublehead.model.anchors import ANCHORS
 from doublehead.model.backbone import Backbone
 from doublehead.model.boxes import Edges
 from doublehead.model.branches import at_least_float32
+from doublehead.model.matching import PairMatcher
 from doublehead.model.roi_heads import RoIHeads
 
 Target = dict[str, Tensor]
@@ -56,16 +57,18 @@ class Detector(nn.Module):
         self.edges = Edges(config.inclusive_pixels)
         self.rpn = build_rpn(config.rpn, config.fpn.channels, self.edges)
         self.roi_heads = RoIHeads(config, classes)
+        self.options = inference_options(config)
         self.register_buffer("mean", torch.tensor(config.input.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.input.std).view(3, 1, 1), persistent=False)
 
     def losses(self, images: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
-        """Losses to add up, of images that already have their training size.
+        """Losses to add up, of images that already have their training size; in training or inference mode.
 
         Args:
             images: RGB, uint8 (3, H, W) in 0..255 or float in 0..1.
             targets: per image, `boxes` (M, 4) float32 xyxy pixels and `labels` (M,) int64 in 1..C.
         """
+        targets = [{k: target[k].to(self.mean.device) for k in ("boxes", "labels")} for target in targets]
         batch, features = self._features(images)
         proposals, rpn_losses = self.rpn(batch, features, targets)
         result = {
@@ -75,21 +78,23 @@ class Detector(nn.Module):
         return result | self.roi_heads.losses(_levels(features), proposals, targets)
 
     @torch.no_grad()
-    def detect(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+    def detect(self, images: list[Tensor], options: InferenceOptions | None = None) -> list[dict[str, Tensor]]:
         """Detections in the pixels of the images given.
 
         Args:
             images: RGB of any sizes, uint8 (3, H, W) in 0..255 or float in 0..1.
+            options: None: the model's own.
 
         Returns:
             Per image `boxes` (D, 4) float32 xyxy, `scores` (D,) falling, `labels` (D,) int64 in 1..C.
         """
-        return self.second_stage(self.first_stage(images)) if images else []
+        return self.second_stage(self.first_stage(images, options), options) if images else []
 
     @torch.no_grad()
-    def first_stage(self, images: list[Tensor]) -> FirstStage:
+    def first_stage(self, images: list[Tensor], options: InferenceOptions | None = None) -> FirstStage:
         """Resize images of any sizes, and give their features and proposals: all that comes before the branches."""
-        resized = [resize(image, self.config.input) for image in images]
+        size = options or self.options
+        resized = [resize(image, size.short_side, size.long_side, self.config.input.antialias) for image in images]
         batch, features = self._features(resized)
         proposals, _ = self.rpn(batch, features)
         ratios = [
@@ -99,9 +104,9 @@ class Detector(nn.Module):
         return FirstStage(_levels(features), proposals, batch.image_sizes, ratios)
 
     @torch.no_grad()
-    def second_stage(self, stage: FirstStage) -> list[dict[str, Tensor]]:
+    def second_stage(self, stage: FirstStage, options: InferenceOptions | None = None) -> list[dict[str, Tensor]]:
         """Run the branches: what `detect` gives."""
-        results = self.roi_heads.detections(stage.levels, stage.proposals, stage.sizes)
+        results = self.roi_heads.detections(stage.levels, stage.proposals, stage.sizes, options or self.options)
         for result, ratio in zip(results, stage.ratios, strict=True):
             result["boxes"] = self.edges.rescale(result["boxes"], ratio)
         return results
@@ -133,13 +138,29 @@ class _RPNHead(RPNHead):
         return [at_least_float32(t) for t in logits], [at_least_float32(t) for t in deltas]
 
 
+def _pair(objects: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
+    return objects, anchors
+
+
 class _RPN(RegionProposalNetwork):
     """torchvision's, with proposals clipped to the image by our convention, and NMS level by level, which exports."""
 
-    def __init__(self, edges: Edges, smallest_side: float, *parts: Any) -> None:
+    def __init__(self, edges: Edges, smallest_side: float, matcher: PairMatcher, *parts: Any) -> None:
         super().__init__(*parts)
         self.edges = edges
         self.min_size = smallest_side
+        # torchvision hands one's result to the other: here the boxes themselves, which are matched in parts.
+        self.box_similarity, self.proposal_matcher = _pair, matcher
+
+    def forward(
+        self, images: ImageList, features: dict[str, Tensor], targets: list[Target] | None = None
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Proposals, and where targets are given the losses, whether in training mode or not."""
+        before, self.training = self.training, targets is not None
+        try:
+            return super().forward(images, features, targets)
+        finally:
+            self.training = before
 
     def filter_proposals(
         self, proposals: Tensor, objectness: Tensor, image_shapes: list[tuple[int, int]], anchors_per_level: list[int]
@@ -169,6 +190,7 @@ def build_rpn(config: RPNConfig, channels: int, edges: Edges) -> RegionProposalN
     return _RPN(
         edges,
         config.smallest_side,
+        PairMatcher(config.foreground_iou, config.background_iou, best_of_each=True),
         ANCHORS[config.anchors](config.anchor_sizes, config.aspect_ratios),
         _RPNHead(channels, len(config.aspect_ratios), config.depth),
         config.foreground_iou,
@@ -181,21 +203,21 @@ def build_rpn(config: RPNConfig, channels: int, edges: Edges) -> RegionProposalN
     )
 
 
-def resize(image: Tensor, config: InputConfig) -> Tensor:
+def resize(image: Tensor, short_side: int, long_side: int, antialias: bool) -> Tensor:
     """The image (3, H, W) at the short side wanted, or smaller where the long side would pass its limit."""
     height, width = image.shape[-2:]
     short: Any = torch.sym_min(height, width)  # as the builtins, for sizes that an exporter does not know either
     long: Any = torch.sym_max(height, width)
     size: list[Any] = [
-        torch.sym_max(1, torch.sym_min(_ratio(side * config.short_side, short), _ratio(side * config.long_side, long)))
+        torch.sym_max(1, torch.sym_min(_ratio(side * short_side, short), _ratio(side * long_side, long)))
         for side in (height, width)
     ]
     if not torch.compiler.is_exporting():
-        return images_v2.resize(image, size, antialias=config.antialias)
+        return images_v2.resize(image, size, antialias=antialias)
     # What torch does to uint8 on CPUs in one call: columns, then rows, each rounded. Runtimes round in their own ways.
     result, size = image[None].float(), [_unknown(side) for side in size]
     for step in ([height, size[1]], size):
-        result = (interpolate(result, step, mode="bilinear", antialias=config.antialias) + 0.5).floor()
+        result = (interpolate(result, step, mode="bilinear", antialias=antialias) + 0.5).floor()
     return result[0].to(torch.uint8)
 
 

@@ -7,21 +7,34 @@ once the detections wanted are kept, the boxes of all other owners are never com
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torchvision.ops import nms
 
-from doublehead.config import RoIConfig
+from doublehead.config import InferenceOptions
 from doublehead.model.boxes import EXCLUSIVE, Edges
 
 FIRST_ROUND = 128
 """Owners per image whose boxes are computed at first; each further round doubles them."""
 
-Boxes = Callable[[list[Tensor]], list[Tensor]]
-"""Per image, indices of proposals (M,) to their boxes (M, classes + 1, 4), in input pixels."""
+SMALLEST_SIDE = 1e-2
+"""Detections with a side under it, in pixels, are dropped, unless the model says otherwise."""
+
+
+@dataclass
+class Scored:
+    """Proposals of a batch as a box head has scored them. All lists have an entry for each image."""
+
+    proposals: list[Tensor]  # (N, 4) xyxy in input pixels, those that count
+    indices: list[Tensor]  # (N,) their places among the proposals that the head was given
+    scores: list[Tensor]  # (N, C + 1) with the background first
+    staged: bool  # whether to ask for boxes best owners first, in rounds, or for all owners at once
+
+    def boxes(self, chosen: list[Tensor]) -> list[Tensor]:
+        """Indices of proposals (M,) to their boxes (M, C + 1, 4), or (M, 1, 4) if they are class-agnostic."""
+        raise NotImplementedError
 
 
 def fuse(scores: list[Tensor], rule: str) -> Tensor:
@@ -62,44 +75,50 @@ class _Image:
 
 
 def detect(
-    scores: list[Tensor],
-    boxes: Boxes,
+    scored: Scored,
     sizes: list[tuple[int, int]],
-    config: RoIConfig,
-    staged: bool,
+    options: InferenceOptions,
     edges: Edges = EXCLUSIVE,
+    smallest_side: float = SMALLEST_SIDE,
 ) -> list[dict[str, Tensor]]:
     """The best detections of each image.
 
     Args:
-        scores: per image, (N, C + 1) class scores with the background first.
-        boxes: gives the boxes of chosen proposals; called once for all images in each round.
+        scored: proposals, and their boxes for the asking: once for all images in each round.
         sizes: per image, (height, width) of its part of the input.
-        config: threshold, NMS and the number of detections.
-        staged: whether to ask for boxes best owners first, in rounds, or for all owners at once.
+        options: threshold, classes, NMS and the number of detections.
         edges: how boxes are clipped to their image.
+        smallest_side: detections with a side under it, in pixels, are dropped.
 
     Returns:
-        Per image `boxes` (D, 4), `scores` (D,) falling, `labels` (D,) in 1..C, `proposals` (D,) their owners.
+        Per image `boxes` (D, 4), `scores` (D,) falling, `labels` (D,) in 1..C, `proposals` (D,) their owners among the
+        proposals that the head was given.
     """
-    images = [_candidates(s, size, config.score_threshold) for s, size in zip(scores, sizes, strict=True)]
+    images = [_candidates(s, size, options) for s, size in zip(scored.scores, sizes, strict=True)]
     count = FIRST_ROUND
     while any(image.result is None for image in images):
         chosen = [
-            image.owners[image.done : count if staged else None] if image.result is None else image.owners[:0]
+            image.owners[image.done : count if scored.staged else None] if image.result is None else image.owners[:0]
             for image in images
         ]
-        for image, indices, found in zip(images, chosen, boxes(chosen), strict=True):
+        for image, indices, found in zip(images, chosen, scored.boxes(chosen), strict=True):
             if image.result is None:
                 image.boxes.append(found)
                 image.done += len(indices)
-                image.result = _finish(image, config, edges)
+                image.result = _finish(image, options, edges, smallest_side)
         count *= 2
-    return [image.result for image in images if image.result is not None]
+    results = [image.result for image in images if image.result is not None]
+    for result, indices in zip(results, scored.indices, strict=True):
+        result["proposals"] = indices[result["proposals"]]
+    return results
 
 
-def _candidates(scores: Tensor, size: tuple[int, int], threshold: float) -> _Image:
-    proposal, label = torch.where(is_candidate(scores, threshold))
+def _candidates(scores: Tensor, size: tuple[int, int], options: InferenceOptions) -> _Image:
+    candidates = is_candidate(scores, options.score_threshold)
+    if options.classes is not None:
+        others = [label - 1 for label in range(1, scores.shape[1]) if label not in options.classes]
+        candidates[:, others] = False
+    proposal, label = torch.where(candidates)
     score, order = scores[proposal, label + 1].sort(descending=True, stable=True)
     proposal, label = proposal[order], label[order] + 1
     place = torch.arange(len(score), device=scores.device)
@@ -110,17 +129,19 @@ def _candidates(scores: Tensor, size: tuple[int, int], threshold: float) -> _Ima
     return _Image(size, score, label, rank[proposal], owners, first[: len(owners)], [])
 
 
-def _finish(image: _Image, config: RoIConfig, edges: Edges) -> dict[str, Tensor] | None:
+def _finish(image: _Image, options: InferenceOptions, edges: Edges, smallest_side: float) -> dict[str, Tensor] | None:
     """The image's detections, or None where boxes not yet computed could still change them."""
     everything = image.done == len(image.owners)
     known = len(image.scores) if everything else int(image.first[image.done])
     rank, labels = image.rank[:known], image.labels[:known]
     found = torch.cat(image.boxes)
     box_class = labels if found.shape[1] > 1 else torch.zeros_like(labels)
-    candidates, keep = _suppressed(found[rank, box_class], image.scores[:known], labels, image.size, config, edges)
-    if len(keep) < config.detections and not everything:
+    candidates, keep = _suppressed(
+        found[rank, box_class], image.scores[:known], labels, image.size, options, edges, smallest_side
+    )
+    if len(keep) < options.detections and not everything:
         return None
-    keep = keep[: config.detections]
+    keep = keep[: options.detections]
     return {
         "boxes": candidates[keep],
         "scores": image.scores[keep],
@@ -130,47 +151,59 @@ def _finish(image: _Image, config: RoIConfig, edges: Edges) -> dict[str, Tensor]
 
 
 def detect_in_one_round(
-    scores: Tensor, boxes: Boxes, size: tuple[int, int], config: RoIConfig, most: int | None, edges: Edges = EXCLUSIVE
+    scored: Scored,
+    size: tuple[int, int],
+    options: InferenceOptions,
+    most: int | None,
+    edges: Edges = EXCLUSIVE,
+    smallest_side: float = SMALLEST_SIDE,
 ) -> dict[str, Tensor]:
     """The best detections of one image without a step that depends on what was found, which could not be exported.
 
     Args:
-        scores: (N, C + 1) class scores with the background first.
-        boxes: gives the boxes of chosen proposals; called once.
+        scored: proposals of one image, and their boxes for the asking: once.
         size: (height, width) of the image's part of the input.
-        config: threshold, NMS and the number of detections.
+        options: threshold, NMS and the number of detections.
         most: owners whose boxes are asked for, those of the best scores; None: all of them.
         edges: how boxes are clipped to the image.
+        smallest_side: detections with a side under it, in pixels, are dropped.
 
     Returns:
         As `detect`, and the same wherever there are no more owners than `most`.
     """
+    (scores,) = scored.scores
     proposals = scores.shape[0]
     best, owners = scores[:, 1:].amax(1).topk(proposals if most is None else torch.sym_min(most, proposals))
-    owners = owners[best > config.score_threshold]
+    owners = owners[best > options.score_threshold]
     own = scores[owners]
-    rank, label = torch.where(is_candidate(own, config.score_threshold))
+    rank, label = torch.where(is_candidate(own, options.score_threshold))
     score, order = own[rank, label + 1].topk(rank.shape[0])
     rank, labels = rank[order], label[order] + 1
-    (found,) = boxes([owners])
+    (found,) = scored.boxes([owners])
     box_class = labels if found.shape[1] > 1 else torch.zeros_like(labels)
-    candidates, keep = _suppressed(found[rank, box_class], score, labels, size, config, edges)
-    keep = keep[: config.detections]
+    candidates, keep = _suppressed(found[rank, box_class], score, labels, size, options, edges, smallest_side)
+    keep = keep[: options.detections]
     return {
         "boxes": candidates[keep],
         "scores": score[keep],
         "labels": labels[keep],
-        "proposals": owners[rank[keep]],
+        "proposals": scored.indices[0][owners[rank[keep]]],
     }
 
 
 def _suppressed(
-    boxes: Tensor, scores: Tensor, labels: Tensor, size: tuple[int, int], config: RoIConfig, edges: Edges
+    boxes: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+    size: tuple[int, int],
+    options: InferenceOptions,
+    edges: Edges,
+    smallest_side: float,
 ) -> tuple[Tensor, Tensor]:
     """Candidates clipped to their image, and the places of those that NMS keeps; scores (K,) fall."""
     candidates = edges.clip(boxes, size)
-    big = torch.where(((candidates[:, 2:] - candidates[:, :2]) >= config.smallest_side).all(1))[0]
-    return candidates, big[class_nms(candidates[big], scores[big], labels[big], config.nms_iou)]
+    big = torch.where(((candidates[:, 2:] - candidates[:, :2]) >= smallest_side).all(1))[0]
+    return candidates, big[class_nms(candidates[big], scores[big], labels[big], options.nms_iou)]
 
 
 @torch.library.custom_op("doublehead::class_nms", mutates_args=())

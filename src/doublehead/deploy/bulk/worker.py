@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from doublehead.common.faults import told
 from doublehead.data.loader import Waited
@@ -26,6 +27,7 @@ class Work:
     batch_size: int
     device: str
     precision: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def folder(self) -> BulkFolder:
@@ -38,7 +40,7 @@ class Worker:
 
     def __init__(self, work: Work) -> None:
         self.work = work
-        self.predictor = load(work.weights, work.device, work.precision)
+        self.predictor = load(work.weights, work.device, work.precision, work.settings)
         self.waited = 0.0  # seconds in which the model stood idle
 
     def do(self, number: int, part: Part, progress: Callable[[int], object] | None = None) -> None:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from doublehead.common.errors import DoubleheadError
-from doublehead.evaluation.analysis.heads import FUSED, Heads, heads_of
+from doublehead.config import InferenceOptions
+from doublehead.evaluation.analysis.heads import FUSED, Heads, chosen, heads_of
 from doublehead.inference.detections import Detections
 from doublehead.inference.predictor import Predictor
 from doublehead.model.detector import Detector, FirstStage
@@ -29,6 +30,11 @@ class Choice:
     nms: float  # IoU above which the lesser of two detections of a class is dropped
     limit: int  # detections at most
 
+    def applied_to(self, options: InferenceOptions) -> InferenceOptions:
+        """The options with this choice."""
+        changed = {"nms_iou": self.nms, "detections": self.limit}
+        return chosen(options, self.scores, self.boxes).model_copy(update=changed)
+
 
 class Engine:
     """A Predictor whose heads and thresholds can be chosen image by image; for one thread.
@@ -44,9 +50,9 @@ class Engine:
         self.heads: Heads | None = None
         self.own: Choice | None = None
         if self.model is not None:
-            self.heads = heads_of(self.model)
-            roi = self.model.config.roi
-            self.own = Choice(*self.heads.own, roi.nms_iou, roi.detections)
+            options = predictor.options
+            self.heads = heads_of(self.model, options)
+            self.own = Choice(*self.heads.own, options.nms_iou, options.detections)
 
     def choose(
         self, scores: str | None = None, boxes: str | None = None, nms: float | None = None, limit: int | None = None
@@ -103,20 +109,14 @@ class Engine:
         order = sorted(range(len(images)), key=lambda i: wanted[i])  # type: ignore[arg-type,return-value]
         found: list[Detections] = []
         with torch.autocast(predictor.device.type, predictor.precision, enabled=predictor.precision is not None):
-            stage = model.first_stage([images[i] for i in order])
+            stage = model.first_stage([images[i] for i in order], predictor.options)
             for choice, places in groupby(range(len(order)), key=lambda place: wanted[order[place]]):
                 assert choice is not None
                 first, *rest = places
-                self._set(choice)
-                results = model.second_stage(_part(stage, first, first + len(rest) + 1))
+                part = _part(stage, first, first + len(rest) + 1)
+                results = model.second_stage(part, choice.applied_to(predictor.options))
                 found += [predictor.as_detections(result) for result in results]
         return [found[order.index(i)] for i in range(len(images))]
-
-    def _set(self, choice: Choice) -> None:
-        assert self.model is not None
-        heads = self.model.roi_heads
-        heads.choose(None if choice.scores == FUSED else choice.scores, choice.boxes)
-        heads.config = heads.config.model_copy(update={"nms_iou": choice.nms, "detections": choice.limit})
 
 
 def _part(stage: FirstStage, first: int, end: int) -> FirstStage:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import signal
 import socket
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from doublehead.common.console import Console
 from doublehead.common.errors import DoubleheadError, require
@@ -21,7 +23,13 @@ KEEP_ALIVE = 75
 a request may cross the closing and get no answer."""
 
 
-def serve(weights: str | Path, settings: Settings, device: str = "auto", precision: str = "fp32") -> None:
+def serve(
+    weights: str | Path,
+    settings: Settings,
+    device: str = "auto",
+    precision: str = "fp32",
+    options: Mapping[str, Any] | None = None,
+) -> None:
     """Answer over HTTP until Ctrl-C or SIGTERM, and then finish what was taken.
 
     Args:
@@ -29,6 +37,7 @@ def serve(weights: str | Path, settings: Settings, device: str = "auto", precisi
         settings: where to listen, and limits.
         device: auto, cpu, cuda, cuda:1.
         precision: fp32, bf16, fp16, or auto.
+        options: inference options by their names; see `config.InferenceOptions`.
 
     Raises:
         DoubleheadError: the extra `serve` is missing, the weights cannot be loaded, or the port is not to be had.
@@ -39,7 +48,7 @@ def serve(weights: str | Path, settings: Settings, device: str = "auto", precisi
     from doublehead.deploy.server.app import create_app
 
     with _listening(settings) as sock:
-        app = create_app(load(weights, device, precision), model_names([str(weights)])[0], settings)
+        app = create_app(load(weights, device, precision, options), model_names([str(weights)])[0], settings)
         app.state.service.warm_up()
         logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every malformed form
         config = uvicorn.Config(

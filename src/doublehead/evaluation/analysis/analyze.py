@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from doublehead.common.console import Console
 from doublehead.common.errors import require
@@ -32,6 +33,7 @@ def analyze(
     workers: int | None = None,
     device: str = "auto",
     progress: bool = False,
+    settings: Mapping[str, Any] | None = None,
 ) -> Analysis:
     """Show where models lose, in classifying or in localising, and how their heads differ (paper, section 3).
 
@@ -45,6 +47,7 @@ def analyze(
         workers: processes that decode images; None: by the cores.
         device: where to compute.
         progress: whether to show a bar.
+        settings: inference options by their names; see `config.InferenceOptions`.
 
     Raises:
         DoubleheadError: weights, data or split have a mistake, the data has classes unknown to a model, the split has
@@ -55,7 +58,7 @@ def analyze(
     began = time.monotonic()
     paths = [str(w) for w in ([weights] if isinstance(weights, str | Path) else weights)]
     found = open_dataset(data).read(split)
-    predictors = [load(path, device) for path in paths]
+    predictors = [load(path, device, settings=settings) for path in paths]
     for predictor in predictors:
         require_known_classes(predictor.categories, found.categories)
     records, objects = choose(found.records, budget)
@@ -87,7 +90,7 @@ def _show(
     for each in objects:
         by_image[each.image_id].append(each)
     for images, records in evaluation_loader(split, batch_size, workers):
-        stage = look.model.first_stage(images)
+        stage = look.model.first_stage(images, look.options)
         look.detect(stage, records)
         for place, record in enumerate(records):
             look.ask(stage, place, by_image[record.image_id])

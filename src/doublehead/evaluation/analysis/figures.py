@@ -18,7 +18,7 @@ from doublehead.evaluation.analysis.proposals import BINS
 from doublehead.evaluation.analysis.spatial import Correlation
 from doublehead.evaluation.plots import dress, new_figure
 from doublehead.inference.detections import class_colour, draw_boxes
-from doublehead.model.roi_heads import RESOLUTION
+from doublehead.model.box_head import RESOLUTION
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from doublehead.config import ModelConfig
+from doublehead.config import InferenceOptions, ModelConfig
 from doublehead.model.detector import Detector, FirstStage
 from doublehead.model.postprocess import fuse
 
@@ -42,15 +42,20 @@ class Answers:
     boxes: dict[str, np.ndarray]  # (W, 4) xyxy in pixels of the image
 
 
-def heads_of(model: Detector) -> Heads:
-    """The heads of a model."""
+def heads_of(model: Detector, options: InferenceOptions) -> Heads:
+    """The heads of a model, and which of them its options ask for."""
     config: ModelConfig = model.config
     named = list(zip(config.branch_names, config.branches, strict=True))
     scores = tuple(name for name, branch in named if branch.classify)
     scores += (FUSED,) * (len(scores) > 1)
-    own_box = config.branch_names[model.roi_heads.box_branch]
-    own = (config.roi.score_branch or scores[-1], own_box)
+    own_box = config.branch_names[model.roi_heads.last.box_branch(options)]
+    own = (options.score_branch or scores[-1], own_box)
     return Heads(scores, tuple(name for name, branch in named if branch.regress), own)
+
+
+def chosen(options: InferenceOptions, score: str, box: str) -> InferenceOptions:
+    """The options with other heads: a branch or `fused` for the scores, and a branch for the boxes."""
+    return options.model_copy(update={"score_branch": None if score == FUSED else score, "box_branch": box})
 
 
 @torch.no_grad()
@@ -81,7 +86,8 @@ def pooled(model: Detector, stage: FirstStage, place: int, boxes: Tensor, scale:
     """RoI features (W, C, 7, 7) of boxes (W, 4), in pixels of one image of the batch, enlarged by the scale."""
     rois = to_input(model, stage, place, boxes)
     empty = rois[:0]
-    return model.roi_heads.pooler(stage.levels, [rois if i == place else empty for i in range(len(stage.sizes))], scale)
+    pooler = model.roi_heads.last.pooler
+    return pooler(stage.levels, [rois if i == place else empty for i in range(len(stage.sizes))], scale)
 
 
 def to_input(model: Detector, stage: FirstStage, place: int, boxes: Tensor) -> Tensor:
@@ -93,12 +99,13 @@ def _ask(model: Detector, stage: FirstStage, place: int, boxes: Tensor, labels: 
     rows = torch.arange(len(boxes), device=boxes.device)
     probabilities: dict[str, Tensor] = {}
     regressed: dict[str, Tensor] = {}
-    for name, branch in zip(model.config.branch_names, model.roi_heads, strict=True):
+    head = model.roi_heads.last
+    for name, branch in zip(model.config.branch_names, head, strict=True):
         logits, deltas = branch(pooled(model, stage, place, boxes, branch.config.scale))
         if logits is not None:
             probabilities[name] = logits.softmax(1)
         if deltas is not None:
-            decoded = model.roi_heads.coder.decode_single(deltas, to_input(model, stage, place, boxes))
+            decoded = head.coder.decode_single(deltas, to_input(model, stage, place, boxes))
             per_class = decoded.unflatten(1, (-1, 4))
             own = per_class[rows, labels if per_class.shape[1] > 1 else torch.zeros_like(labels)]
             clipped = model.edges.clip(own, stage.sizes[place])

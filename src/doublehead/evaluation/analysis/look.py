@@ -13,7 +13,7 @@ from doublehead.data.records import Record
 from doublehead.evaluation.analysis import spatial
 from doublehead.evaluation.analysis.breakdown import Breakdown, Judged, break_down, judge
 from doublehead.evaluation.analysis.curves import Curve, Survivors, foreground_mean, mean, pcc, survive
-from doublehead.evaluation.analysis.heads import FUSED, Answers, Heads, ask, heads_of, pooled
+from doublehead.evaluation.analysis.heads import Answers, Heads, ask, chosen, heads_of, pooled
 from doublehead.evaluation.analysis.proposals import Object, iou
 from doublehead.evaluation.coco import evaluate_detections
 from doublehead.inference.detections import Detections
@@ -76,7 +76,8 @@ class Look:
         self.to_model = np.array([0, *(known.index(pair) + 1 for pair in categories.pairs)])
         self.to_data = np.zeros(len(known) + 1, np.int64)  # 0: a class that the data does not have
         self.to_data[self.to_model[1:]] = np.arange(1, len(categories) + 1)
-        self.heads: Heads = heads_of(self.model)
+        self.options = predictor.options
+        self.heads: Heads = heads_of(self.model, self.options)
         self.seen = {pair: _Seen() for pair in self.heads.combinations}
         self.scores = {branch: Curve(name, branch) for branch in self.heads.scores}
         self.boxes = {branch: Curve(name, branch) for branch in self.heads.boxes}
@@ -90,8 +91,8 @@ class Look:
     def detect(self, stage: FirstStage, records: list[Record]) -> None:
         """Detect with every combination of heads."""
         for (score, box), seen in self.seen.items():
-            self.model.roi_heads.choose(None if score == FUSED else score, box)
-            for record, result in zip(records, self.model.second_stage(stage), strict=True):
+            options = chosen(self.options, score, box)
+            for record, result in zip(records, self.model.second_stage(stage, options), strict=True):
                 boxes, scores, labels = (result[key].cpu().numpy() for key in ("boxes", "scores", "labels"))
                 labels = self.to_data[labels]
                 kept = labels > 0
@@ -139,7 +140,7 @@ class Look:
             self.scores[branch].add(each.size, ious, scores, pcc(scores, ious))
         for branch, regressed in overlaps.items():
             self.boxes[branch].add(each.size, ious, regressed, foreground_mean(ious, regressed))
-        roi = self.model.config.roi
+        roi = self.options
         for row in self.survivors:
             boxes = windows if row.box_branch is None else answers.boxes[row.box_branch]
             kept = survive(boxes, answers.scores[row.score_branch], roi.score_threshold, roi.nms_iou)
@@ -172,4 +173,4 @@ class Look:
                 self.correlations[branch, "output"].add(split)
 
     def _branches(self) -> list[tuple[str, Branch]]:
-        return list(zip(self.model.config.branch_names, self.model.roi_heads, strict=True))
+        return list(zip(self.model.config.branch_names, self.model.roi_heads.last, strict=True))

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from doublehead.model.roi_heads import RESOLUTION
+from doublehead.model.box_head import RESOLUTION
 
 POSITIONS = RESOLUTION**2
 

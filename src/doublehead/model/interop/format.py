@@ -21,7 +21,7 @@ MANY = range(16)
 """Enough for layers that are numbered in a table."""
 
 BODY = "backbone.body."
-BRANCH = "roi_heads.branches."
+BRANCH = "roi_heads.heads.0.branches."
 
 
 def _as_it_is(weights: Weights) -> tuple[Weights, dict[str, Any]]:
