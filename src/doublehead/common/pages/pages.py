@@ -6,6 +6,7 @@ import base64
 import io
 import math
 from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
@@ -14,6 +15,9 @@ import doublehead
 
 if TYPE_CHECKING:
     from PIL import Image
+
+COLOURS = Path(__file__).with_name("colours.css")
+"""Served by the server's page too."""
 
 
 def render(template: str, **values: Any) -> str:
