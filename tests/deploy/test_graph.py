@@ -10,8 +10,8 @@ from ready_models import OTHERS_CONVENTIONS, ready_model
 
 from doublehead.deploy.graph import Graph
 from doublehead.deploy.parity import compare
-from doublehead.model.branches import VARIANTS
 from doublehead.model.optimize import for_inference
+from doublehead.model.variants import VARIANTS
 
 IMAGES = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in ((96, 128), (300, 211), (40, 250))]
 

@@ -4,9 +4,9 @@ from small_models import small_model, target
 from torch import nn
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
-from doublehead.model.branches import VARIANTS
 from doublehead.model.detector import Detector, resize
 from doublehead.model.roi_heads import box_loss
+from doublehead.model.variants import VARIANTS
 
 IMAGES = [
     torch.randint(0, 256, (3, 90, 120), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)),

@@ -3,9 +3,9 @@ import torch
 from small_models import small_model
 
 from doublehead.model import optimize
-from doublehead.model.branches import VARIANTS
 from doublehead.model.detector import Detector
 from doublehead.model.trunks import ConvHead
+from doublehead.model.variants import VARIANTS
 
 
 def shaken(model: Detector) -> Detector:

@@ -2,9 +2,9 @@ import pytest
 
 from doublehead.common.errors import DoubleheadError
 from doublehead.config import ModelConfig
-from doublehead.model.branches import VARIANTS
 from doublehead.model.cost import cost
 from doublehead.model.presets import PRESETS, preset
+from doublehead.model.variants import VARIANTS
 
 CLASSES = 80
 

@@ -9,8 +9,8 @@ from doublehead.common.errors import DoubleheadError
 from doublehead.data.loader import DetectionDataset
 from doublehead.data.synthetic import synthesize
 from doublehead.evaluation.coco import Metrics
-from doublehead.model.branches import VARIANTS
 from doublehead.model.checkpoint import load_checkpoint
+from doublehead.model.variants import VARIANTS
 from small import SMALL, rows, without_boxes
 
 ALONE = {"data.val_split": None, "data.augment.horizontal_flip": 0.0}

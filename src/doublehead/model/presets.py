@@ -7,7 +7,7 @@ from typing import Any
 
 from doublehead.common.errors import DoubleheadError
 from doublehead.config import ModelConfig
-from doublehead.model.branches import VARIANTS
+from doublehead.model.variants import VARIANTS
 
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {

@@ -1,0 +1,29 @@
+"""The one idea: a box head is a tuple of branches, and every system of the paper is one row of a table.
+
+From a row follow the layers (weight 0: no such predictor), the losses (the weights) and the inference rule
+(scores of all classifying branches fused; boxes from the branch with the largest regress weight).
+"""
+
+from __future__ import annotations
+
+from doublehead.config import BranchConfig
+
+
+def _fc(classify: float, regress: float) -> BranchConfig:
+    return BranchConfig(trunk="fc", classify=classify, regress=regress)
+
+
+def _conv(classify: float, regress: float) -> BranchConfig:
+    return BranchConfig(trunk="conv", classify=classify, regress=regress)
+
+
+VARIANTS: dict[str, tuple[BranchConfig, ...]] = {
+    "single-fc": (_fc(1.0, 1.0),),
+    "single-conv": (_conv(1.0, 1.0),),
+    "double-fc": (_fc(1.0, 0.0), _fc(0.0, 1.0)),
+    "double-conv": (_conv(1.0, 0.0), _conv(0.0, 1.0)),
+    "double-head-reverse": (_conv(2.5, 0.0), _fc(0.0, 2.0)),
+    "double-head": (_fc(2.0, 0.0), _conv(0.0, 2.5)),
+    "double-head-ext": (_fc(1.4, 0.6), _conv(0.5, 2.0)),
+}
+"""The paper's sections 4 and 5.1; weights are w_fc = 2.0 and w_conv = 2.5 shared out by l_fc and l_conv."""
