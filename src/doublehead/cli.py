@@ -1,4 +1,8 @@
-"""The command line: one function per command, each of which hands over to the package."""
+"""The command line: one function per command, each of which hands over to the package.
+
+Commands import what they need themselves: torch, numpy and pydantic take seconds, for which neither `--help` nor a
+mistyped path should wait.
+"""
 
 from __future__ import annotations
 
@@ -7,42 +11,22 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 import doublehead
-from doublehead.common.console import Console
 from doublehead.common.errors import DoubleheadError
 from doublehead.common.source import run_benchmark
-from doublehead.config import parse_settings
-from doublehead.data import synthetic
-from doublehead.data.inspection import inspect
-from doublehead.data.page import write_page
-from doublehead.data.to_coco import write_coco
-from doublehead.deploy import export as deployment
-from doublehead.deploy.bulk.run import ENGINES
-from doublehead.deploy.predict import FORMATS
-from doublehead.deploy.predict import predict as detect_in
-from doublehead.deploy.server.settings import make_settings
-from doublehead.deploy.server.start import serve as start_server
-from doublehead.evaluation import plots
-from doublehead.evaluation.analysis.analyze import analyze as compare_heads
-from doublehead.evaluation.analysis.proposals import BINS, FULL, QUICK
-from doublehead.evaluation.analysis.words import found
-from doublehead.evaluation.evaluate import evaluate as measure
-from doublehead.model.cost import TYPICAL_OWNERS, cost
-from doublehead.model.interop import convert as interop
-from doublehead.model.interop.published import PUBLISHED
-from doublehead.model.presets import PRESETS, preset
-from doublehead.training import start
+from doublehead.deploy.choices import ENGINES, FORMATS
+from doublehead.evaluation.budget import BINS, FULL, QUICK
+from doublehead.model.interop import PROGRAMS
 from doublehead.training.recipes import RECIPES
 from doublehead.training.signals import Interrupted
-from doublehead.training.study.study import study
 
 app = typer.Typer(
     help="Double-Head R-CNN: detectors with one head that classifies and one that localises.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich would double the time that `--help` takes
 )
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")]
@@ -74,6 +58,13 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 @app.command()
 def models() -> None:
     """List the models that --model takes, with their parameters and cost."""
+    from rich.table import Table
+
+    from doublehead.common.console import Console
+    from doublehead.model.cost import TYPICAL_OWNERS, cost
+    from doublehead.model.interop.published import PUBLISHED
+    from doublehead.model.presets import PRESETS, preset
+
     columns = ("model", "parameters, M", "GFLOPs", "GFLOPs, all proposals", "input")
     table = Table(*columns, caption=f"80 classes; a branch that only regresses sees {TYPICAL_OWNERS} proposals, or all")
     table.columns[0].no_wrap = True
@@ -95,7 +86,7 @@ def convert(
     destination: Annotated[
         Path, typer.Argument(help="The checkpoint to write; with --to, their .pth or .safetensors.")
     ],
-    to: Annotated[str | None, typer.Option(help=f"Write a checkpoint for {', '.join(interop.FORMATS)}.")] = None,
+    to: Annotated[str | None, typer.Option(help=f"Write a checkpoint for {', '.join(PROGRAMS)}.")] = None,
     categories: Annotated[
         Path | None, typer.Option(help="A COCO annotation file with the model's classes, if they are not COCO's.")
     ] = None,
@@ -105,6 +96,9 @@ def convert(
     ] = None,
 ) -> None:
     """Turn weights trained elsewhere into a checkpoint, or a checkpoint into theirs."""
+    from doublehead.config import parse_settings
+    from doublehead.model.interop import convert as interop
+
     if to:
         interop.convert_back(source, destination, to)
         print(f"{destination} holds the weights for {to}")
@@ -122,6 +116,9 @@ def synthesize(
     seed: Annotated[int, typer.Option(help="Another seed, other images.", min=0)] = 0,
 ) -> None:
     """Write a COCO dataset of wholes and parts: shapes to detect among fragments of such shapes."""
+    from doublehead.common.console import Console
+    from doublehead.data import synthetic
+
     counts = {split: count for split, count in {"train": train, "val": val, "test": test}.items() if count}
     with Console().progress("drawing", sum(counts.values())) as advance:
         synthetic.synthesize(directory, counts, seed, progress=advance)
@@ -137,12 +134,17 @@ def check(
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all findings there.")] = None,
 ) -> None:
     """Look for all that training and evaluation would meet in a dataset. Exit code 1 where they would fail."""
+    from doublehead.common.console import Console
+    from doublehead.data.inspection import inspect
+
     inspection = inspect(data, progress=True)
     if inspection.rows:
         Console.out(inspection.table())
     if json:
         inspection.write_json(json)
     if report:
+        from doublehead.data.page import write_page
+
         print(f"the page is {write_page(inspection, report)}")
     print(inspection.verdict)
     raise typer.Exit(1 if inspection.errors else 0)
@@ -155,6 +157,8 @@ def to_coco(
     link: Annotated[bool, typer.Option("--link", help="Link to the images instead of copying them.")] = False,
 ) -> None:
     """Write a dataset of any format in COCO's."""
+    from doublehead.data.to_coco import write_coco
+
     for split in write_coco(data, output, link, progress=True):
         print(f"{split.name}: {len(split.records)} images")
 
@@ -177,6 +181,9 @@ def train(
     ] = None,
 ) -> None:
     """Train a model on annotated images."""
+    from doublehead.config import parse_settings
+    from doublehead.training import start
+
     said = parse_settings(settings or [])
     start.train(data, model, output, recipe=recipe, config=config, device=device, settings=said)
 
@@ -187,6 +194,8 @@ def resume(
     other_data: Annotated[bool, typer.Option("--other-data", help="Go on though the data has changed.")] = False,
 ) -> None:
     """Go on with a run that was stopped, as if it had never been."""
+    from doublehead.training import start
+
     start.resume(run, other_data)
 
 
@@ -204,6 +213,10 @@ def compare_variants(
     ] = None,
 ) -> None:
     """Train variants with several seeds, measure each, and compare them: means, deviations, paired differences."""
+    from doublehead.common.console import Console
+    from doublehead.config import parse_settings
+    from doublehead.training.study.study import study
+
     summary = study(plan, data, output, settings=parse_settings(settings or []), shard=shard, baseline=baseline)
     if summary is None:
         return
@@ -226,6 +239,10 @@ def evaluate(
     precision: Precision = "fp32",
 ) -> None:
     """Measure a model on annotated images: COCO's figures, AP per class, precision-recall curves."""
+    from doublehead.common.console import Console
+    from doublehead.evaluation import plots
+    from doublehead.evaluation.evaluate import evaluate as measure
+
     result = measure(weights, data, split, batch_size, device=device, progress=True, precision=precision)
     if not result.leads:
         return
@@ -257,6 +274,9 @@ def analyze(
     device: Device = "auto",
 ) -> None:
     """Show where models lose, in classifying or in localising, and how their heads differ: a page to look at."""
+    from doublehead.evaluation.analysis.analyze import analyze as compare_heads
+    from doublehead.evaluation.analysis.words import found
+
     asked = (FULL if full else QUICK).changed(images, objects, windows)
     result = compare_heads(weights, data, split, output, asked, batch_size, device=device, progress=True)
     print("\n".join(f"{topic}: {sentence}" for topic, sentence in found(result)))
@@ -282,6 +302,8 @@ def predict(
     workers: Annotated[int, typer.Option(help="Of Ray: processes that hold a model.", min=1)] = 1,
 ) -> None:
     """Detect objects: pictures with boxes and predictions.json; files of detections in millions of images; videos."""
+    from doublehead.deploy.predict import predict as detect_in
+
     done = detect_in(
         weights,
         sources,
@@ -323,6 +345,9 @@ def serve(
     precision: Precision = "fp32",
 ) -> None:
     """Answer over HTTP, with a page at /."""
+    from doublehead.deploy.server.settings import make_settings
+    from doublehead.deploy.server.start import serve as start_server
+
     settings = make_settings(
         host=host,
         port=port,
@@ -359,6 +384,8 @@ def export(
     ] = None,
 ) -> None:
     """Write a detector for onnxruntime or OpenVINO, and compare it with its checkpoint."""
+    from doublehead.deploy import export as deployment
+
     print(deployment.export(weights, output, format, owners, int8, images or ()))
 
 

@@ -25,10 +25,10 @@ from doublehead.deploy.openvino import write_openvino
 from doublehead.deploy.parity import Found, Parity, compare, require_parity
 from doublehead.inference.exported import FORMAT_VERSION, SUFFIXES, open_exported
 from doublehead.inference.predictor import Detects
-from doublehead.model.variants import VARIANTS
 from doublehead.model.checkpoint import Checkpoint, load_model
 from doublehead.model.interop.published import resolve
 from doublehead.model.optimize import for_inference
+from doublehead.model.variants import VARIANTS
 
 COMPARED = 8
 """Images on which the file is compared with the checkpoint."""

@@ -5,16 +5,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from pydantic import ValidationError
+from typing import TYPE_CHECKING, Any
 
 from doublehead.common.errors import DoubleheadError
-from doublehead.config import Config, merge, override, read_yaml, sentence
-from doublehead.model.checkpoint import load_checkpoint
-from doublehead.model.interop.published import PUBLISHED
-from doublehead.model.interop.published import resolve as published_path
-from doublehead.model.presets import preset_values
+
+if TYPE_CHECKING:
+    from doublehead.config import Config
 
 RECIPES: dict[str, dict[str, Any]] = {
     # The paper's "1x": flip, 800/1333, SGD 0.02 for 16 images, 90k steps, tenfold falls at 60k and 80k.
@@ -73,6 +69,10 @@ def resolve(
     Raises:
         DoubleheadError: an unknown preset, recipe or key, or a value that does not fit.
     """
+    from pydantic import ValidationError  # here: `train --help` names the recipes without it
+
+    from doublehead.config import Config, merge, override, read_yaml, sentence
+
     settings = settings or {}
     from_file = read_yaml(file) if file else {}
     if model is None and "model" not in from_file:
@@ -109,7 +109,11 @@ def _part(values: dict[str, Any], key: str) -> dict[str, Any]:
 
 def _model(name: str) -> dict[str, Any]:
     """A preset's settings, or those of a trained model and where its weights are."""
-    if name not in PUBLISHED and not Path(name).is_file():
+    from doublehead.model.checkpoint import load_checkpoint
+    from doublehead.model.interop import published
+    from doublehead.model.presets import preset_values
+
+    if name not in published.PUBLISHED and not Path(name).is_file():
         return {"model": preset_values(name)}
-    path = published_path(name)
+    path = published.resolve(name)
     return {"model": load_checkpoint(path).config.model_dump(mode="json"), "train": {"weights": str(path)}}

@@ -13,8 +13,8 @@ from doublehead.common.pages.pages import data_uri, jpeg
 from doublehead.data.images import read_image
 from doublehead.evaluation.analysis.breakdown import HIT, KINDS, Judged
 from doublehead.evaluation.analysis.curves import Curve, Survivors, mean
-from doublehead.evaluation.analysis.proposals import BINS
 from doublehead.evaluation.analysis.spatial import Correlation
+from doublehead.evaluation.budget import BINS
 from doublehead.evaluation.plots import dress, new_figure
 from doublehead.inference.detections import class_colour, draw_boxes
 from doublehead.model.roi_heads import RESOLUTION

@@ -17,9 +17,10 @@ from doublehead.evaluation.analysis import figures, words
 from doublehead.evaluation.analysis.breakdown import BACKGROUND, FOREGROUND, HIT, KINDS
 from doublehead.evaluation.analysis.curves import Bins, Curve, mean
 from doublehead.evaluation.analysis.look import ModelAnalysis
-from doublehead.evaluation.analysis.proposals import BINS, SIZES
+from doublehead.evaluation.analysis.proposals import SIZES
 from doublehead.evaluation.analysis.result import Analysis
 from doublehead.evaluation.analysis.spatial import Correlation
+from doublehead.evaluation.budget import BINS
 
 WORST = 4
 """Pictures of each model."""

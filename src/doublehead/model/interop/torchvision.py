@@ -53,3 +53,5 @@ FASTER_RCNN = Format(
     },
     laid_out=_todays_spelling,
 )
+
+FORMATS = (FASTER_RCNN,)
