@@ -6,9 +6,10 @@ mistyped path should wait.
 
 from __future__ import annotations
 
+import os.path
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -21,18 +22,48 @@ from doublehead.model.interop import PROGRAMS
 from doublehead.training.recipes import RECIPES
 from doublehead.training.signals import Interrupted
 
+APP: dict[str, Any] = {
+    "no_args_is_help": True,
+    "add_completion": False,
+    "rich_markup_mode": None,  # rich doubles the time that `--help` takes
+    "context_settings": {"max_content_width": 120},
+}
+
 app = typer.Typer(
     help="Double-Head R-CNN: detectors with one head that classifies and one that localises.",
-    no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # rich would double the time that `--help` takes
+    **APP,
 )
+
+
+def _existing_data(path: str | None) -> str | None:
+    """Refuse a path without a dataset before torch is imported."""
+    if path is not None and not os.path.exists(path):
+        from doublehead.data.dataset import open_dataset
+
+        open_dataset(path)
+    return path
+
+
+def _existing_weights(weights: str | list[str]) -> str | list[str]:
+    """Refuse a path without a file before torch is imported."""
+    for path in [weights] if isinstance(weights, str) else weights:
+        if not os.path.isfile(path):
+            from doublehead.model.interop.published import require_known
+
+            require_known(path)
+    return weights
+
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")]
 Weights = Annotated[
-    str, typer.Argument(help="A checkpoint, such as a run's best.safetensors, a published name, or an exported file.")
+    str,
+    typer.Argument(
+        help="A checkpoint, such as a run's best.safetensors, a published name, or an exported file.",
+        callback=_existing_weights,
+    ),
 ]
+Data = Annotated[str, typer.Argument(help="The dataset's folder or YAML.", callback=_existing_data)]
 Precision = Annotated[str, typer.Option(help="fp32, bf16 or fp16; auto: bf16 where the device computes in it.")]
 Batch = Annotated[int, typer.Option(help="Images that go through the model at once.", min=1)]
 
@@ -165,7 +196,10 @@ def to_coco(
 
 @app.command()
 def train(
-    data: Annotated[str | None, typer.Argument(help="The dataset's folder, or a YAML that names its splits.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Argument(help="The dataset's folder, or a YAML that names its splits.", callback=_existing_data),
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(help="A preset (see `doublehead models`), or a checkpoint or published name to start from."),
@@ -202,7 +236,7 @@ def resume(
 @app.command("study")
 def compare_variants(
     plan: Annotated[Path, typer.Argument(help="A YAML with the rows to compare, such as studies/variants.yaml.")],
-    data: Annotated[str, typer.Argument(help="The dataset's folder or YAML.")],
+    data: Data,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the study; give it again to go on.")],
     shard: Annotated[str, typer.Option(metavar="I/N", help="Do every N-th run, from the I-th.")] = "1/1",
     baseline: Annotated[
@@ -231,7 +265,7 @@ def compare_variants(
 @app.command()
 def evaluate(
     weights: Weights,
-    data: Annotated[str, typer.Argument(help="The dataset's folder or YAML.")],
+    data: Data,
     split: Annotated[str, typer.Option(help="Which split to measure.")] = "val",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for what is written.")] = None,
     batch_size: Batch = 4,
@@ -258,8 +292,13 @@ def evaluate(
 
 @app.command()
 def analyze(
-    weights: Annotated[list[str], typer.Argument(help="One or more checkpoints or published names to compare.")],
-    data: Annotated[str, typer.Argument(help="The dataset's folder or YAML: always the last.")],
+    weights: Annotated[
+        list[str],
+        typer.Argument(help="One or more checkpoints or published names to compare.", callback=_existing_weights),
+    ],
+    data: Annotated[
+        str, typer.Argument(help="The dataset's folder or YAML: always the last.", callback=_existing_data)
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the report.")] = Path("analysis"),
     split: Annotated[str, typer.Option(help="Which split to look at.")] = "val",
     full: Annotated[bool, typer.Option("--full", help="The paper's numbers: everything, 14000 windows.")] = False,
@@ -368,7 +407,10 @@ def serve(
 @app.command()
 def export(
     weights: Annotated[
-        str, typer.Argument(help="A checkpoint, such as a run's best.safetensors, or a published name.")
+        str,
+        typer.Argument(
+            help="A checkpoint, such as a run's best.safetensors, or a published name.", callback=_existing_weights
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The file: .onnx, or .xml (and .bin) for OpenVINO.")],
     format: Annotated[str | None, typer.Option(help="onnx or openvino; else by the file's ending.")] = None,

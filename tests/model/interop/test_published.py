@@ -275,3 +275,8 @@ def test_the_published_files_carry_their_hash_in_their_names() -> None:
 def test_the_figure_of_torchvision_is_its_own() -> None:
     metrics = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["_metrics"]["COCO-val2017"]
     assert f"{metrics['box_map']} AP" in PUBLISHED["torchvision-faster-rcnn-r50-coco"].about
+
+
+def test_torchvisions_weights_are_those_that_torchvision_names():
+    url = published.PUBLISHED["torchvision-faster-rcnn-r50-coco"].url
+    assert url == FasterRCNN_ResNet50_FPN_Weights.COCO_V1.url

@@ -15,7 +15,7 @@ import platformdirs
 
 from doublehead.common.console import Console
 from doublehead.common.errors import DoubleheadError
-from doublehead.common.files import sha256
+from doublehead.common.files import missing_weights, sha256
 
 SILENCE = 30.0  # seconds without a byte after which a network counts as dead
 CHUNK = 1 << 20
@@ -59,6 +59,16 @@ def resolve(weights: str | Path) -> Path:
     """
     path = Path(weights)
     return fetch(str(weights)) if str(weights) in PUBLISHED and not path.is_file() else path
+
+
+def require_known(weights: str | Path) -> None:
+    """Look whether `resolve` would find weights, without fetching any.
+
+    Raises:
+        DoubleheadError: there is no such file, and no published model of that name.
+    """
+    if str(weights) not in PUBLISHED and not Path(weights).is_file():
+        raise missing_weights(weights)
 
 
 def cache_folder() -> Path:
