@@ -1,22 +1,18 @@
-"""`doublehead benchmark`: one function per command."""
+"""`doublehead benchmark`: one function per command, which imports what it needs itself."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from benchmarks import exports, floor
-from benchmarks.inference import inference
-from benchmarks.measure import Settings
-from benchmarks.owners import count_owners
-from benchmarks.report import Report, write_json
-from benchmarks.training import training
-from doublehead.cli import Batch, Device, Precision, Weights
-from doublehead.common.console import Console
+from doublehead.cli import APP, Batch, Data, Device, Precision, Weights
 
-benchmark = typer.Typer(help="Time and memory beside torchvision's Faster R-CNN.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from rich.table import Table
+
+benchmark = typer.Typer(help="Time and memory beside torchvision's Faster R-CNN.", **APP)
 
 Size = Annotated[str, typer.Option(metavar="HxW", help="Height x width of the images in pixels.")]
 Repeats = Annotated[int, typer.Option(help="Rounds; each measures every case once.", min=1)]
@@ -37,8 +33,12 @@ def benchmark_inference(
     json: Json = None,
 ) -> None:
     """Images to detections, with untrained weights; each case in turn, several rounds, in one process."""
+    from benchmarks.inference import inference
+    from benchmarks.measure import Settings
+
     settings = Settings(size, batch, repeats, threads, device, tuple(cases or ()))
-    _show(inference(settings, owners), json)
+    report = inference(settings, owners)
+    _show(report.table(), report.to_json(), json)
 
 
 @benchmark.command("training")
@@ -53,24 +53,29 @@ def benchmark_training(
     json: Json = None,
 ) -> None:
     """One training step: losses, gradients, SGD; each case in turn, several rounds, in one process."""
+    from benchmarks.measure import Settings
+    from benchmarks.training import training
+
     settings = Settings(size, batch, repeats, threads, device, tuple(cases or ()))
-    _show(training(settings, positives), json)
+    report = training(settings, positives)
+    _show(report.table(), report.to_json(), json)
 
 
 @benchmark.command("owners")
 def benchmark_owners(
     weights: Weights,
-    data: Annotated[str, typer.Argument(help="The dataset's folder or YAML.")],
+    data: Data,
     split: Annotated[str, typer.Option(help="Which split to look at.")] = "val",
     batch_size: Batch = 4,
     device: Device = "auto",
     json: Json = None,
 ) -> None:
     """Count the proposals per image that own a candidate detection: what staged inference costs in real images."""
+    from benchmarks.owners import count_owners
+
     counts = count_owners(weights, data, split, batch_size, device)
     print(counts.text())
-    if json:
-        write_json(counts.to_json(), json)
+    _write(counts.to_json(), json)
 
 
 @benchmark.command("export")
@@ -83,16 +88,16 @@ def benchmark_export(
     json: Json = None,
 ) -> None:
     """A checkpoint beside its exported files: time, AP and detections on the same images, one by one, on the CPU."""
-    report = exports.compare_exports(weights, data, split, repeats, threads)
-    Console.out(report.table())
-    if json:
-        write_json(report.to_json(), json)
+    from benchmarks.exports import compare_exports
+
+    report = compare_exports(weights, data, split, repeats, threads)
+    _show(report.table(), report.to_json(), json)
 
 
 @benchmark.command("floor")
 def benchmark_floor(
     weights: Weights,
-    data: Annotated[str, typer.Argument(help="The dataset's folder or YAML.")],
+    data: Data,
     split: Annotated[str, typer.Option(help="Which split to look at.")] = "val",
     repeats: Repeats = 3,
     device: Device = "auto",
@@ -100,13 +105,21 @@ def benchmark_floor(
     json: Json = None,
 ) -> None:
     """Of a model whose scores are fused: the AP and time that roi.score_floor costs and spares."""
-    results = floor.floor(weights, data, split, repeats=repeats, device=device, precision=precision)
-    Console.out(floor.table(results))
-    if json:
-        write_json({"command": "benchmark floor", "rows": results}, json)
+    from benchmarks.floor import floor, table
+
+    results = floor(weights, data, split, repeats=repeats, device=device, precision=precision)
+    _show(table(results), {"command": "benchmark floor", "rows": results}, json)
 
 
-def _show(report: Report, json: Path | None) -> None:
-    Console.out(report.table())
+def _show(table: Table, values: dict[str, Any], json: Path | None) -> None:
+    from doublehead.common.console import Console
+
+    Console.out(table)
+    _write(values, json)
+
+
+def _write(values: dict[str, Any], json: Path | None) -> None:
     if json:
-        write_json(report.to_json(), json)
+        from benchmarks.report import write_json
+
+        write_json(values, json)

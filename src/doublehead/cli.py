@@ -1,54 +1,69 @@
-"""The command line: one function per command, each of which hands over to the package."""
+"""The command line: one function per command, each of which hands over to the package.
+
+Commands import what they need themselves: torch, numpy and pydantic take seconds, for which neither `--help` nor a
+mistyped path should wait.
+"""
 
 from __future__ import annotations
 
+import os.path
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 import doublehead
-from doublehead.common.console import Console
 from doublehead.common.errors import DoubleheadError
 from doublehead.common.source import run_benchmark
-from doublehead.config import parse_settings
-from doublehead.data import synthetic
-from doublehead.data.inspection import inspect
-from doublehead.data.page import write_page
-from doublehead.data.to_coco import write_coco
-from doublehead.deploy import export as deployment
-from doublehead.deploy.bulk.run import ENGINES
-from doublehead.deploy.predict import FORMATS
-from doublehead.deploy.predict import predict as detect_in
-from doublehead.deploy.server.settings import make_settings
-from doublehead.deploy.server.start import serve as start_server
-from doublehead.evaluation import plots
-from doublehead.evaluation.analysis.analyze import analyze as compare_heads
-from doublehead.evaluation.analysis.proposals import BINS, FULL, QUICK
-from doublehead.evaluation.analysis.words import found
-from doublehead.evaluation.evaluate import evaluate as measure
-from doublehead.model.cost import TYPICAL_OWNERS, cost
-from doublehead.model.interop import convert as interop
-from doublehead.model.interop.published import PUBLISHED
-from doublehead.model.presets import PRESETS, preset
-from doublehead.training import start
+from doublehead.deploy.choices import ENGINES, FORMATS
+from doublehead.evaluation.budget import BINS, FULL, QUICK
+from doublehead.model.interop import PROGRAMS
 from doublehead.training.recipes import RECIPES
 from doublehead.training.signals import Interrupted
-from doublehead.training.study.study import study
+
+APP: dict[str, Any] = {
+    "no_args_is_help": True,
+    "add_completion": False,
+    "rich_markup_mode": None,  # rich doubles the time that `--help` takes
+    "context_settings": {"max_content_width": 120},
+}
 
 app = typer.Typer(
     help="Double-Head R-CNN: detectors with one head that classifies and one that localises.",
-    no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    **APP,
 )
+
+
+def _existing_data(path: str | None) -> str | None:
+    """Refuse a path without a dataset before torch is imported."""
+    if path is not None and not os.path.exists(path):
+        from doublehead.data.dataset import open_dataset
+
+        open_dataset(path)
+    return path
+
+
+def _existing_weights(weights: str | list[str]) -> str | list[str]:
+    """Refuse a path without a file before torch is imported."""
+    for path in [weights] if isinstance(weights, str) else weights:
+        if not os.path.isfile(path):
+            from doublehead.model.interop.published import require_known
+
+            require_known(path)
+    return weights
+
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")]
 Weights = Annotated[
-    str, typer.Argument(help="A checkpoint, such as a run's best.safetensors, a published name, or an exported file.")
+    str,
+    typer.Argument(
+        help="A checkpoint, such as a run's best.safetensors, a published name, or an exported file.",
+        callback=_existing_weights,
+    ),
 ]
+Data = Annotated[str, typer.Argument(help="The dataset's folder or YAML.", callback=_existing_data)]
 Precision = Annotated[str, typer.Option(help="fp32, bf16 or fp16; auto: bf16 where the device computes in it.")]
 Batch = Annotated[int, typer.Option(help="Images that go through the model at once.", min=1)]
 
@@ -74,6 +89,13 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 @app.command()
 def models() -> None:
     """List the models that --model takes, with their parameters and cost."""
+    from rich.table import Table
+
+    from doublehead.common.console import Console
+    from doublehead.model.cost import TYPICAL_OWNERS, cost
+    from doublehead.model.interop.published import PUBLISHED
+    from doublehead.model.presets import PRESETS, preset
+
     columns = ("model", "parameters, M", "GFLOPs", "GFLOPs, all proposals", "input")
     table = Table(*columns, caption=f"80 classes; a branch that only regresses sees {TYPICAL_OWNERS} proposals, or all")
     table.columns[0].no_wrap = True
@@ -99,7 +121,7 @@ def convert(
     destination: Annotated[
         Path, typer.Argument(help="The checkpoint to write; with --to, their .pth or .safetensors.")
     ],
-    to: Annotated[str | None, typer.Option(help=f"Write a checkpoint for {', '.join(interop.FORMATS)}.")] = None,
+    to: Annotated[str | None, typer.Option(help=f"Write a checkpoint for {', '.join(PROGRAMS)}.")] = None,
     categories: Annotated[
         Path | None, typer.Option(help="A COCO annotation file with the model's classes, if they are not COCO's.")
     ] = None,
@@ -109,6 +131,9 @@ def convert(
     ] = None,
 ) -> None:
     """Turn weights trained elsewhere into a checkpoint, or a checkpoint into theirs."""
+    from doublehead.config import parse_settings
+    from doublehead.model.interop import convert as interop
+
     if to:
         interop.convert_back(source, destination, to)
         print(f"{destination} holds the weights for {to}")
@@ -126,6 +151,9 @@ def synthesize(
     seed: Annotated[int, typer.Option(help="Another seed, other images.", min=0)] = 0,
 ) -> None:
     """Write a COCO dataset of wholes and parts: shapes to detect among fragments of such shapes."""
+    from doublehead.common.console import Console
+    from doublehead.data import synthetic
+
     counts = {split: count for split, count in {"train": train, "val": val, "test": test}.items() if count}
     with Console().progress("drawing", sum(counts.values())) as advance:
         synthetic.synthesize(directory, counts, seed, progress=advance)
@@ -141,12 +169,17 @@ def check(
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all findings there.")] = None,
 ) -> None:
     """Look for all that training and evaluation would meet in a dataset. Exit code 1 where they would fail."""
+    from doublehead.common.console import Console
+    from doublehead.data.inspection import inspect
+
     inspection = inspect(data, progress=True)
     if inspection.rows:
         Console.out(inspection.table())
     if json:
         inspection.write_json(json)
     if report:
+        from doublehead.data.page import write_page
+
         print(f"the page is {write_page(inspection, report)}")
     print(inspection.verdict)
     raise typer.Exit(1 if inspection.errors else 0)
@@ -159,13 +192,18 @@ def to_coco(
     link: Annotated[bool, typer.Option("--link", help="Link to the images instead of copying them.")] = False,
 ) -> None:
     """Write a dataset of any format in COCO's."""
+    from doublehead.data.to_coco import write_coco
+
     for split in write_coco(data, output, link, progress=True):
         print(f"{split.name}: {len(split.records)} images")
 
 
 @app.command()
 def train(
-    data: Annotated[str | None, typer.Argument(help="The dataset's folder, or a YAML that names its splits.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Argument(help="The dataset's folder, or a YAML that names its splits.", callback=_existing_data),
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(help="A preset (see `doublehead models`), or a checkpoint or published name to start from."),
@@ -184,6 +222,9 @@ def train(
     ] = None,
 ) -> None:
     """Train a model on annotated images."""
+    from doublehead.config import parse_settings
+    from doublehead.training import start
+
     said = parse_settings(settings or [])
     start.train(data, model, output, recipe=recipe, config=config, device=device, settings=said, backbone=backbone)
 
@@ -194,13 +235,15 @@ def resume(
     other_data: Annotated[bool, typer.Option("--other-data", help="Go on though the data has changed.")] = False,
 ) -> None:
     """Go on with a run that was stopped, as if it had never been."""
+    from doublehead.training import start
+
     start.resume(run, other_data)
 
 
 @app.command("study")
 def compare_variants(
     plan: Annotated[Path, typer.Argument(help="A YAML with the rows to compare, such as studies/variants.yaml.")],
-    data: Annotated[str, typer.Argument(help="The dataset's folder or YAML.")],
+    data: Data,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the study; give it again to go on.")],
     shard: Annotated[str, typer.Option(metavar="I/N", help="Do every N-th run, from the I-th.")] = "1/1",
     baseline: Annotated[
@@ -211,6 +254,10 @@ def compare_variants(
     ] = None,
 ) -> None:
     """Train variants with several seeds, measure each, and compare them: means, deviations, paired differences."""
+    from doublehead.common.console import Console
+    from doublehead.config import parse_settings
+    from doublehead.training.study.study import study
+
     summary = study(plan, data, output, settings=parse_settings(settings or []), shard=shard, baseline=baseline)
     if summary is None:
         return
@@ -225,7 +272,7 @@ def compare_variants(
 @app.command()
 def evaluate(
     weights: Weights,
-    data: Annotated[str, typer.Argument(help="The dataset's folder or YAML.")],
+    data: Data,
     split: Annotated[str, typer.Option(help="Which split to measure.")] = "val",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for what is written.")] = None,
     batch_size: Batch = 4,
@@ -233,6 +280,10 @@ def evaluate(
     precision: Precision = "fp32",
 ) -> None:
     """Measure a model on annotated images: COCO's figures, AP per class, precision-recall curves."""
+    from doublehead.common.console import Console
+    from doublehead.evaluation import plots
+    from doublehead.evaluation.evaluate import evaluate as measure
+
     result = measure(weights, data, split, batch_size, device=device, progress=True, precision=precision)
     if not result.leads:
         return
@@ -248,8 +299,13 @@ def evaluate(
 
 @app.command()
 def analyze(
-    weights: Annotated[list[str], typer.Argument(help="One or more checkpoints or published names to compare.")],
-    data: Annotated[str, typer.Argument(help="The dataset's folder or YAML: always the last.")],
+    weights: Annotated[
+        list[str],
+        typer.Argument(help="One or more checkpoints or published names to compare.", callback=_existing_weights),
+    ],
+    data: Annotated[
+        str, typer.Argument(help="The dataset's folder or YAML: always the last.", callback=_existing_data)
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the report.")] = Path("analysis"),
     split: Annotated[str, typer.Option(help="Which split to look at.")] = "val",
     full: Annotated[bool, typer.Option("--full", help="The paper's numbers: everything, 14000 windows.")] = False,
@@ -264,6 +320,9 @@ def analyze(
     device: Device = "auto",
 ) -> None:
     """Show where models lose, in classifying or in localising, and how their heads differ: a page to look at."""
+    from doublehead.evaluation.analysis.analyze import analyze as compare_heads
+    from doublehead.evaluation.analysis.words import found
+
     asked = (FULL if full else QUICK).changed(images, objects, windows)
     result = compare_heads(weights, data, split, output, asked, batch_size, device=device, progress=True)
     print("\n".join(f"{topic}: {sentence}" for topic, sentence in found(result)))
@@ -289,6 +348,8 @@ def predict(
     workers: Annotated[int, typer.Option(help="Of Ray: processes that hold a model.", min=1)] = 1,
 ) -> None:
     """Detect objects: pictures with boxes and predictions.json; files of detections in millions of images; videos."""
+    from doublehead.deploy.predict import predict as detect_in
+
     done = detect_in(
         weights,
         sources,
@@ -330,6 +391,9 @@ def serve(
     precision: Precision = "fp32",
 ) -> None:
     """Answer over HTTP, with a page at /."""
+    from doublehead.deploy.server.settings import make_settings
+    from doublehead.deploy.server.start import serve as start_server
+
     settings = make_settings(
         host=host,
         port=port,
@@ -350,7 +414,10 @@ def serve(
 @app.command()
 def export(
     weights: Annotated[
-        str, typer.Argument(help="A checkpoint, such as a run's best.safetensors, or a published name.")
+        str,
+        typer.Argument(
+            help="A checkpoint, such as a run's best.safetensors, or a published name.", callback=_existing_weights
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The file: .onnx, or .xml (and .bin) for OpenVINO.")],
     format: Annotated[str | None, typer.Option(help="onnx or openvino; else by the file's ending.")] = None,
@@ -366,6 +433,8 @@ def export(
     ] = None,
 ) -> None:
     """Write a detector for onnxruntime or OpenVINO, and compare it with its checkpoint."""
+    from doublehead.deploy import export as deployment
+
     print(deployment.export(weights, output, format, owners, int8, images or ()))
 
 

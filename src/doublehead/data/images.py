@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
 
 from doublehead.common.errors import DoubleheadError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".jp2")
 
@@ -94,8 +97,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def to_tensor(image: Image.Image) -> torch.Tensor:
+def to_tensor(image: Image.Image) -> Tensor:
     """Return an RGB image as a uint8 tensor (3, height, width)."""
+    import torch  # here: `check` reads images without it
+
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from html import escape
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from doublehead.common.errors import DoubleheadError
+from doublehead.common.pages.pages import jpeg, render
 from doublehead.data.images import read_image
 from doublehead.data.inspection import Inspection
 from doublehead.data.records import Finding, Place, Record, Split
@@ -26,39 +25,38 @@ _LINES = 24  # of a histogram
 _STEPS = (0, 1, 2, 3, 5, 9, 17, 33, 65, 129)  # ranges of the number of boxes in an image begin here
 _SMALLEST = 10  # pixels of the frame about a suspect box, so that one without area is seen
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1d2430; background: #f6f7f9; margin: 0; }
-main { max-width: 1180px; margin: 0 auto; padding: 24px 20px 60px; }
-h1 { font-size: 24px; margin: 0; overflow-wrap: anywhere; }
-h2 { font-size: 18px; margin: 36px 0 10px; }
-h3 { font-size: 15px; margin: 22px 0 8px; }
-.panel h3 { margin-top: 0; }
-.verdict { font-size: 16px; margin: 6px 0 18px; }
-.panel { background: #fff; border: 1px solid #e1e4ea; border-radius: 8px; padding: 14px 18px; }
-.panels { columns: 2 440px; column-gap: 16px; }
-.panels .panel { break-inside: avoid; margin-bottom: 16px; }
-table { border-collapse: collapse; width: 100%; }
-th { text-align: left; font-weight: 600; color: #5a6372; }
-th, td { padding: 5px 14px 5px 0; border-bottom: 1px solid #eceef2; vertical-align: top; }
-tr:last-child td { border-bottom: 0; }
-.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.error { color: #b3261e; font-weight: 600; }
-.warning { color: #8a5a00; font-weight: 600; }
-.text { color: #5a6372; overflow-wrap: anywhere; }
-.bars { table-layout: fixed; }
-.bars td { border: 0; padding: 1px 8px 1px 0; vertical-align: middle; }
-.bars .label { width: 30%; overflow-wrap: anywhere; }
-.bars .bar { width: 40%; }
-.bar div { height: 11px; border-radius: 2px; margin: 1px 0; min-width: 1px; }
-.key { display: inline-block; width: 11px; height: 11px; border-radius: 2px; margin: 0 5px 0 14px; }
-ul.panel { margin: 8px 0; padding-left: 34px; }
-.gallery { margin: 8px 0; display: grid; grid-template-columns: repeat(auto-fill, minmax(220px, 1fr)); gap: 12px; }
-figure { margin: 0; background: #fff; border: 1px solid #e1e4ea; border-radius: 8px; overflow: hidden; }
-figure img { display: block; width: 100%; aspect-ratio: 4 / 3; object-fit: contain; background: #20242c; }
-figcaption { padding: 6px 10px 8px; font-size: 13px; overflow-wrap: anywhere; }
-a { color: inherit; }
-"""
-_COLOURS = ("#2f6fde", "#e08a1e", "#3a9a5b", "#8b5fbf", "#c2455f", "#4a5568")
+
+@dataclass(frozen=True)
+class _Shown:
+    """One kind of finding in one split, as the page shows it."""
+
+    level: str  # error or warning
+    split: str  # "": the dataset as a whole
+    kind: str
+    count: int
+    example: str
+    pictures: list[tuple[str, str]]  # URI and caption
+    texts: list[str]  # places without a picture
+
+    @property
+    def shown(self) -> int:
+        return len(self.pictures) + len(self.texts)
+
+
+@dataclass(frozen=True)
+class _Bar:
+    """One line of a histogram: of each split a count, and its share of the split's largest."""
+
+    label: str
+    counts: list[int]
+    shares: list[float]
+
+
+@dataclass(frozen=True)
+class _Histogram:
+    title: str
+    rows: list[_Bar]
+    left_out: int = 0  # keys that are not shown
 
 
 def write_page(inspection: Inspection, folder: Path) -> Path:
@@ -74,82 +72,52 @@ def write_page(inspection: Inspection, folder: Path) -> Path:
 
 
 def _page(inspection: Inspection) -> str:
-    name = escape(str(inspection.path))
-    level = "error" if inspection.errors else ""
-    histograms = _histograms(inspection.splits) if inspection.splits else ""
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>check of {name}</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style><main>'
-        f'<h1>{name}</h1><p class="verdict {level}">{escape(inspection.verdict)}</p>'
-        f"{_splits(inspection.splits)}{_findings(inspection)}{histograms}{_gallery(inspection)}</main></html>"
+    records = {record.path: record for split in inspection.splits for record in split.records}
+    return render(
+        "data/page.html",
+        path=str(inspection.path),
+        verdict=inspection.verdict,
+        failed=inspection.errors > 0,
+        splits=[(split.name, _figures(split)) for split in inspection.splits],
+        found=[_shown(split, finding, records) for split, finding in inspection.rows],
+        histograms=_histograms(inspection.splits),
     )
 
 
-def _splits(splits: Sequence[Split]) -> str:
-    rows = []
-    for split in splits:
-        boxes = int(class_counts(split).sum())
-        crowds = sum(int(record.crowd.sum()) for record in split.records)
-        empty = sum(not len(record.boxes) for record in split.records)
-        figures = (len(split.records), empty, boxes, crowds, len(split.categories))
-        rows.append([escape(split.name), *(f"{figure:,}" for figure in figures)])
-    titles = ("split", "images", "without boxes", "boxes", "crowds or difficult", "classes")
-    return f'<div class="panel">{_table(titles, rows, numbers=range(1, 6))}</div>' if rows else ""
+def _figures(split: Split) -> list[int]:
+    """Images, images without boxes, boxes, crowds, classes."""
+    boxes = int(class_counts(split).sum())
+    crowds = sum(int(record.crowd.sum()) for record in split.records)
+    empty = sum(not len(record.boxes) for record in split.records)
+    return [len(split.records), empty, boxes, crowds, len(split.categories)]
 
 
-def _findings(inspection: Inspection) -> str:
-    rows = []
-    for number, (split, finding) in enumerate(inspection.rows):
-        level = "error" if finding.error else "warning"
-        kind = escape(finding.kind)
-        rows.append(
-            [
-                f'<span class="{level}">{level}</span>',
-                escape(split),
-                f"{finding.count:,}",
-                f'<a href="#f{number}">{kind}</a>',
-                f'<span class="text">{escape(finding.places[0].text)}</span>',
-            ]
-        )
-    if not rows:
-        return ""
-    table = _table(("", "split", "found", "what", "such as"), rows, numbers=(2,))
-    return f'<h2>Found</h2><div class="panel">{table}</div>'
-
-
-def _histograms(splits: Sequence[Split]) -> str:
+def _histograms(splits: Sequence[Split]) -> list[_Histogram]:
     classes = [
         Counter(dict(zip(split.categories.names, class_counts(split).tolist(), strict=True))) for split in splits
     ]
     sides = [Counter(_octave(side) for record in split.records for side in _sides(record)) for split in splits]
     in_images = [Counter(_range(len(record.boxes)) for record in split.records) for split in splits]
     sizes = [Counter(f"{record.width} x {record.height}" for record in split.records) for split in splits]
-    panels = (
-        _bars("Boxes of each class", *_most(classes)),
-        _bars("Side of the boxes (root of the area), pixels", _rising(sides), sides),
-        _bars("Boxes in an image", _rising(in_images), in_images),
-        _bars("Size of the images", *_most(sizes)),
-    )
-    key = "".join(
-        f'<span class="key" style="background:{_colour(place)}"></span>{escape(split.name)}'
-        for place, split in enumerate(splits)
-    )
-    return f'<h2>Histograms <small>{key}</small></h2><div class="panels">{"".join(panels)}</div>'
+    return [
+        _most("Boxes of each class", classes),
+        _rising("Side of the boxes (root of the area), pixels", sides),
+        _rising("Boxes in an image", in_images),
+        _most("Size of the images", sizes),
+    ]
 
 
-def _gallery(inspection: Inspection) -> str:
-    records = {record.path: record for split in inspection.splits for record in split.records}
-    parts = []
-    for number, (split, finding) in enumerate(inspection.rows):
-        shown = [_shown(place, records.get(place.image) if place.image else None) for place in _first(finding)]
-        pictures, texts = ["".join(part) for part in zip(*shown, strict=True)] if shown else ("", "")
-        if shown:
-            more = f", {len(shown)} of {finding.count:,}" if finding.count > len(shown) else ""
-            title = f"{escape(finding.kind)}{f' in {escape(split)}' if split else ''}{more}"
-            parts.append(f'<h3 id="f{number}">{title}</h3>')
-            parts.append(f'<div class="gallery">{pictures}</div>' if pictures else "")
-            parts.append(f'<ul class="panel text">{texts}</ul>' if texts else "")
-    return f"<h2>Looked at closely</h2>{''.join(parts)}" if parts else ""
+def _shown(split: str, finding: Finding, records: dict[Path, Record]) -> _Shown:
+    """A finding with the pictures of its first places; places without a picture in words."""
+    pictures, texts = [], []
+    for place in _first(finding):
+        picture = _picture(place, records.get(place.image)) if place.image else None
+        if picture:
+            pictures.append((picture, place.text))
+        else:
+            texts.append(place.text)
+    level = "error" if finding.error else "warning"
+    return _Shown(level, split, finding.kind, finding.count, finding.places[0].text, pictures, texts)
 
 
 def _first(finding: Finding) -> list[Place]:
@@ -162,20 +130,14 @@ def _first(finding: Finding) -> list[Place]:
     return [*chosen, *others][:SHOWN]
 
 
-def _shown(place: Place, record: Record | None) -> tuple[str, str]:
-    """A figure and nothing, or nothing and a line where there is no picture."""
-    picture, text = _picture(place, record), escape(place.text)
-    return (f"<figure>{picture}<figcaption>{text}</figcaption></figure>", "") if picture else ("", f"<li>{text}</li>")
-
-
-def _picture(place: Place, record: Record | None) -> str:
-    """The image with its boxes, and a red frame about the one that is meant; nothing where it cannot be read."""
+def _picture(place: Place, record: Record | None) -> str | None:
+    """The image with its boxes, and a red frame about the one that is meant; None where it cannot be read."""
     if place.image is None:
-        return ""
+        return None
     try:
         image = read_image(place.image)
     except DoubleheadError:
-        return ""
+        return None
     width, height = image.size
     image = image.resize([max(1, round(side * _LONG_SIDE / max(width, height))) for side in (width, height)])
     scale = np.array([image.width / width, image.height / height] * 2)
@@ -183,9 +145,7 @@ def _picture(place: Place, record: Record | None) -> str:
         image = draw_boxes(image, record.boxes * scale, record.labels)
     if place.box is not None:
         _frame(image, np.array(place.box) * scale)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=82)
-    return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+    return jpeg(image)
 
 
 def _frame(image: Image.Image, box: np.ndarray) -> None:
@@ -199,45 +159,26 @@ def _frame(image: Image.Image, box: np.ndarray) -> None:
     pen.rectangle((*first, *last), outline="#e0241b", width=3)
 
 
-def _table(titles: Sequence[str], rows: Iterable[Sequence[str]], numbers: Iterable[int]) -> str:
-    kinds = [' class="n"' if place in set(numbers) else "" for place in range(len(titles))]
-    head = "".join(f"<th{kind}>{title}</th>" for kind, title in zip(kinds, titles, strict=True))
-    body = "".join(
-        f"<tr>{''.join(f'<td{kind}>{cell}</td>' for kind, cell in zip(kinds, row, strict=True))}</tr>" for row in rows
-    )
-    return f"<table><tr>{head}</tr>{body}</table>"
-
-
-def _bars(title: str, keys: Sequence[str], counts: Sequence[Counter[str]], of: int = 0) -> str:
-    """A histogram: a line for each key, in it a bar for each split, as a share of the split's longest.
-
-    `of` says how many keys there are where not all are shown.
-    """
-    longest = [max((count[key] for key in keys), default=0) or 1 for count in counts]
-    rows = []
-    for key in keys:
-        bars = "".join(
-            f'<div style="width:{100 * count[key] / most:.1f}%;background:{_colour(place)}"></div>'
-            for place, (count, most) in enumerate(zip(counts, longest, strict=True))
-        )
-        figures = " / ".join(f"{count[key]:,}" for count in counts)
-        label = f'<td class="label">{escape(key)}</td>'
-        rows.append(f'<tr>{label}<td class="bar">{bars}</td><td class="n">{figures}</td></tr>')
-    more = f'<p class="text">and {of - len(keys)} more</p>' if of > len(keys) else ""
-    return f'<div class="panel"><h3>{title}</h3><table class="bars">{"".join(rows)}</table>{more}</div>'
-
-
-def _most(counts: Sequence[Counter[str]]) -> tuple[list[str], Sequence[Counter[str]], int]:
-    """The arguments of `_bars` for the commonest keys."""
+def _most(title: str, counts: Sequence[Counter[str]]) -> _Histogram:
+    """A histogram of the commonest keys."""
     total = Counter[str]()
     for count in counts:
         total.update(count)
-    return [key for key, _ in total.most_common(_LINES)], counts, len(total)
+    keys = [key for key, _ in total.most_common(_LINES)]
+    return _Histogram(title, _bars(keys, counts), len(total) - len(keys))
 
 
-def _rising(counts: Sequence[Counter[str]]) -> list[str]:
-    """All keys by the number they begin with."""
-    return sorted(set().union(*counts), key=lambda key: int(key.split()[0]))
+def _rising(title: str, counts: Sequence[Counter[str]]) -> _Histogram:
+    """A histogram of all keys, by the number they begin with."""
+    return _Histogram(title, _bars(sorted(set().union(*counts), key=lambda key: int(key.split()[0])), counts))
+
+
+def _bars(keys: Sequence[str], counts: Sequence[Counter[str]]) -> list[_Bar]:
+    longest = [max((count[key] for key in keys), default=0) or 1 for count in counts]
+    return [
+        _Bar(key, [count[key] for count in counts], [c[key] / most for c, most in zip(counts, longest, strict=True)])
+        for key in keys
+    ]
 
 
 def _sides(record: Record) -> np.ndarray:
@@ -258,7 +199,3 @@ def _range(count: int) -> str:
         if count < high:
             return f"{low}" if high == low + 1 else f"{low} to {high - 1}"
     return f"{_STEPS[-1]} or more"
-
-
-def _colour(place: int) -> str:
-    return _COLOURS[place % len(_COLOURS)]

@@ -14,11 +14,9 @@ from doublehead.deploy.bulk import run as bulk
 from doublehead.deploy.bulk.pictures import predict_pictures
 from doublehead.deploy.bulk.sources import Listing, find_files
 from doublehead.deploy.bulk.worker import Work
+from doublehead.deploy.choices import FORMATS, PICTURES
 from doublehead.deploy.video import VIDEO_SUFFIXES, count_frames, predict_video
 from doublehead.inference.predictor import Predictor, load
-
-PICTURES = "pictures"
-FORMATS = (PICTURES, *bulk.FORMATS)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import doublehead
 from doublehead.common.categories import Categories
 from doublehead.common.errors import DoubleheadError, require
 from doublehead.config import InferenceOptions, ModelConfig, inference_options
+from doublehead.common.files import missing_weights
 
 OUTPUTS = ("boxes", "scores", "labels")
 SUFFIXES = (".onnx", ".xml")
@@ -91,7 +92,7 @@ def open_exported(path: Path, device: str = "auto", precision: str = "fp32") -> 
             it cannot compute on the device or in the precision wanted.
     """
     if not path.is_file():
-        raise DoubleheadError(f"{path}: there is no such file; `doublehead export` writes one from a checkpoint")
+        raise missing_weights(path)
     if precision not in ("fp32", "auto"):
         raise DoubleheadError(f"{path}: was exported in its own precision; leave out --precision {precision}")
     start = _onnx if path.suffix.lower() == ".onnx" else _openvino

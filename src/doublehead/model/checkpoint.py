@@ -21,7 +21,7 @@ from torch import Tensor
 import doublehead
 from doublehead.common.categories import Categories
 from doublehead.common.errors import DoubleheadError
-from doublehead.common.files import whole
+from doublehead.common.files import missing_weights, whole
 from doublehead.config import ModelConfig, sentence, with_options
 from doublehead.model.detector import Detector
 
@@ -113,10 +113,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     if not path.is_file():
-        raise DoubleheadError(
-            f"{path}: there is no such file; give the path of a checkpoint such as best.safetensors, or a name that "
-            "`doublehead models` lists as published"
-        )
+        raise missing_weights(path)
     if path.suffix.lower() in (".onnx", ".xml"):
         raise DoubleheadError(f"{path}: is exported, for `predict` and `evaluate` alone; give its checkpoint")
     try:

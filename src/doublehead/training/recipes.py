@@ -5,17 +5,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from pydantic import ValidationError
+from typing import TYPE_CHECKING, Any
 
 from doublehead.common.errors import DoubleheadError
-from doublehead.config import Config, merge, override, read_yaml, renewed, sentence
-from doublehead.model.checkpoint import load_checkpoint
-from doublehead.model.interop.published import PUBLISHED
-from doublehead.model.interop.published import resolve as published_path
-from doublehead.model.parts import BACKBONES
-from doublehead.model.presets import preset_values
+
+if TYPE_CHECKING:
+    from doublehead.config import Config
 
 ADAMW: dict[str, Any] = {
     "optimizer": "adamw",
@@ -84,6 +79,10 @@ def resolve(
     Raises:
         DoubleheadError: an unknown preset, recipe or key, or a value that does not fit.
     """
+    from pydantic import ValidationError  # here: `train --help` names the recipes without it
+
+    from doublehead.config import Config, merge, override, read_yaml, renewed, sentence
+
     settings = settings or {}
     from_file = read_yaml(file) if file else {}
     if "model" in from_file:
@@ -129,9 +128,13 @@ def _part(values: dict[str, Any], key: str) -> dict[str, Any]:
 
 def _model(name: str) -> dict[str, Any]:
     """A preset's settings, or those of a trained model and where its weights are."""
-    if name not in PUBLISHED and not Path(name).is_file():
+    from doublehead.model.checkpoint import load_checkpoint
+    from doublehead.model.interop import published
+    from doublehead.model.presets import preset_values
+
+    if name not in published.PUBLISHED and not Path(name).is_file():
         return {"model": preset_values(name)}
-    path = published_path(name)
+    path = published.resolve(name)
     return {"model": load_checkpoint(path).config.model_dump(mode="json"), "train": {"weights": str(path)}}
 
 
@@ -141,6 +144,8 @@ def _backbone(name: str) -> dict[str, Any]:
     Raises:
         DoubleheadError: neither a row of BACKBONES nor timm has it.
     """
+    from doublehead.model.parts import BACKBONES
+
     pretrained = {"weights": "imagenet", "norm": "frozen", "trainable_stages": 3}
     if name in BACKBONES:
         row = BACKBONES[name]

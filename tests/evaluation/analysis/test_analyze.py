@@ -12,7 +12,7 @@ from doublehead.common.categories import Categories
 from doublehead.config import ModelConfig, override
 from doublehead.data.dataset import open_dataset
 from doublehead.evaluation.analysis import analyze, heads, look
-from doublehead.evaluation.analysis.proposals import Budget
+from doublehead.evaluation.budget import Budget
 from doublehead.model.checkpoint import save_checkpoint
 from doublehead.model.detector import Detector
 from doublehead.model.presets import preset_values

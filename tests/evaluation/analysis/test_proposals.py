@@ -9,7 +9,8 @@ from torchvision.ops import box_iou
 
 from doublehead.common.errors import DoubleheadError
 from doublehead.data.records import Record
-from doublehead.evaluation.analysis.proposals import BINS, FULL, Budget, choose, objects_of
+from doublehead.evaluation.analysis.proposals import choose, objects_of
+from doublehead.evaluation.budget import BINS, FULL, Budget
 
 
 def record(boxes, labels=None, crowd=None, image_id=1, size=(640, 480)):

@@ -93,7 +93,7 @@ def conversions(monkeypatch) -> list[bytes]:
         seen.append(source.read_bytes())
         destination.write_bytes(seen[-1][::-1])
 
-    monkeypatch.setattr(published.convert, "convert", convert)
+    monkeypatch.setattr("doublehead.model.interop.convert.convert", convert)
     return seen
 
 
@@ -196,7 +196,7 @@ def test_a_failed_conversion_leaves_nothing(publish, cache, monkeypatch) -> None
         destination.write_bytes(b"half")
         raise DoubleheadError("no room")
 
-    monkeypatch.setattr(published.convert, "convert", convert)
+    monkeypatch.setattr("doublehead.model.interop.convert.convert", convert)
     publish()
     with pytest.raises(DoubleheadError, match="no room"):
         fetch("model")
@@ -234,7 +234,7 @@ def test_two_may_fetch_at_once(publish, cache, monkeypatch) -> None:
         destination.write_bytes(source.read_bytes()[::-1])
         both.wait(20)
 
-    monkeypatch.setattr(published.convert, "convert", convert)
+    monkeypatch.setattr("doublehead.model.interop.convert.convert", convert)
     publish()
     threads = [threading.Thread(target=fetch, args=("model",)) for _ in range(2)]
     for thread in threads:
@@ -275,3 +275,8 @@ def test_the_published_files_carry_their_hash_in_their_names() -> None:
 def test_the_figure_of_torchvision_is_its_own() -> None:
     metrics = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["_metrics"]["COCO-val2017"]
     assert f"{metrics['box_map']} AP" in PUBLISHED["torchvision-faster-rcnn-r50-coco"].about
+
+
+def test_torchvisions_weights_are_those_that_torchvision_names():
+    url = published.PUBLISHED["torchvision-faster-rcnn-r50-coco"].url
+    assert url == FasterRCNN_ResNet50_FPN_Weights.COCO_V1.url

@@ -17,9 +17,7 @@ from doublehead.deploy.bulk.parquet import count_bad, read_categories, read_part
 from doublehead.deploy.bulk.plan import BulkFolder, Plan
 from doublehead.deploy.bulk.sources import Listing, Part
 from doublehead.deploy.bulk.worker import Work, Worker
-
-FORMATS = ("parquet", "coco")
-ENGINES = ("plain", "ray")
+from doublehead.deploy.choices import ENGINES
 
 
 @dataclass(frozen=True)

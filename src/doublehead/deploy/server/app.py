@@ -24,6 +24,7 @@ from starlette.exceptions import HTTPException
 
 import doublehead
 from doublehead.common.errors import DoubleheadError
+from doublehead.common.pages.pages import COLOURS
 from doublehead.data.images import read_image
 from doublehead.data.synthetic import scene
 from doublehead.deploy.server.batcher import Batcher, Place, Room
@@ -293,6 +294,12 @@ async def page() -> FileResponse:
 async def docs() -> FileResponse:
     """The OpenAPI document, to read."""
     return FileResponse(PAGE / "docs.html")
+
+
+@_public.get("/page/colours.css", include_in_schema=False)
+async def colours() -> FileResponse:
+    """The colours that all pages share, reports too."""
+    return FileResponse(COLOURS)
 
 
 @_public.get("/sample", include_in_schema=False)

@@ -16,9 +16,10 @@ from doublehead.data.loader import default_workers, evaluation_loader
 from doublehead.data.records import Split
 from doublehead.evaluation.analysis.heads import model_names
 from doublehead.evaluation.analysis.look import Look, ModelAnalysis
-from doublehead.evaluation.analysis.proposals import QUICK, Budget, Object, choose
+from doublehead.evaluation.analysis.proposals import Object, choose
 from doublehead.evaluation.analysis.report import write_report
 from doublehead.evaluation.analysis.result import Analysis
+from doublehead.evaluation.budget import QUICK, Budget
 from doublehead.evaluation.evaluate import require_known_classes
 from doublehead.inference.predictor import Predictor, load
 

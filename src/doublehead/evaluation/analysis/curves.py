@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torchvision.ops import nms
 
-from doublehead.evaluation.analysis.proposals import BINS, SIZES, bin_of
+from doublehead.evaluation.analysis.proposals import SIZES, bin_of
+from doublehead.evaluation.budget import BINS
 
 FOREGROUND = 0.5
 """Least IoU of the proposals that a regressor is trained on."""

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from doublehead.common.categories import Categories
+from doublehead.common.pages.pages import data_uri, jpeg
 from doublehead.data.images import read_image
 from doublehead.evaluation.analysis.breakdown import HIT, KINDS, Judged
 from doublehead.evaluation.analysis.curves import Curve, Survivors, mean
-from doublehead.evaluation.analysis.proposals import BINS
 from doublehead.evaluation.analysis.spatial import Correlation
+from doublehead.evaluation.budget import BINS
 from doublehead.evaluation.plots import dress, new_figure
 from doublehead.inference.detections import class_colour, draw_boxes
 from doublehead.model.box_head import RESOLUTION
@@ -170,18 +169,7 @@ def svg(figure: Figure) -> str:
     """A figure as a data URI."""
     file = io.BytesIO()
     figure.savefig(file, format="svg")
-    return _uri(file, "image/svg+xml")
-
-
-def jpeg(image: Image.Image) -> str:
-    """A picture as a data URI."""
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=82)
-    return _uri(file, "image/jpeg")
-
-
-def _uri(file: io.BytesIO, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+    return data_uri(file.getvalue(), "image/svg+xml")
 
 
 def _style(model: str, branch: str, models: list[str]) -> dict[str, Any]:

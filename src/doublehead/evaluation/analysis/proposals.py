@@ -13,36 +13,12 @@ import numpy as np
 
 from doublehead.common.errors import DoubleheadError
 from doublehead.data.records import Record
-
-BINS = 20
-"""Equal ranges of IoU."""
+from doublehead.evaluation.budget import BINS, Budget
 
 SIZES = ("small", "medium", "large")
 _BORDERS = (32**2, 96**2)  # COCO's, in pixels of area
 
 _DRAWN, _KEPT = 600_000, 10_000  # windows drawn, and kept of each range; the rarest has 12,458
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How much is looked at; None: everything."""
-
-    images: int | None
-    objects: int | None
-    windows: int  # around each object, all ranges together
-
-    def __post_init__(self) -> None:
-        if self.windows < BINS:
-            raise DoubleheadError(f"{self.windows} windows: give at least {BINS}, one for each range of IoU")
-
-    def changed(self, images: int | None, objects: int | None, windows: int | None) -> Budget:
-        """With those numbers that are given."""
-        return Budget(images or self.images, objects or self.objects, windows or self.windows)
-
-
-QUICK = Budget(images=500, objects=200, windows=400)
-FULL = Budget(images=None, objects=None, windows=14_000)
-"""The paper's numbers."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,21 +6,21 @@ import json
 import math
 from dataclasses import asdict
 from functools import partial
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 
 import doublehead
+from doublehead.common.pages.pages import render
 from doublehead.evaluation.analysis import figures, words
 from doublehead.evaluation.analysis.breakdown import BACKGROUND, FOREGROUND, HIT, KINDS
 from doublehead.evaluation.analysis.curves import Bins, Curve, mean
 from doublehead.evaluation.analysis.look import ModelAnalysis
-from doublehead.evaluation.analysis.proposals import BINS, SIZES
+from doublehead.evaluation.analysis.proposals import SIZES
 from doublehead.evaluation.analysis.result import Analysis
 from doublehead.evaluation.analysis.spatial import Correlation
+from doublehead.evaluation.budget import BINS
 
 WORST = 4
 """Pictures of each model."""
@@ -39,14 +39,9 @@ def write_report(analysis: Analysis, folder: Path) -> None:
 
 def page(analysis: Analysis) -> str:
     """The page as HTML."""
-    source = files("doublehead.evaluation.analysis").joinpath("report.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters |= {"percent": _percent, "number": _number}
-    return environment.from_string(source).render(
+    return render(
+        "evaluation/analysis/report.html",
         analysis=analysis,
-        version=doublehead.__version__,
         found=words.found(analysis),
         counts={size: count for size, count in _counts(analysis).items() if count},
         score_rows=_rows(analysis, [c for m in analysis.models for c in m.scores]),
@@ -245,11 +240,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _percent(value: float) -> str:
-    return "-" if math.isnan(value) else f"{100 * value:.1f}"
-
-
-def _number(value: float, digits: int = 2) -> str:
-    return "-" if math.isnan(value) else f"{value:.{digits}f}"

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from doublehead.common.categories import Categories
 from doublehead.evaluation.analysis.look import ModelAnalysis
-from doublehead.evaluation.analysis.proposals import Budget, Object
+from doublehead.evaluation.analysis.proposals import Object
+from doublehead.evaluation.budget import Budget
 
 
 @dataclass(frozen=True)

@@ -127,3 +127,5 @@ DOUBLE_HEAD_EXT = Format(
     laid_back=_laid_back,
 )
 """l_fc = 0.7, l_conv = 0.8, w_fc = 2.0, w_conv = 2.5."""
+
+FORMATS = (DOUBLE_HEAD_EXT,)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,12 @@ from doublehead.common.errors import DoubleheadError
 from doublehead.config import sentence
 from doublehead.data.coco import read_categories
 from doublehead.model.checkpoint import FORMAT, load_checkpoint, save_checkpoint
-from doublehead.model.interop import authors, detectron2, mmdetection, torchvision
+from doublehead.model.interop import PROGRAMS
 from doublehead.model.interop.format import Format, Weights
 from doublehead.model.weights import read_weights
 
 FORMATS: dict[str, tuple[Format, ...]] = {
-    "mmdetection": (mmdetection.DOUBLE_HEAD, mmdetection.FASTER_RCNN),
-    "detectron2": (detectron2.FASTER_RCNN,),
-    "authors": (authors.DOUBLE_HEAD_EXT,),
-    "torchvision": (torchvision.FASTER_RCNN, torchvision.FASTER_RCNN_V2),
+    program: import_module(f"doublehead.model.interop.{program}").FORMATS for program in PROGRAMS
 }
 """By the name of their program."""
 

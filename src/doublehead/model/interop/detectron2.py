@@ -82,3 +82,4 @@ FASTER_RCNN = Format(
     laid_out=_laid_out,
     laid_back=_laid_back,
 )
+FORMATS = (FASTER_RCNN,)

@@ -104,3 +104,5 @@ FASTER_RCNN = Format(
     laid_out=_background_first,
     laid_back=_background_last,
 )
+
+FORMATS = (DOUBLE_HEAD, FASTER_RCNN)

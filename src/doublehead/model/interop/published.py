@@ -12,12 +12,10 @@ from typing import NoReturn
 from urllib.error import URLError
 
 import platformdirs
-from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from doublehead.common.console import Console
 from doublehead.common.errors import DoubleheadError
-from doublehead.common.files import sha256
-from doublehead.model.interop import convert
+from doublehead.common.files import missing_weights, sha256
 
 SILENCE = 30.0  # seconds without a byte after which a network counts as dead
 CHUNK = 1 << 20
@@ -46,7 +44,7 @@ PUBLISHED = {
         "Double-Head R-CNN, ResNet-50-FPN, trained on COCO by MMDetection: 40.0 AP on val2017 (MMDetection's figure)",
     ),
     "torchvision-faster-rcnn-r50-coco": Published(
-        FasterRCNN_ResNet50_FPN_Weights.COCO_V1.url,
+        "https://download.pytorch.org/models/fasterrcnn_resnet50_fpn_coco-258fb6c6.pth",
         "258fb6c6",
         "Faster R-CNN, ResNet-50-FPN, trained on COCO by torchvision: 37.0 AP on val2017 (torchvision's figure)",
     ),
@@ -61,6 +59,16 @@ def resolve(weights: str | Path) -> Path:
     """
     path = Path(weights)
     return fetch(str(weights)) if str(weights) in PUBLISHED and not path.is_file() else path
+
+
+def require_known(weights: str | Path) -> None:
+    """Look whether `resolve` would find weights, without fetching any.
+
+    Raises:
+        DoubleheadError: there is no such file, and no published model of that name.
+    """
+    if str(weights) not in PUBLISHED and not Path(weights).is_file():
+        raise missing_weights(weights)
 
 
 def cache_folder() -> Path:
@@ -104,6 +112,8 @@ def fetch(name: str) -> Path:
                     f"{name} could not be downloaded ({reason}): fetch {published.url} by hand, put it into {folder} "
                     "and run the same command again"
                 ) from error
+        from doublehead.model.interop import convert  # here: the names above are read without torch
+
         converted = Path(unfinished, checkpoint.name)
         convert.convert(source, converted)
         os.replace(converted, checkpoint)

@@ -80,3 +80,5 @@ FASTER_RCNN_V2 = Format(
     },
     laid_out=_todays_spelling,
 )
+
+FORMATS = (FASTER_RCNN, FASTER_RCNN_V2)

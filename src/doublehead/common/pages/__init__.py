@@ -1,0 +1,1 @@
+"""The look that all HTML pages share: a base template, a style sheet and colours."""
