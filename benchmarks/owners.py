@@ -84,6 +84,8 @@ def set_owners(peer: Peer, run: Run, wanted: int, device: torch.device) -> None:
     Raises:
         DoubleheadError: there are fewer proposals than owners wanted.
     """
+    for classifier in peer.classifiers:
+        classifier.float()  # 16 bits are too coarse for the shift
     with watch(peer) as seen:
         run()
     if wanted > min(seen.proposals):

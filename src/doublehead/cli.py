@@ -66,6 +66,10 @@ Weights = Annotated[
 Data = Annotated[str, typer.Argument(help="The dataset's folder or YAML.", callback=_existing_data)]
 Precision = Annotated[str, typer.Option(help="fp32, bf16 or fp16; auto: bf16 where the device computes in it.")]
 Batch = Annotated[int, typer.Option(help="Images that go through the model at once.", min=1)]
+Options = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="An inference option, such as score_threshold=0.3; repeatable."),
+]
 
 
 def main() -> None:
@@ -116,7 +120,7 @@ def models() -> None:
 @app.command()
 def convert(
     source: Annotated[
-        Path, typer.Argument(help="Weights of MMDetection, the authors or torchvision; or a checkpoint.")
+        Path, typer.Argument(help="Weights of MMDetection, detectron2, torchvision or the authors; or a checkpoint.")
     ],
     destination: Annotated[
         Path, typer.Argument(help="The checkpoint to write; with --to, their .pth or .safetensors.")
@@ -278,13 +282,16 @@ def evaluate(
     batch_size: Batch = 4,
     device: Device = "auto",
     precision: Precision = "fp32",
+    options: Options = None,
 ) -> None:
     """Measure a model on annotated images: COCO's figures, AP per class, precision-recall curves."""
     from doublehead.common.console import Console
+    from doublehead.config import parse_settings
     from doublehead.evaluation import plots
     from doublehead.evaluation.evaluate import evaluate as measure
 
-    result = measure(weights, data, split, batch_size, device=device, progress=True, precision=precision)
+    said = parse_settings(options or [])
+    result = measure(weights, data, split, batch_size, device=device, progress=True, precision=precision, settings=said)
     if not result.leads:
         return
     output = output or Path(weights).parent / f"evaluation-{split}"
@@ -318,13 +325,16 @@ def analyze(
     ] = None,
     batch_size: Batch = 4,
     device: Device = "auto",
+    options: Options = None,
 ) -> None:
     """Show where models lose, in classifying or in localising, and how their heads differ: a page to look at."""
+    from doublehead.config import parse_settings
     from doublehead.evaluation.analysis.analyze import analyze as compare_heads
     from doublehead.evaluation.analysis.words import found
 
     asked = (FULL if full else QUICK).changed(images, objects, windows)
-    result = compare_heads(weights, data, split, output, asked, batch_size, device=device, progress=True)
+    said = parse_settings(options or [])
+    result = compare_heads(weights, data, split, output, asked, batch_size, device=device, progress=True, settings=said)
     print("\n".join(f"{topic}: {sentence}" for topic, sentence in found(result)))
     print(f"the report is {output / 'index.html'}")
 
@@ -346,8 +356,10 @@ def predict(
     shard: Annotated[str, typer.Option(metavar="I/N", help="Do every N-th part, from the I-th.")] = "1/1",
     engine: Annotated[str, typer.Option(help=f"{' or '.join(ENGINES)}.")] = ENGINES[0],
     workers: Annotated[int, typer.Option(help="Of Ray: processes that hold a model.", min=1)] = 1,
+    options: Options = None,
 ) -> None:
     """Detect objects: pictures with boxes and predictions.json; files of detections in millions of images; videos."""
+    from doublehead.config import parse_settings
     from doublehead.deploy.predict import predict as detect_in
 
     done = detect_in(
@@ -364,6 +376,7 @@ def predict(
         shard=shard,
         engine=engine,
         workers=workers,
+        settings=parse_settings(options or []),
     )
     print(done.words)
     if done.fault:
@@ -389,8 +402,10 @@ def serve(
     sample: Annotated[Path | None, typer.Option(help="An image for the page to offer; else one is drawn.")] = None,
     device: Device = "auto",
     precision: Precision = "fp32",
+    options: Options = None,
 ) -> None:
     """Answer over HTTP, with a page at /."""
+    from doublehead.config import parse_settings
     from doublehead.deploy.server.settings import make_settings
     from doublehead.deploy.server.start import serve as start_server
 
@@ -408,7 +423,7 @@ def serve(
         formats=formats,
         sample=sample,
     )
-    start_server(weights, settings, device, precision)
+    start_server(weights, settings, device, precision, parse_settings(options or []))
 
 
 @app.command()
@@ -431,11 +446,14 @@ def export(
     images: Annotated[
         list[str] | None, typer.Option(help="Files, folders or globs to compare with the checkpoint on; repeatable.")
     ] = None,
+    options: Options = None,
 ) -> None:
     """Write a detector for onnxruntime or OpenVINO, and compare it with its checkpoint."""
+    from doublehead.config import parse_settings
     from doublehead.deploy import export as deployment
 
-    print(deployment.export(weights, output, format, owners, int8, images or ()))
+    said = parse_settings(options or [])
+    print(deployment.export(weights, output, format, owners, int8, images or (), said))
 
 
 @app.command(

@@ -88,7 +88,7 @@ def test_conventions_of_others_and_an_image_without_detections(tmp_path):
     model, black = ready_model("double-head-ext", **OTHERS_CONVENTIONS), torch.zeros(3, 96, 100, dtype=torch.uint8)
     while len(for_inference(model, torch.device("cpu")).detect([black])[0]["scores"]):
         with torch.no_grad():  # until the background wins there
-            model.roi_heads.branches[0].classifier.bias[0] += 0.5
+            model.roi_heads.last.branches[0].classifier.bias[0] += 0.5
     weights = tmp_path / "model.safetensors"
     save_checkpoint(weights, model.config, Categories(("a", "b", "c", "d"), (3, 5, 7, 9)), model.state_dict(), {})
     written = export_module.export(weights, tmp_path / "model.onnx")

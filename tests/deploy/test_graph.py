@@ -33,7 +33,8 @@ def test_a_head_that_only_regresses_sees_the_best_owners_alone() -> None:
     seen: list[int] = []
     for owners in (1000, 10):
         graph = Graph(model, owners)
-        graph.model.roi_heads.branches[1].register_forward_hook(lambda module, given, _: seen.append(len(given[0])))
+        conv = graph.model.roi_heads.last.branches[1]
+        conv.register_forward_hook(lambda module, given, _: seen.append(len(given[0])))
         best = graph.detect(IMAGES)[0]["scores"][0]
         assert best == Graph(model, 1000).detect(IMAGES)[0]["scores"][0]
     assert seen[3:] == [10, 10, 10]

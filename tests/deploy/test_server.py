@@ -44,8 +44,8 @@ def test_an_answer_names_the_model_the_heads_and_the_files(client):
 @pytest.mark.parametrize("scores", ["fc", "conv", "fused"])
 @pytest.mark.parametrize("boxes", ["fc", "conv"])
 def test_heads_are_those_of_the_model(client, weights, scores, boxes):
-    predictor = doublehead.load(weights, "cpu")
-    predictor.model.roi_heads.choose(None if scores == "fused" else scores, boxes)
+    chosen = {"score_branch": None if scores == "fused" else scores, "box_branch": boxes}
+    predictor = doublehead.load(weights, "cpu", settings=chosen)
     image = picture(3)
     assert found(sent(client, image, f"score=0&scores={scores}&boxes={boxes}")) == predictor.predict(image).to_dicts()
 

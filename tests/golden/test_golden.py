@@ -159,7 +159,7 @@ def test_header_and_weights_agree(golden: Golden) -> None:
     if "res2_out_channels" in golden.said:
         assert config["backbone"]["resnet"]["width"] * 4 == golden.said["res2_out_channels"]
     weights = golden.said.get("box_weights") or [1 / std for std in golden.said["box_stds"]]
-    assert list(golden.model.roi_heads.coder.weights) == pytest.approx(weights)
+    assert list(golden.model.roi_heads.last.coder.weights) == pytest.approx(weights)
     assert len(load_checkpoint(golden.checkpoint).categories) == golden.said["num_classes"]
 
 
@@ -187,7 +187,7 @@ def test_proposals(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_heads(golden: Golden) -> None:
     """RoIAlign's output, logits and deltas of their proposals on their features."""
-    heads = golden.model.roi_heads
+    heads = golden.model.roi_heads.last
     for name, branch in zip(heads.names, heads, strict=True):
         pooled = heads.pooler(golden.levels, [golden.proposals], branch.config.scale)
         same(pooled[:8], golden[f"roi.{name}_input_8"])
@@ -220,7 +220,7 @@ def test_staging_spares_the_conv_head_where_only_its_boxes_count(golden: Golden)
     """With the fc-head's scores alone an Ext model is a Double-Head: its conv-head sees the owners only."""
     model = golden.detector(roi__score_branch="fc", roi__box_branch="conv", roi__score_threshold=0.5)
     seen: list[int] = []
-    model.roi_heads.branches[1].register_forward_hook(lambda module, given, result: seen.append(len(given[0])))
+    model.roi_heads.last.branches[1].register_forward_hook(lambda module, given, result: seen.append(len(given[0])))
     (found,) = model.detect([golden.image])
     owners = len(found["proposals"].unique())
     assert owners <= sum(seen) < len(golden["rpn.boxes"])

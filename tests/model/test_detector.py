@@ -2,10 +2,15 @@ import pytest
 import torch
 from small_models import small_model, target
 from torch import nn
+from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.rpn import RegionProposalNetwork
+from torchvision.ops import box_iou
 
+from doublehead.config import inference_options
+from doublehead.model import matching
+from doublehead.model.box_head import box_loss
 from doublehead.model.detector import Detector, resize
-from doublehead.model.roi_heads import box_loss
+from doublehead.model.matching import BoxMatcher
 from doublehead.model.variants import VARIANTS
 
 IMAGES = [
@@ -135,7 +140,7 @@ def test_no_proposals_at_all(variant: str, head_norm: str) -> None:
     model = small_model(variant, head_norm=head_norm)
     levels = [torch.randn(2, 16, 96 // s, 128 // s) for s in (4, 8, 16, 32)]
     none = [torch.zeros(0, 4)] * 2
-    for found in model.eval().roi_heads.detections(levels, none, [(96, 128)] * 2):
+    for found in model.eval().roi_heads.detections(levels, none, [(96, 128)] * 2, model.options):
         assert len(found["boxes"]) == len(found["scores"]) == len(found["labels"]) == 0
     for targets in (TARGETS, [target([], [])] * 2):  # objects are proposals too; without them there is nothing at all
         losses = model.train().roi_heads.losses(levels, none, targets)
@@ -172,18 +177,17 @@ def test_classes_of_the_same_box_or_one_box_for_all() -> None:
 def test_boxes_come_in_the_pixels_of_the_image_given(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever an image is resized from: the same input, and boxes of the size it had."""
     model = fresh_heads(small_model("double-head")).eval()
-    seen = resize(IMAGES[0], model.config.input)
-    monkeypatch.setattr("doublehead.model.detector.resize", lambda image, config: seen)
+    seen = resize(IMAGES[0], 96, 128, True)
+    monkeypatch.setattr("doublehead.model.detector.resize", lambda image, *size: seen)
     plain, large = model.detect([seen, torch.zeros(3, 4 * 96, 3 * 128, dtype=torch.uint8)])
     assert len(plain["boxes"]) > 10
     torch.testing.assert_close(large["boxes"], plain["boxes"] * torch.tensor([3.0, 4, 3, 4]))
 
 
 def test_input_size_keeps_the_shape_within_both_limits() -> None:
-    config = small_model().config.input
-    assert resize(torch.zeros(3, 300, 300, dtype=torch.uint8), config).shape == (3, 96, 96)
-    assert resize(torch.zeros(3, 100, 400, dtype=torch.uint8), config).shape == (3, 32, 128)
-    assert resize(torch.zeros(3, 2000, 1, dtype=torch.uint8), config).shape == (3, 128, 1)
+    for given, expected in (((300, 300), (96, 96)), ((100, 400), (32, 128)), ((2000, 1), (128, 1))):
+        image = torch.zeros(3, *given, dtype=torch.uint8)
+        assert resize(image, short_side=96, long_side=128, antialias=True).shape == (3, *expected)
 
 
 def test_box_loss_is_smooth_l1_over_positives_by_all_sampled() -> None:
@@ -198,7 +202,7 @@ def test_box_loss_is_smooth_l1_over_positives_by_all_sampled() -> None:
 
 
 def test_sampling_takes_objects_as_proposals_and_a_quarter_positive() -> None:
-    heads = small_model("double-head", roi={"sampled": 16, "positive_fraction": 0.25}).roi_heads
+    heads = small_model("double-head", roi={"sampled": 16, "positive_fraction": 0.25}).roi_heads.last
     near = torch.tensor([[10.0, 10, 61, 70]]).repeat(20, 1) + torch.rand(20, 4)
     far = torch.tensor([[80.0, 80, 100, 100]]).repeat(40, 1)
     sample = heads.sample([torch.cat([near, far])], [target([[10, 10, 60, 70]], [3])])
@@ -223,24 +227,88 @@ def test_a_floor_drops_the_proposals_that_the_first_branch_thinks_nothing_of() -
     """The same as leaving them out by hand; the second branch never sees them."""
     torch.manual_seed(0)
     model = fresh_heads(small_model("double-head-ext")).eval()
-    heads = model.roi_heads
+    heads, head = model.roi_heads, model.roi_heads.last
     levels = [torch.randn(2, 16, 96 // s, 128 // s) for s in (4, 8, 16, 32)]
     corner = torch.rand(2, 60, 2) * 60
     proposals = list(torch.cat([corner, corner + 10 + torch.rand(2, 60, 2) * 30], 2))
     sizes = [(96, 128)] * 2
-    first = heads.branches[0]
-    scores = [first(heads.pooler(levels, [p, proposals[1][:0]] if i == 0 else [proposals[0][:0], p]))[0].softmax(1)
+    first = head.branches[0]
+    scores = [first(head.pooler(levels, [p, proposals[1][:0]] if i == 0 else [proposals[0][:0], p]))[0].softmax(1)
               for i, p in enumerate(proposals)]  # fmt: skip
     floor = float(torch.cat(scores)[:, 1:].amax(1).median())
     above = [torch.where((s[:, 1:] > floor).any(1))[0] for s in scores]
-    by_hand = heads.detections(levels, [p[a] for p, a in zip(proposals, above, strict=True)], sizes)
+    by_hand = heads.detections(levels, [p[a] for p, a in zip(proposals, above, strict=True)], sizes, model.options)
     seen: list[int] = []
-    heads.branches[1].register_forward_hook(lambda module, given, result: seen.append(len(given[0])))
-    heads.config = heads.config.model_copy(update={"score_floor": floor})
-    found = heads.detections(levels, proposals, sizes)
+    head.branches[1].register_forward_hook(lambda module, given, result: seen.append(len(given[0])))
+    found = heads.detections(levels, proposals, sizes, inference_options(model.config, {"score_floor": floor}))
     assert seen == [sum(len(a) for a in above)] == [60]
     for ours, theirs, a in zip(found, by_hand, above, strict=True):
         assert len(ours["boxes"]) > 0
         torch.testing.assert_close(ours["boxes"], theirs["boxes"])
         assert torch.equal(ours["labels"], theirs["labels"])
         assert torch.equal(ours["proposals"], a[theirs["proposals"]])
+
+
+@pytest.mark.parametrize("variant", ["double-head", "double-conv", "double-head-ext"])
+def test_losses_without_positives_leave_running_statistics_alone(variant: str) -> None:
+    """A background proposal must not pass through a branch that only regresses: its norms would learn from it."""
+    model = small_model(variant, head_norm="batch").train()
+    buffers = {k: v.clone() for k, v in model.roi_heads.named_buffers() if k.endswith(("mean", "var", "tracked"))}
+    alone = [i for i, branch in enumerate(model.roi_heads) if branch.config.only_regresses]
+    losses = model.losses(IMAGES, [target([], [])] * 2)
+    torch.stack(list(losses.values())).sum().backward()
+    for key, value in model.roi_heads.named_buffers():
+        if any(f"branches.{i}." in key for i in alone):
+            assert torch.equal(value, buffers[key]), key
+    assert all(p.grad is not None and not p.grad.any() for i in alone for p in list(model.roi_heads)[i].parameters())
+
+
+def test_losses_in_inference_mode_are_those_of_training_but_for_norms() -> None:
+    """Group norm has no modes: the same numbers, and no parameter or statistic changes."""
+    model = small_model("double-head", head_norm="group")
+    values = []
+    for training in (True, False):
+        torch.manual_seed(0)
+        values.append(model.train(training).losses(IMAGES, TARGETS))
+    assert values[0].keys() == values[1].keys()
+    for name, value in values[0].items():
+        torch.testing.assert_close(value, values[1][name], msg=name)
+    assert not model.rpn.training
+
+
+def test_targets_follow_the_model_to_its_device() -> None:
+    model = small_model("double-head").to("meta")
+    with pytest.raises(NotImplementedError, match=r"meta|nonzero"):  # the first step that must look at values
+        model.losses(IMAGES, TARGETS)
+
+
+@pytest.mark.parametrize("objects", [1, 40])
+@pytest.mark.parametrize("best_of_each", [True, False])
+def test_matching_in_parts_is_torchvisions_matching(
+    objects: int, best_of_each: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = torch.Generator().manual_seed(objects)
+    corner = torch.rand(3000, 2, generator=random) * 100
+    boxes = torch.cat([corner, corner + 5 + torch.rand(3000, 2, generator=random) * 40], 1)
+    truth = boxes[:objects] + torch.rand(objects, 4, generator=random)
+    expected = Matcher(0.7, 0.3, allow_low_quality_matches=best_of_each)(box_iou(truth, boxes))
+    for at_once in (2**24, 1000, 1):
+        monkeypatch.setattr(matching, "AT_ONCE", at_once)
+        assert torch.equal(BoxMatcher(0.7, 0.3, best_of_each)(truth, boxes), expected)
+
+
+def test_thousands_of_objects_are_matched_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    largest = [0]
+    whole = matching.box_iou
+
+    def watched(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        largest[0] = max(largest[0], len(one) * len(other))
+        return whole(one, other)
+
+    monkeypatch.setattr(matching, "box_iou", watched)
+    monkeypatch.setattr(matching, "AT_ONCE", 20_000)
+    corner = torch.rand(2000, 2) * 80
+    crowd = {"boxes": torch.cat([corner, corner + 10], 1), "labels": torch.ones(2000, dtype=torch.int64)}
+    losses = small_model("double-head").train().losses(IMAGES, [crowd, TARGETS[1]])
+    assert all(torch.isfinite(value) for value in losses.values())
+    assert 0 < largest[0] <= 20_000

@@ -1,12 +1,33 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from doublehead.config import RoIConfig
-from doublehead.model.postprocess import FIRST_ROUND, class_nms, detect, detect_in_one_round, fuse
+from doublehead.config import InferenceOptions, inference_options
+from doublehead.model.postprocess import FIRST_ROUND, Scored, class_nms, detect, detect_in_one_round, fuse
+from doublehead.model.presets import preset
 
 SIZE = (200, 300)
+USUAL = inference_options(preset("double-head-tiny"))
+
+
+def asked(**changes: Any) -> InferenceOptions:
+    return USUAL.model_copy(update=changes)
+
+
+class Known(Scored):
+    """Proposals whose boxes are known; it counts how many are asked for."""
+
+    def __init__(self, scores: list[Tensor], boxes: list[Tensor], staged: bool) -> None:
+        places = [torch.arange(len(s)) for s in scores]
+        super().__init__([torch.zeros(len(s), 4) for s in scores], places, scores, staged)
+        self.known, self.count = boxes, 0
+
+    def boxes(self, chosen: list[Tensor]) -> list[Tensor]:
+        self.count += sum(len(c) for c in chosen)
+        return [b[c] for b, c in zip(self.known, chosen, strict=True)]
 
 
 def scene(seed: int, images: int, classes: int, spread: float) -> tuple[list[Tensor], list[Tensor]]:
@@ -23,19 +44,14 @@ def scene(seed: int, images: int, classes: int, spread: float) -> tuple[list[Ten
 
 
 def run(
-    scores: list[Tensor], boxes: list[Tensor], config: RoIConfig, staged: bool
+    scores: list[Tensor], boxes: list[Tensor], options: InferenceOptions, staged: bool
 ) -> tuple[list[dict[str, Tensor]], int]:
     """Detections, and how many boxes were asked for."""
-    asked = [0]
-
-    def give(chosen: list[Tensor]) -> list[Tensor]:
-        asked[0] += sum(len(c) for c in chosen)
-        return [b[c] for b, c in zip(boxes, chosen, strict=True)]
-
-    return detect(scores, give, [SIZE] * len(scores), config, staged), asked[0]
+    scored = Known(scores, boxes, staged)
+    return detect(scored, [SIZE] * len(scores), options), scored.count
 
 
-def by_definition(scores: Tensor, boxes: Tensor, config: RoIConfig) -> list[tuple[int, int]]:
+def by_definition(scores: Tensor, boxes: Tensor, config: InferenceOptions) -> list[tuple[int, int]]:
     """(proposal, class) of the detections: greedy NMS per class, written out one candidate at a time."""
     candidates = [
         (float(scores[p, c]), p, c)
@@ -59,7 +75,7 @@ def by_definition(scores: Tensor, boxes: Tensor, config: RoIConfig) -> list[tupl
 def test_staged_gives_the_same_as_all_at_once(seed: int) -> None:
     """Many random batches, among them empty images, ones with few candidates and ones with thousands."""
     classes = 1 + seed % 7
-    config = RoIConfig(
+    config = asked(
         detections=(1, 20, 100, 300)[seed % 4], score_threshold=(0.0, 0.05, 0.3)[seed % 3], nms_iou=(0.3, 0.5)[seed % 2]
     )
     scores, boxes = scene(seed, images=1 + seed % 4, classes=classes, spread=(0.1, 1.0, 4.0)[seed // 20])
@@ -72,7 +88,7 @@ def test_staged_gives_the_same_as_all_at_once(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_is_greedy_nms_within_each_class(seed: int) -> None:
-    config = RoIConfig(score_threshold=0.2, detections=40)
+    config = asked(score_threshold=0.2, detections=40)
     scores, boxes = scene(seed, images=2, classes=3, spread=1.5)
     found, _ = run(scores, boxes, config, staged=True)
     for result, s, b in zip(found, scores, boxes, strict=True):
@@ -87,20 +103,34 @@ def test_boxes_are_asked_for_only_where_they_can_matter() -> None:
     scores[:, 1] = torch.linspace(0.9, 0.1, n)
     corner = torch.arange(n).float()[:, None] * torch.tensor([0.25, 0.15])  # far apart enough: no NMS at IoU 1
     boxes = torch.cat([corner, corner + 20], dim=1)[:, None].expand(n, 3, 4)
-    config = RoIConfig(detections=100, nms_iou=1.0)
-    found, asked = run([scores], [boxes], config, staged=True)
+    config = asked(detections=100, nms_iou=1.0)
+    found, count = run([scores], [boxes], config, staged=True)
     assert len(found[0]["boxes"]) == 100
-    assert asked == FIRST_ROUND
+    assert count == FIRST_ROUND
     scores[30:, 1] = 0.01
-    _, asked = run([scores], [boxes], config, staged=True)
-    assert asked == 30
+    _, count = run([scores], [boxes], config, staged=True)
+    assert count == 30
+
+
+@pytest.mark.parametrize("staged", [True, False])
+def test_classes_that_are_not_looked_for_take_no_place(staged: bool) -> None:
+    """Fifty objects of the second class under a hundred better ones of the first."""
+    scores = torch.zeros(150, 3)
+    scores[:100, 1], scores[100:, 2] = 0.9, 0.3
+    corner = torch.arange(150.0)[:, None] * torch.tensor([1.8, 1.2])
+    boxes = torch.cat([corner, corner + 1], dim=1)[:, None].expand(150, 3, 4)
+    (everything,), _ = run([scores], [boxes], asked(detections=100), staged)
+    assert set(everything["labels"].tolist()) == {1}
+    (found,), count = run([scores], [boxes], asked(detections=100, classes=(2,)), staged)
+    assert found["labels"].tolist() == [2] * 50
+    assert count == 50
 
 
 def test_no_candidates() -> None:
-    found, asked = run(
-        [torch.zeros(0, 4), torch.zeros(5, 4)], [torch.zeros(0, 4, 4), torch.zeros(5, 4, 4)], RoIConfig(), True
+    found, count = run(
+        [torch.zeros(0, 4), torch.zeros(5, 4)], [torch.zeros(0, 4, 4), torch.zeros(5, 4, 4)], USUAL, True
     )
-    assert asked == 0
+    assert count == 0
     assert all(len(result[key]) == 0 for result in found for key in ("boxes", "scores", "labels"))
     assert found[0]["boxes"].shape == (0, 4)
 
@@ -123,11 +153,11 @@ def test_fusion_rules() -> None:
 @pytest.mark.parametrize("seed", range(30))
 def test_in_one_round_gives_the_same(seed: int) -> None:
     """And of some owners only, what is found where the other proposals are background."""
-    config = RoIConfig(detections=(20, 100)[seed % 2], score_threshold=(0.0, 0.05, 0.3)[seed % 3])
+    config = asked(detections=(20, 100)[seed % 2], score_threshold=(0.0, 0.05, 0.3)[seed % 3])
     (scores,), (boxes,) = scene(seed, images=1, classes=1 + seed % 5, spread=(0.1, 1.0, 2.0)[seed // 10])
     best = scores[:, 1:].amax(1).argsort(descending=True)
     for most in (None, 50):
-        found = detect_in_one_round(scores, lambda chosen: [boxes[chosen[0]]], SIZE, config, most)
+        found = detect_in_one_round(Known([scores], [boxes], False), SIZE, config, most)
         left = scores.index_fill(0, best[most or len(best) :], 0.0)
         (expected,), _ = run([left], [boxes], config, staged=False)
         for key, value in expected.items():

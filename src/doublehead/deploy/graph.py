@@ -36,6 +36,7 @@ class Graph(nn.Module):
         super().__init__()
         self.model = for_inference(model, torch.device("cpu"))
         self.owners = owners
+        self.config = model.config
         for branch in self.model.roi_heads:
             branch.trunk.in_parts(None)  # how many parts there are would depend on what was found
 

@@ -16,8 +16,8 @@ from torch import Tensor
 import doublehead
 from doublehead.common.categories import Categories
 from doublehead.common.errors import DoubleheadError, require
-from doublehead.config import InferenceOptions, ModelConfig, inference_options
 from doublehead.common.files import missing_weights
+from doublehead.config import InferenceOptions, ModelConfig, inference_options
 
 OUTPUTS = ("boxes", "scores", "labels")
 SUFFIXES = (".onnx", ".xml")

@@ -31,7 +31,10 @@ ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 class Detects(Protocol):
     """What a Predictor needs of a model."""
 
-    config: ModelConfig
+    @property
+    def config(self) -> ModelConfig:
+        """Of the model."""
+        ...
 
     def detect(self, images: list[Tensor], options: InferenceOptions | None = None) -> list[dict[str, Tensor]]:
         """As `Detector.detect`."""

@@ -42,14 +42,22 @@ class Checkpoint:
     training: dict[str, Tensor]  # tensors of a training run's state, without the prefix; empty if there is none
     notes: dict[str, Any]  # whatever the writer added: step, metrics, the state's scalars
 
+    def require_fit(self) -> None:
+        """Refuse weights that do not fit the config.
+
+        Raises:
+            RuntimeError: weights are missing, left over or of another shape.
+        """
+        with torch.device("meta"):
+            Detector(self.config, len(self.categories)).load_state_dict(self.weights, assign=True)
+
     def build(self) -> Detector:
         """The detector with these weights, in inference mode.
 
         Raises:
             RuntimeError: weights are missing, left over or of another shape; before memory is taken for the model.
         """
-        with torch.device("meta"):
-            Detector(self.config, len(self.categories)).load_state_dict(self.weights, assign=True)
+        self.require_fit()
         model = Detector(self.config, len(self.categories))
         model.load_state_dict(self.weights)
         return model.eval()

@@ -150,7 +150,8 @@ class _RPN(RegionProposalNetwork):
         self.edges = edges
         self.min_size = smallest_side
         # torchvision hands one's result to the other: here the boxes themselves, which are matched in parts.
-        self.box_similarity, self.proposal_matcher = _pair, matcher
+        own: Any = self
+        own.box_similarity, own.proposal_matcher = _pair, matcher
 
     def forward(
         self, images: ImageList, features: dict[str, Tensor], targets: list[Target] | None = None

@@ -10,8 +10,6 @@ from torchvision.ops import box_iou
 AT_ONCE = 2**24
 """IoUs held at once, of 4 bytes each: 5000 objects and 160,000 anchors would otherwise take 3 GB an image."""
 
-BELOW, BETWEEN = Matcher.BELOW_LOW_THRESHOLD, Matcher.BETWEEN_THRESHOLDS
-
 
 class BoxMatcher:
     """Gives each box its object, or none.
@@ -21,6 +19,8 @@ class BoxMatcher:
         background: IoU below which a box is background; between the two it is neither.
         best_of_each: whether each object also gets the boxes of the highest IoU with it, however low that is.
     """
+
+    BELOW_LOW_THRESHOLD, BETWEEN_THRESHOLDS = Matcher.BELOW_LOW_THRESHOLD, Matcher.BETWEEN_THRESHOLDS
 
     def __init__(self, foreground: float, background: float, best_of_each: bool = False) -> None:
         self.foreground, self.background, self.best_of_each = foreground, background, best_of_each
@@ -33,7 +33,7 @@ class BoxMatcher:
             boxes: (N, 4) xyxy.
 
         Returns:
-            (N,) the object's index, BELOW for background or BETWEEN for neither.
+            (N,) the object's index, BELOW_LOW_THRESHOLD for background or BETWEEN_THRESHOLDS for neither.
         """
         parts = boxes.split(max(1, AT_ONCE // len(objects)))
         ious = [box_iou(objects, parts[0])] if len(parts) == 1 else None  # one part is not computed twice
@@ -44,8 +44,8 @@ class BoxMatcher:
         best = [iou(place).max(0) for place in range(len(parts))]
         value, match = torch.cat([b.values for b in best]), torch.cat([b.indices for b in best])
         result = match.clone()
-        result[(value >= self.background) & (value < self.foreground)] = BETWEEN
-        result[value < self.background] = BELOW
+        result[(value >= self.background) & (value < self.foreground)] = self.BETWEEN_THRESHOLDS
+        result[value < self.background] = self.BELOW_LOW_THRESHOLD
         if self.best_of_each and len(boxes):
             highest = torch.stack([iou(place).amax(1) for place in range(len(parts))]).amax(0)
             is_best = torch.cat([(iou(place) == highest[:, None]).any(0) for place in range(len(parts))])

@@ -111,10 +111,9 @@ def test_heads_are_asked_as_the_detector_asks_them(ext, monkeypatch):
         answers = heads.ask(model, stage, place, boxes.numpy(), labels)
         assert set(answers.scores) == {"fc", "conv", "fused"}
         levels, rows = [level[place : place + 1] for level in stage.levels], torch.arange(len(labels))
-        _, scores, _ = model.roi_heads._scored(levels, [proposals])
-        np.testing.assert_allclose(answers.scores["fused"], scores[rows, labels], atol=1e-4)
-        _, deltas = model.roi_heads._run(model.roi_heads.box_branch, levels, [proposals])
-        wanted = model.roi_heads.coder.decode_single(deltas, proposals).unflatten(1, (-1, 4))[rows, labels]
+        scored = model.roi_heads.last.scored(levels, [proposals], model.options)
+        np.testing.assert_allclose(answers.scores["fused"], scored.scores[0][rows, labels], atol=1e-4)
+        wanted = scored.boxes([rows])[0][rows, labels]
         wanted = model.edges.rescale(model.edges.clip(wanted, stage.sizes[place]), stage.ratios[place])
         np.testing.assert_allclose(answers.boxes["conv"], wanted, atol=1e-2)
 

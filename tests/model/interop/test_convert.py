@@ -163,14 +163,16 @@ def test_class_agnostic_boxes_are_read_off_the_shape(tmp_path) -> None:
         weights[f"{HEAD}fc_reg.{part}"] = weights[f"{HEAD}fc_reg.{part}"][:4]
     checkpoint = loaded(saved(weights, tmp_path / "a.pth"))
     assert checkpoint.config.roi.class_agnostic
-    assert torch.equal(checkpoint.weights["roi_heads.branches.1.regressor.weight"], weights[f"{HEAD}fc_reg.weight"])
+    assert torch.equal(
+        checkpoint.weights["roi_heads.heads.0.branches.1.regressor.weight"], weights[f"{HEAD}fc_reg.weight"]
+    )
     weights = weights_of("authors")
     for key in [key for key in weights if "bbox_pred" in key and "rpn" not in key]:
         weights[key] = weights[key][:8]  # the background's four and the object's
     checkpoint = loaded(saved(weights, tmp_path / "a.pth"))
     assert checkpoint.config.roi.class_agnostic
     key = "roi_heads.box.predictor.bbox_pred_fc.bias"
-    assert torch.equal(checkpoint.weights["roi_heads.branches.0.regressor.bias"], weights[key][4:])
+    assert torch.equal(checkpoint.weights["roi_heads.heads.0.branches.0.regressor.bias"], weights[key][4:])
     assert checkpoint.build().detect([torch.rand(3, 64, 96)])
     convert_back(tmp_path / "converted.safetensors", tmp_path / "back.pth", "authors")
     assert all(v.shape == weights[k].shape for k, v in torch.load(tmp_path / "back.pth")["model"].items())
@@ -363,16 +365,19 @@ def test_models_that_compute_otherwise_are_not_written_for_another_program(tmp_p
     sentence = command("convert", path, tmp_path / "b.pth", "--to", "mmdetection").sentence
     assert "rpn.anchors=torchvision, Double-Head R-CNN of MMDetection with mmdetection" in sentence
     sentence = command("convert", path, tmp_path / "b.pth", "--to", "torchvision").sentence
-    assert "has what Faster R-CNN of torchvision has no place for: left over: roi_heads.branches.1" in sentence
+    assert "has what Faster R-CNN of torchvision has no place for: left over: roi_heads.heads.0.branches.1" in sentence
     sentence = command("convert", path, tmp_path / "b.pth", "--to", "darknet").sentence
     assert sentence == "unknown program `darknet`: choose mmdetection, detectron2, authors, torchvision"
     assert not (tmp_path / "b.pth").exists()
 
 
-def test_a_checkpoint_is_no_source(theirs, tmp_path, command) -> None:
+def test_a_checkpoint_of_ours_is_copied_with_other_settings(theirs, tmp_path, command) -> None:
     convert(saved(theirs, tmp_path / "a.pth"), tmp_path / "b.safetensors")
-    sentence = command("convert", tmp_path / "b.safetensors", tmp_path / "c.safetensors").sentence
-    assert sentence.startswith(f"{tmp_path / 'b.safetensors'}: is a doublehead checkpoint already; for another program")
+    words = ("--set", "model.roi.nms_iou=0.6")
+    assert command("convert", tmp_path / "b.safetensors", tmp_path / "c.safetensors", *words).code == 0
+    before, after = (load_checkpoint(tmp_path / name) for name in ("b.safetensors", "c.safetensors"))
+    assert after.config.roi.nms_iou == 0.6
+    assert all(torch.equal(after.weights[key], value) for key, value in before.weights.items())
 
 
 def test_names_go_back_to_mmdetection(theirs, tmp_path, command: Callable[..., Any]) -> None:

@@ -61,7 +61,7 @@ def test_it_learns_further_with_its_own_classes(converted, own_dataset, tmp_path
     before, after = load_checkpoint(converted), load_checkpoint(run / "last.safetensors")
     assert after.config == before.config
     moved = {key for key, value in after.weights.items() if not torch.equal(value, before.weights[key])}
-    assert "roi_heads.branches.0.classifier.weight" in moved
+    assert "roi_heads.heads.0.branches.0.classifier.weight" in moved
     assert not any(key.startswith("backbone.body.layer1.") for key in moved)  # frozen
     for key in (key for key in moved if key.endswith("weight")):  # two steps of AdamW go no further than twice the rate
         torch.testing.assert_close(after.weights[key], before.weights[key], atol=1e-4, rtol=1e-4)
@@ -72,10 +72,10 @@ def test_it_learns_other_classes(converted, dataset, tmp_path, command) -> None:
     settings = RUN | {"train.lr": 1e-6, "train.optimizer": "adamw"}
     outcome = command("train", dataset, "--model", converted, "-o", run, *flags(settings))
     assert outcome.code == 0, outcome.err
-    assert "; new are roi_heads.branches.0.classifier, roi_heads.branches." in outcome.err + outcome.out
+    assert "; new are roi_heads.heads.0.branches.0.classifier, roi_heads.heads.0.branches." in outcome.err + outcome.out
     before, after = load_checkpoint(converted), load_checkpoint(run / "last.safetensors")
     assert len(after.categories) == 6
-    key = "roi_heads.branches.1.trunk.blocks.0.conv1.weight"
+    key = "roi_heads.heads.0.branches.1.trunk.blocks.0.conv1.weight"
     torch.testing.assert_close(after.weights[key], before.weights[key], atol=1e-4, rtol=1e-4)
     assert config_of(run)["train"]["weights"] == str(converted)
     assert command("resume", run).code == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from doublehead.common.categories import Categories
 from doublehead.common.errors import DoubleheadError
-from doublehead.config import sentence
+from doublehead.config import ModelConfig, override, sentence
 from doublehead.data.coco import read_categories
 from doublehead.model.checkpoint import FORMAT, load_checkpoint, save_checkpoint
 from doublehead.model.interop import PROGRAMS
@@ -64,8 +65,7 @@ def convert(
     if strange := [key for key in settings if not key.startswith("model.")]:
         raise DoubleheadError(f"settings of a conversion begin with `model.`, unlike `{strange[0]}`")
     if beside.get("format") == FORMAT:
-        programs = " or ".join(f"--to {program}" for program in FORMATS)
-        raise DoubleheadError(f"{source}: is a doublehead checkpoint already; for another program, say {programs}")
+        return _with_settings(source, destination, categories, settings)
     if not formats:
         known = "; ".join(f.name for family in FORMATS.values() for f in family)
         raise DoubleheadError(f"{source}: its keys ({', '.join(list(weights)[:3])}, ...) are of none of these: {known}")
@@ -82,6 +82,29 @@ def convert(
         raise DoubleheadError(f"{categories}: has {len(named)} categories, but {source} {classes}")
     save_checkpoint(destination, config, named, ours, {"converted_from": formats[0].name})
     return f"{formats[0].name}: {config.backbone.name}, {classes} classes ({', '.join(named.names[:3])}, ...)"
+
+
+def _with_settings(source: Path, destination: Path, categories: Path | None, settings: Mapping[str, Any]) -> str:
+    """Write a checkpoint of ours with other settings, such as defaults for its inference options.
+
+    Raises:
+        DoubleheadError: a setting is not known or would change the weights; or other categories are asked for.
+    """
+    if categories:
+        raise DoubleheadError(f"{source}: has its own classes, so --categories does not apply")
+    checkpoint = load_checkpoint(source)
+    changed = {key.removeprefix("model."): value for key, value in settings.items()}
+    try:
+        config = ModelConfig.model_validate(override(checkpoint.config.model_dump(mode="json"), changed))
+        replace(checkpoint, config=config).require_fit()
+    except ValidationError as error:
+        raise DoubleheadError(f"settings: {sentence(error)}") from error
+    except RuntimeError as error:
+        raise DoubleheadError(
+            f"{source}: its weights do not fit these settings ({str(error).splitlines()[-1].strip()})"
+        ) from error
+    save_checkpoint(destination, config, checkpoint.categories, checkpoint.weights, checkpoint.notes)
+    return f"{config.preset}: {len(checkpoint.categories)} classes, with {len(settings)} settings changed"
 
 
 def convert_back(source: Path, destination: Path, program: str) -> None:
