@@ -44,7 +44,7 @@ class Checkpoint:
     notes: dict[str, Any]  # whatever the writer added: step, metrics, the state's scalars
 
     def build(self) -> Detector:
-        """The detector in inference mode, which takes these weights as they are and not a copy of them.
+        """The detector in float32 and inference mode; it holds these weights themselves, no copy of them.
 
         Raises:
             RuntimeError: weights are missing, left over or of another shape; before memory is taken for the model.
@@ -54,7 +54,7 @@ class Checkpoint:
         with _Blank():
             model = Detector(self.config, len(self.categories))
         model.load_state_dict(self.weights, assign=True)
-        return model.eval()
+        return model.float().eval()
 
 
 def save_checkpoint(
