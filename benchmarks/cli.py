@@ -34,9 +34,9 @@ def benchmark_inference(
 ) -> None:
     """Images to detections, with untrained weights; each case in turn, several rounds, in one process."""
     from benchmarks.inference import inference
-    from benchmarks.measure import Settings
+    from benchmarks.measure import BenchmarkSettings
 
-    settings = Settings(size, batch, repeats, threads, device, tuple(cases or ()))
+    settings = BenchmarkSettings(size, batch, repeats, threads, device, tuple(cases or ()))
     report = inference(settings, owners)
     _show(report.table(), report.to_json(), json)
 
@@ -53,10 +53,10 @@ def benchmark_training(
     json: Json = None,
 ) -> None:
     """One training step: losses, gradients, SGD; each case in turn, several rounds, in one process."""
-    from benchmarks.measure import Settings
+    from benchmarks.measure import BenchmarkSettings
     from benchmarks.training import training
 
-    settings = Settings(size, batch, repeats, threads, device, tuple(cases or ()))
+    settings = BenchmarkSettings(size, batch, repeats, threads, device, tuple(cases or ()))
     report = training(settings, positives)
     _show(report.table(), report.to_json(), json)
 
