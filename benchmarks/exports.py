@@ -19,7 +19,7 @@ from doublehead.data.check import read_record
 from doublehead.data.dataset import open_dataset
 from doublehead.data.images import to_tensor
 from doublehead.data.records import Split
-from doublehead.deploy.parity import Found, Parity, compare
+from doublehead.deploy.parity import Parity, RawDetections, compare
 from doublehead.evaluation.coco import evaluate_detections
 from doublehead.evaluation.evaluate import of_classes, require_known_classes
 from doublehead.inference.detections import Detections
@@ -135,7 +135,7 @@ def _runner(predictor: Predictor, images: Sequence[Tensor]) -> Workload:
     return lambda: [predictor.detect([image]) for image in images]
 
 
-def _tensors(detections: Detections) -> Found:
+def _tensors(detections: Detections) -> RawDetections:
     return {name: torch.from_numpy(getattr(detections, name)) for name in ("boxes", "scores", "labels")}
 
 
