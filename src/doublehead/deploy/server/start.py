@@ -9,7 +9,7 @@ from pathlib import Path
 
 from doublehead.common.console import Console
 from doublehead.common.errors import DoubleheadError, require
-from doublehead.deploy.server.settings import Settings
+from doublehead.deploy.server.settings import ServerSettings
 from doublehead.evaluation.analysis.heads import model_names
 from doublehead.inference.predictor import load
 
@@ -21,7 +21,7 @@ KEEP_ALIVE = 75
 a request may cross the closing and get no answer."""
 
 
-def serve(weights: str | Path, settings: Settings, device: str = "auto", precision: str = "fp32") -> None:
+def serve(weights: str | Path, settings: ServerSettings, device: str = "auto", precision: str = "fp32") -> None:
     """Answer over HTTP until Ctrl-C or SIGTERM, and then finish what was taken.
 
     Args:
@@ -62,7 +62,7 @@ def serve(weights: str | Path, settings: Settings, device: str = "auto", precisi
         server.run(sockets=[sock])
 
 
-def _listening(settings: Settings) -> socket.socket:
+def _listening(settings: ServerSettings) -> socket.socket:
     """A socket bound before the model is loaded, so that a port that is taken is said at once."""
     try:
         family = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0][0]
