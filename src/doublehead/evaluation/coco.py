@@ -25,7 +25,7 @@ _MOST = 2  # place of "100 detections per image and class" among COCO's limits 1
 
 
 @dataclass(frozen=True)
-class Curve:
+class PrecisionCurve:
     """Precision against `RECALLS` for one class at one IoU.
 
     Both arrays are (101,) float64; precision 0 and score 0 where that recall is never reached, and NaN throughout
@@ -47,8 +47,8 @@ class ClassMetrics:
     ap75: float
     boxes: int  # annotated, crowds not counted
     detections: int
-    curve50: Curve
-    curve75: Curve
+    curve50: PrecisionCurve
+    curve75: PrecisionCurve
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def evaluate_detections(
             category,
             *(_mean(p), _mean(p[_AT_50]), _mean(p[_AT_75])),
             *(boxes[category], detections[category]),
-            *(Curve(p[i].copy(), s[i].copy()) for i in (_AT_50, _AT_75)),
+            *(PrecisionCurve(p[i].copy(), s[i].copy()) for i in (_AT_50, _AT_75)),
         )
 
     return Metrics(
