@@ -42,7 +42,7 @@ PARTS = 5  # of a run, whose peaks of memory are told apart
 
 
 @dataclass(frozen=True)
-class Run:
+class BulkTiming:
     """One way to do all images, measured."""
 
     way: str
@@ -133,7 +133,7 @@ def kill_on_the_way(bulk: Bulk, kills: int) -> dict[str, int]:
     return stood
 
 
-def measure(bulk: Bulk, way: str, start: Callable[[Path], list[subprocess.Popen[bytes]]]) -> Run:
+def measure(bulk: Bulk, way: str, start: Callable[[Path], list[subprocess.Popen[bytes]]]) -> BulkTiming:
     output = bulk.folder / way.replace(" ", "-").replace(",", "")
     began, first, seen = time.monotonic(), 0.0, list[tuple[float, int]]()
     processes = start(output)
@@ -150,7 +150,7 @@ def measure(bulk: Bulk, way: str, start: Callable[[Path], list[subprocess.Popen[
     edges = np.linspace(first, seconds, PARTS + 1)
     spans = pairwise(edges)
     peaks = [max((m for at, m in seen if low <= at <= high), default=0) >> 20 for low, high in spans]
-    return Run(way, round(seconds, 1), round(bulk.images / seconds, 1), round(first, 1), peaks)
+    return BulkTiming(way, round(seconds, 1), round(bulk.images / seconds, 1), round(first, 1), peaks)
 
 
 def memory(process: int) -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from doublehead.cli import APP, Batch, Data, Device, Precision, Weights
+from doublehead.cli import APP, Batch, Data, Device, Precision, Weights, require_data, require_weights
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -34,9 +34,9 @@ def benchmark_inference(
 ) -> None:
     """Images to detections, with untrained weights; each case in turn, several rounds, in one process."""
     from benchmarks.inference import inference
-    from benchmarks.measure import Settings
+    from benchmarks.measure import BenchmarkSettings
 
-    settings = Settings(size, batch, repeats, threads, device, tuple(cases or ()))
+    settings = BenchmarkSettings(size, batch, repeats, threads, device, tuple(cases or ()))
     report = inference(settings, owners)
     _show(report.table(), report.to_json(), json)
 
@@ -53,10 +53,10 @@ def benchmark_training(
     json: Json = None,
 ) -> None:
     """One training step: losses, gradients, SGD; each case in turn, several rounds, in one process."""
-    from benchmarks.measure import Settings
+    from benchmarks.measure import BenchmarkSettings
     from benchmarks.training import training
 
-    settings = Settings(size, batch, repeats, threads, device, tuple(cases or ()))
+    settings = BenchmarkSettings(size, batch, repeats, threads, device, tuple(cases or ()))
     report = training(settings, positives)
     _show(report.table(), report.to_json(), json)
 
@@ -71,6 +71,8 @@ def benchmark_owners(
     json: Json = None,
 ) -> None:
     """Count the proposals per image that own a candidate detection: what staged inference costs in real images."""
+    require_weights(weights)
+    require_data(data)
     from benchmarks.owners import count_owners
 
     counts = count_owners(weights, data, split, batch_size, device)
@@ -88,6 +90,8 @@ def benchmark_export(
     json: Json = None,
 ) -> None:
     """A checkpoint beside its exported files: time, AP and detections on the same images, one by one, on the CPU."""
+    require_weights(*weights)
+    require_data(data)
     from benchmarks.exports import compare_exports
 
     report = compare_exports(weights, data, split, repeats, threads)
@@ -105,6 +109,8 @@ def benchmark_floor(
     json: Json = None,
 ) -> None:
     """Of a model whose scores are fused: the AP and time that roi.score_floor costs and spares."""
+    require_weights(weights)
+    require_data(data)
     from benchmarks.floor import floor, table
 
     results = floor(weights, data, split, repeats=repeats, device=device, precision=precision)

@@ -16,7 +16,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 
 from benchmarks.inference import inference
-from benchmarks.measure import Settings
+from benchmarks.measure import BenchmarkSettings
 from benchmarks.report import write_json
 
 RESULTS = Path(__file__).parent / "results"
@@ -36,7 +36,7 @@ def point(size: str, owners: int, batch: int) -> dict[str, Any]:
     """The figures of one configuration, measured now or before."""
     file = RESULTS / f"inference-{size}-owners{owners}-batch{batch}.json"
     if not file.exists():
-        settings = Settings(size, batch, REPEATS, 2, "cpu", tuple(CASES)[1:])
+        settings = BenchmarkSettings(size, batch, REPEATS, 2, "cpu", tuple(CASES)[1:])
         write_json(inference(settings, owners).to_json(), file)
     return {case["name"]: case for case in json.loads(file.read_text())["cases"]}
 

@@ -12,14 +12,14 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.measure import WARM_UP, Run, Settings, alternate
+from benchmarks.measure import WARM_UP, BenchmarkSettings, Workload, alternate
 from benchmarks.report import figures_table, ratios_to, versions
 from doublehead.common.console import Console
 from doublehead.data.check import read_record
 from doublehead.data.dataset import open_dataset
 from doublehead.data.images import to_tensor
 from doublehead.data.records import Split
-from doublehead.deploy.parity import Found, Parity, compare
+from doublehead.deploy.parity import Parity, RawDetections, compare
 from doublehead.evaluation.coco import evaluate_detections
 from doublehead.evaluation.evaluate import of_classes, require_known_classes
 from doublehead.inference.detections import Detections
@@ -29,7 +29,7 @@ IMAGES_TIMED = 16
 
 
 @dataclass(frozen=True)
-class Row:
+class ExportTiming:
     """One file's figures."""
 
     name: str
@@ -44,7 +44,7 @@ class ExportReport:
 
     settings: dict[str, Any]
     versions: dict[str, Any]
-    rows: list[Row]
+    rows: list[ExportTiming]
 
     def to_json(self) -> dict[str, Any]:
         """Settings, versions and figures."""
@@ -67,7 +67,7 @@ class ExportReport:
             )
         return table
 
-    def _figures(self, row: Row) -> dict[str, Any]:
+    def _figures(self, row: ExportTiming) -> dict[str, Any]:
         return {
             "name": row.name,
             "seconds": median(row.seconds),
@@ -98,7 +98,7 @@ def compare_exports(
     """
     chosen = open_dataset(data).read(split)
     device = torch.device("cpu")
-    with Settings("640x640", repeats=repeats, threads=threads).with_threads():
+    with BenchmarkSettings("640x640", repeats=repeats, threads=threads).with_threads():
         predictors = {str(path): load(path, "cpu") for path in weights}
         for predictor in predictors.values():
             require_known_classes(predictor.categories, chosen.categories)
@@ -111,7 +111,7 @@ def compare_exports(
             seconds = alternate(runs, repeats, device, advance)
         expected = [_tensors(detections) for detections in next(iter(found.values()))]
         rows = [
-            Row(
+            ExportTiming(
                 name,
                 [value / len(timed) for value in seconds[name]],
                 _ap(chosen, own),
@@ -123,7 +123,7 @@ def compare_exports(
         return ExportReport(said, versions(device), rows)
 
 
-def _detect(predictor: Predictor, images: Sequence[Tensor], advance: Run) -> list[Detections]:
+def _detect(predictor: Predictor, images: Sequence[Tensor], advance: Workload) -> list[Detections]:
     found = []
     for image in images:
         found += predictor.detect([image])
@@ -131,11 +131,11 @@ def _detect(predictor: Predictor, images: Sequence[Tensor], advance: Run) -> lis
     return found
 
 
-def _runner(predictor: Predictor, images: Sequence[Tensor]) -> Run:
+def _runner(predictor: Predictor, images: Sequence[Tensor]) -> Workload:
     return lambda: [predictor.detect([image]) for image in images]
 
 
-def _tensors(detections: Detections) -> Found:
+def _tensors(detections: Detections) -> RawDetections:
     return {name: torch.from_numpy(getattr(detections, name)) for name in ("boxes", "scores", "labels")}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.measure import Run, Settings, measure
+from benchmarks.measure import BenchmarkSettings, Workload, measure
 from benchmarks.owners import owners_per_image, set_owners, watch
 from benchmarks.peers import Peer, Variant, build_peers
 from benchmarks.report import Report, versions
@@ -41,7 +41,7 @@ EVERY_DETECTION = 10**9
 each other, so that the usual 100 would be full after the first owners, as a trained model's are not always."""
 
 
-def inference(settings: Settings, owners: int = 100, changes: Mapping[str, Any] | None = None) -> Report:
+def inference(settings: BenchmarkSettings, owners: int = 100, changes: Mapping[str, Any] | None = None) -> Report:
     """Measure every case on the same random image, `settings.batch` times.
 
     Args:
@@ -56,7 +56,7 @@ def inference(settings: Settings, owners: int = 100, changes: Mapping[str, Any] 
     generator = torch.Generator().manual_seed(0)
     images = [torch.rand(3, *settings.shape, generator=generator).to(device)] * settings.batch
 
-    def runner(peer: Peer) -> Run:
+    def runner(peer: Peer) -> Workload:
         @torch.no_grad()
         def run() -> None:
             with peer.autocast(device):
@@ -80,7 +80,7 @@ def inference(settings: Settings, owners: int = 100, changes: Mapping[str, Any] 
         return Report("benchmark inference", said, versions(device), cases, ("owners", "boxes"))
 
 
-def _counts(peer: Peer, run: Run) -> dict[str, float]:
+def _counts(peer: Peer, run: Workload) -> dict[str, float]:
     """Per image: proposals, those that own a candidate, and those whose boxes are computed."""
     with watch(peer) as seen:
         run()

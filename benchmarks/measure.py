@@ -14,11 +14,11 @@ import torch
 
 from doublehead.common.console import Console
 from doublehead.common.errors import DoubleheadError
-from doublehead.training.study.timing import WARM_UP, Run, alternate
+from doublehead.training.study.timing import WARM_UP, Workload, alternate
 
 
 @dataclass(frozen=True)
-class Settings:
+class BenchmarkSettings:
     """How to measure, the same for every case.
 
     Raises:
@@ -66,7 +66,10 @@ class Case:
 
 
 def measure(
-    runs: Mapping[str, Run], counts: Mapping[str, dict[str, float]], settings: Settings, device: torch.device
+    runs: Mapping[str, Workload],
+    counts: Mapping[str, dict[str, float]],
+    settings: BenchmarkSettings,
+    device: torch.device,
 ) -> list[Case]:
     """Time every run, then look at the memory each needs, which would disturb the timing.
 
@@ -101,7 +104,7 @@ def _no_collection() -> Iterator[None]:
         gc.unfreeze()
 
 
-def peak_mb(run: Run, device: torch.device) -> float | None:
+def peak_mb(run: Workload, device: torch.device) -> float | None:
     """Most memory held at once during a run above what was held before it, in 1e6 bytes.
 
     On CUDA that is tensors, on Linux resident memory; elsewhere None, for no high-water mark can be reset there.

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.measure import Run
+from benchmarks.measure import Workload
 from benchmarks.peers import Peer, Variant, of_detector
 from doublehead.common.console import Console
 from doublehead.common.errors import DoubleheadError
@@ -69,7 +69,7 @@ def owners_per_image(peer: Peer, seen: Seen) -> list[int]:
 
 
 @torch.no_grad()
-def set_owners(peer: Peer, run: Run, wanted: int, device: torch.device) -> None:
+def set_owners(peer: Peer, run: Workload, wanted: int, device: torch.device) -> None:
     """Change the classifiers of an untrained peer so that `wanted` proposals of each image own a candidate.
 
     The logits of each class are spread over the proposals; then the background's are shifted, to midway between what

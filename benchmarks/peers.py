@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
-from benchmarks.measure import Settings
+from benchmarks.measure import BenchmarkSettings
 from doublehead.common.device import PRECISIONS
 from doublehead.common.errors import DoubleheadError
 from doublehead.config import ModelConfig, merge
@@ -57,7 +57,11 @@ class Peer:
 
 
 def build_peers(
-    variants: Mapping[str, Variant], settings: Settings, device: torch.device, changes: Mapping[str, Any], learn: bool
+    variants: Mapping[str, Variant],
+    settings: BenchmarkSettings,
+    device: torch.device,
+    changes: Mapping[str, Any],
+    learn: bool,
 ) -> list[Peer]:
     """torchvision's Faster R-CNN and the variants chosen, with random weights and the same backbone and RPN.
 
@@ -169,7 +173,7 @@ def _chosen(variants: Mapping[str, Variant], wanted: tuple[str, ...]) -> dict[st
     return chosen
 
 
-def _config(row: str, settings: Settings, changes: dict[str, Any]) -> ModelConfig:
+def _config(row: str, settings: BenchmarkSettings, changes: dict[str, Any]) -> ModelConfig:
     """The R-50 preset of a variant without weights, for images of just this size."""
     values = merge(preset_values(f"{row}-r50"), {"backbone": {"weights": None}})
     sides = {"short_side": min(settings.shape), "long_side": max(settings.shape)}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from benchmarks.measure import Run, Settings, measure
+from benchmarks.measure import BenchmarkSettings, Workload, measure
 from benchmarks.peers import CLASSES, Peer, Variant, build_peers
 from benchmarks.report import Report, versions
 from doublehead.common.console import Console
@@ -39,7 +39,7 @@ LEARNING_RATE = 1e-7
 """Next to nothing: an untrained model with frozen norms must not diverge on the steps measured."""
 
 
-def training(settings: Settings, positives: int = 64, changes: Mapping[str, Any] | None = None) -> Report:
+def training(settings: BenchmarkSettings, positives: int = 64, changes: Mapping[str, Any] | None = None) -> Report:
     """Measure one step of every case, on the same random images: losses, gradients and SGD with momentum.
 
     Args:
@@ -52,7 +52,7 @@ def training(settings: Settings, positives: int = 64, changes: Mapping[str, Any]
     """
     device = pick_device(settings.device)
 
-    def stepper(peer: Peer) -> Run:
+    def stepper(peer: Peer) -> Workload:
         learning = [p for p in peer.model.parameters() if p.requires_grad]
         optimizer = torch.optim.SGD(learning, lr=LEARNING_RATE, momentum=0.9, weight_decay=1e-4)
 
@@ -93,7 +93,7 @@ def _require_possible(positives: int, config: RoIConfig) -> None:
 
 
 def _scene(
-    settings: Settings, positives: int, count: int, device: torch.device
+    settings: BenchmarkSettings, positives: int, count: int, device: torch.device
 ) -> tuple[list[Tensor], list[Target], list[Tensor]]:
     """Images of noise, objects at random, and `count` proposals per image of which `positives` - OBJECTS match one."""
     generator = torch.Generator().manual_seed(0)
@@ -134,7 +134,7 @@ def _fix_proposals(peer: Peer, proposals: list[Tensor]) -> None:
     peer.model.rpn.filter_proposals = filter_proposals
 
 
-def _counts(peer: Peer, step: Run) -> dict[str, float]:
+def _counts(peer: Peer, step: Workload) -> dict[str, float]:
     """Per image, proposals drawn for the loss, and the positives among them, on average over the batch."""
     heads = peer.head
     sampler = getattr(heads, peer.sampler)

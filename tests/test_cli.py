@@ -51,7 +51,7 @@ def test_importing_the_package_brings_no_optional_one():
 @pytest.mark.parametrize("width", [60, 200])
 def test_models_are_listed_by_their_whole_names(command, monkeypatch, width):
     monkeypatch.setenv("COLUMNS", str(width))
-    monkeypatch.setattr("doublehead.cli.PRESETS", ("double-head-tiny", "double-head-reverse-r18"))
+    monkeypatch.setattr("doublehead.model.presets.PRESETS", ("double-head-tiny", "double-head-reverse-r18"))
     lines = command("models").out.splitlines()
     cells = [re.findall(r"[^\s│]+", line) for line in lines]
     assert [row[0] for row in cells if row and row[-1].count("x") == 1] == [

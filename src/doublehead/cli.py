@@ -6,8 +6,11 @@ mistyped path should wait.
 
 from __future__ import annotations
 
+import gc
 import os.path
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,23 +39,35 @@ app = typer.Typer(
 )
 
 
-def _existing_data(path: str | None) -> str | None:
+@contextmanager
+def _imports() -> Iterator[None]:
+    """Import without looking for garbage: there is none, and each look at all that torch brings takes 0.3 seconds."""
+    if "torch" in sys.modules:
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()  # what was imported stays, and is not looked at again
+        gc.enable()
+
+
+def require_data(path: str | None) -> None:
     """Refuse a path without a dataset before torch is imported."""
-    if path is not None and not os.path.exists(path):
+    if path is not None and not os.path.exists(os.path.expanduser(path)):
         from doublehead.data.dataset import open_dataset
 
         open_dataset(path)
-    return path
 
 
-def _existing_weights(weights: str | list[str]) -> str | list[str]:
+def require_weights(*paths: str) -> None:
     """Refuse a path without a file before torch is imported."""
-    for path in [weights] if isinstance(weights, str) else weights:
-        if not os.path.isfile(path):
-            from doublehead.model.interop.published import require_known
+    if not all(map(os.path.isfile, paths)):
+        from doublehead.model.interop.published import require_known
 
+        for path in paths:
             require_known(path)
-    return weights
 
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")]
@@ -60,10 +75,9 @@ Weights = Annotated[
     str,
     typer.Argument(
         help="A checkpoint, such as a run's best.safetensors, a published name, or an exported file.",
-        callback=_existing_weights,
     ),
 ]
-Data = Annotated[str, typer.Argument(help="The dataset's folder or YAML.", callback=_existing_data)]
+Data = Annotated[str, typer.Argument(help="The dataset's folder or YAML.")]
 Precision = Annotated[str, typer.Option(help="fp32, bf16 or fp16; auto: bf16 where the device computes in it.")]
 Batch = Annotated[int, typer.Option(help="Images that go through the model at once.", min=1)]
 Options = Annotated[
@@ -93,12 +107,13 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 @app.command()
 def models() -> None:
     """List the models that --model takes, with their parameters and cost."""
-    from rich.table import Table
+    with _imports():
+        from rich.table import Table
 
-    from doublehead.common.console import Console
-    from doublehead.model.cost import TYPICAL_OWNERS, cost
-    from doublehead.model.interop.published import PUBLISHED
-    from doublehead.model.presets import PRESETS, preset
+        from doublehead.common.console import Console
+        from doublehead.model.cost import TYPICAL_OWNERS, cost
+        from doublehead.model.interop.published import PUBLISHED
+        from doublehead.model.presets import PRESETS, preset
 
     columns = ("model", "parameters, M", "GFLOPs", "GFLOPs, all proposals", "input")
     table = Table(*columns, caption=f"80 classes; a branch that only regresses sees {TYPICAL_OWNERS} proposals, or all")
@@ -135,8 +150,9 @@ def convert(
     ] = None,
 ) -> None:
     """Turn weights trained elsewhere into a checkpoint, or a checkpoint into theirs."""
-    from doublehead.config import parse_settings
-    from doublehead.model.interop import convert as interop
+    with _imports():
+        from doublehead.config import parse_settings
+        from doublehead.model.interop import convert as interop
 
     if to:
         interop.convert_back(source, destination, to)
@@ -206,7 +222,7 @@ def to_coco(
 def train(
     data: Annotated[
         str | None,
-        typer.Argument(help="The dataset's folder, or a YAML that names its splits.", callback=_existing_data),
+        typer.Argument(help="The dataset's folder, or a YAML that names its splits."),
     ] = None,
     model: Annotated[
         str | None,
@@ -226,8 +242,10 @@ def train(
     ] = None,
 ) -> None:
     """Train a model on annotated images."""
-    from doublehead.config import parse_settings
-    from doublehead.training import start
+    require_data(data)
+    with _imports():
+        from doublehead.config import parse_settings
+        from doublehead.training import start
 
     said = parse_settings(settings or [])
     start.train(data, model, output, recipe=recipe, config=config, device=device, settings=said, backbone=backbone)
@@ -239,7 +257,8 @@ def resume(
     other_data: Annotated[bool, typer.Option("--other-data", help="Go on though the data has changed.")] = False,
 ) -> None:
     """Go on with a run that was stopped, as if it had never been."""
-    from doublehead.training import start
+    with _imports():
+        from doublehead.training import start
 
     start.resume(run, other_data)
 
@@ -258,9 +277,11 @@ def compare_variants(
     ] = None,
 ) -> None:
     """Train variants with several seeds, measure each, and compare them: means, deviations, paired differences."""
-    from doublehead.common.console import Console
-    from doublehead.config import parse_settings
-    from doublehead.training.study.study import study
+    require_data(data)
+    with _imports():
+        from doublehead.common.console import Console
+        from doublehead.config import parse_settings
+        from doublehead.training.study.study import study
 
     summary = study(plan, data, output, settings=parse_settings(settings or []), shard=shard, baseline=baseline)
     if summary is None:
@@ -285,10 +306,13 @@ def evaluate(
     options: Options = None,
 ) -> None:
     """Measure a model on annotated images: COCO's figures, AP per class, precision-recall curves."""
-    from doublehead.common.console import Console
-    from doublehead.config import parse_settings
-    from doublehead.evaluation import plots
-    from doublehead.evaluation.evaluate import evaluate as measure
+    require_weights(weights)
+    require_data(data)
+    with _imports():
+        from doublehead.common.console import Console
+        from doublehead.config import parse_settings
+        from doublehead.evaluation import plots
+        from doublehead.evaluation.evaluate import evaluate as measure
 
     said = parse_settings(options or [])
     result = measure(weights, data, split, batch_size, device=device, progress=True, precision=precision, settings=said)
@@ -308,11 +332,9 @@ def evaluate(
 def analyze(
     weights: Annotated[
         list[str],
-        typer.Argument(help="One or more checkpoints or published names to compare.", callback=_existing_weights),
+        typer.Argument(help="One or more checkpoints or published names to compare."),
     ],
-    data: Annotated[
-        str, typer.Argument(help="The dataset's folder or YAML: always the last.", callback=_existing_data)
-    ],
+    data: Annotated[str, typer.Argument(help="The dataset's folder or YAML: always the last.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the report.")] = Path("analysis"),
     split: Annotated[str, typer.Option(help="Which split to look at.")] = "val",
     full: Annotated[bool, typer.Option("--full", help="The paper's numbers: everything, 14000 windows.")] = False,
@@ -328,9 +350,12 @@ def analyze(
     options: Options = None,
 ) -> None:
     """Show where models lose, in classifying or in localising, and how their heads differ: a page to look at."""
-    from doublehead.config import parse_settings
-    from doublehead.evaluation.analysis.analyze import analyze as compare_heads
-    from doublehead.evaluation.analysis.words import found
+    require_weights(*weights)
+    require_data(data)
+    with _imports():
+        from doublehead.config import parse_settings
+        from doublehead.evaluation.analysis.analyze import analyze as compare_heads
+        from doublehead.evaluation.analysis.words import found
 
     asked = (FULL if full else QUICK).changed(images, objects, windows)
     said = parse_settings(options or [])
@@ -359,8 +384,10 @@ def predict(
     options: Options = None,
 ) -> None:
     """Detect objects: pictures with boxes and predictions.json; files of detections in millions of images; videos."""
-    from doublehead.config import parse_settings
-    from doublehead.deploy.predict import predict as detect_in
+    require_weights(weights)
+    with _imports():
+        from doublehead.config import parse_settings
+        from doublehead.deploy.predict import predict as detect_in
 
     done = detect_in(
         weights,
@@ -405,9 +432,11 @@ def serve(
     options: Options = None,
 ) -> None:
     """Answer over HTTP, with a page at /."""
-    from doublehead.config import parse_settings
-    from doublehead.deploy.server.settings import make_settings
-    from doublehead.deploy.server.start import serve as start_server
+    require_weights(weights)
+    with _imports():
+        from doublehead.config import parse_settings
+        from doublehead.deploy.server.settings import make_settings
+        from doublehead.deploy.server.start import serve as start_server
 
     settings = make_settings(
         host=host,
@@ -430,9 +459,7 @@ def serve(
 def export(
     weights: Annotated[
         str,
-        typer.Argument(
-            help="A checkpoint, such as a run's best.safetensors, or a published name.", callback=_existing_weights
-        ),
+        typer.Argument(help="A checkpoint, such as a run's best.safetensors, or a published name."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The file: .onnx, or .xml (and .bin) for OpenVINO.")],
     format: Annotated[str | None, typer.Option(help="onnx or openvino; else by the file's ending.")] = None,
@@ -449,8 +476,10 @@ def export(
     options: Options = None,
 ) -> None:
     """Write a detector for onnxruntime or OpenVINO, and compare it with its checkpoint."""
-    from doublehead.config import parse_settings
-    from doublehead.deploy import export as deployment
+    require_weights(weights)
+    with _imports():
+        from doublehead.config import parse_settings
+        from doublehead.deploy import export as deployment
 
     said = parse_settings(options or [])
     print(deployment.export(weights, output, format, owners, int8, images or (), said))

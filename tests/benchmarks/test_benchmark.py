@@ -12,7 +12,7 @@ from benchmarks import inference as inference_module
 from benchmarks import training as training_module
 from benchmarks.floor import FLOORS
 from benchmarks.inference import inference
-from benchmarks.measure import Settings, peak_mb
+from benchmarks.measure import BenchmarkSettings, peak_mb
 from benchmarks.owners import watch
 from benchmarks.peers import TORCHVISION, Variant, build_peers, of_detector
 from benchmarks.training import training
@@ -63,7 +63,7 @@ def check_figures(values: dict[str, Any], names: list[str]) -> None:
 )
 def test_every_model_has_just_the_owners_asked_for(batch: int, owners: int, cases: list[str]) -> None:
     """140 is beyond the first round of staged inference: all of them are computed all the same."""
-    settings = Settings("64x96", batch, repeats=2, device="cpu", cases=tuple(cases))
+    settings = BenchmarkSettings("64x96", batch, repeats=2, device="cpu", cases=tuple(cases))
     report = inference(settings, owners, SMALL)
     values = report.to_json()
     check_figures(values, cases)
@@ -76,7 +76,7 @@ def test_every_model_has_just_the_owners_asked_for(batch: int, owners: int, case
 
 
 def test_every_model_has_just_the_positives_asked_for() -> None:
-    values = training(Settings("64x96", batch=2, repeats=1, device="cpu"), 13, SMALL).to_json()
+    values = training(BenchmarkSettings("64x96", batch=2, repeats=1, device="cpu"), 13, SMALL).to_json()
     check_figures(values, [*training_module.VARIANTS])
     assert values["settings"]["positives"] == 13
     for case in values["cases"]:
@@ -84,7 +84,7 @@ def test_every_model_has_just_the_positives_asked_for() -> None:
 
 
 def test_the_models_differ_in_their_heads_alone() -> None:
-    settings = Settings("64x96", device="cpu")
+    settings = BenchmarkSettings("64x96", device="cpu")
     variants = {name: inference_module.VARIANTS[name] for name in INFERENCE if "bf16" not in name}
     peers = build_peers(variants, settings, torch.device("cpu"), SMALL, learn=False)
     image = [torch.rand(3, 64, 96)]
@@ -115,7 +115,7 @@ def test_no_time_is_given_of_staged_inference_that_finds_something_else(monkeypa
 
     monkeypatch.setattr(RoIHeads, "detections", wrong)
     with pytest.raises(DoubleheadError, match="double-head staged: gave other detections than on all proposals"):
-        inference(Settings("64x96", repeats=1, device="cpu", cases=("double-head staged",)), 50, SMALL)
+        inference(BenchmarkSettings("64x96", repeats=1, device="cpu", cases=("double-head staged",)), 50, SMALL)
 
 
 def test_inference_command(small, tmp_path, command) -> None:

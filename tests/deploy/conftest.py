@@ -13,7 +13,7 @@ from small_bulk import untrained
 import doublehead
 from doublehead.common.errors import DoubleheadError
 from doublehead.deploy.server.app import create_app
-from doublehead.deploy.server.settings import Settings
+from doublehead.deploy.server.settings import ServerSettings
 from doublehead.inference.predictor import Predictor
 from doublehead.model.detector import Detector
 
@@ -59,7 +59,7 @@ class Exported:
 
 @pytest.fixture
 def exported(weights) -> FastAPI:
-    return create_app(Exported(doublehead.load(weights, "cpu")), "exported", Settings())
+    return create_app(Exported(doublehead.load(weights, "cpu")), "exported", ServerSettings())
 
 
 @pytest.fixture(scope="session")

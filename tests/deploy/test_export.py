@@ -30,7 +30,7 @@ pytest.importorskip("openvino")
 
 
 @pytest.fixture(scope="session")
-def written(trained, tmp_path_factory) -> export_module.Written:
+def written(trained, tmp_path_factory) -> export_module.ExportWritten:
     """The trained model as ONNX."""
     return export_module.export(trained / "best.safetensors", tmp_path_factory.mktemp("exported") / "model.onnx")
 

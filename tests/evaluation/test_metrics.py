@@ -12,7 +12,7 @@ from rich.console import Console
 
 from doublehead.common.errors import DoubleheadError
 from doublehead.data.records import Categories, Record
-from doublehead.evaluation.coco import Curve, evaluate_detections
+from doublehead.evaluation.coco import PrecisionCurve, evaluate_detections
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
@@ -165,7 +165,7 @@ def test_without_truth_every_figure_is_nan(records):
     metrics = evaluate_detections(records, Categories(("a",), (3,)), rows)
     assert tuple(metrics.totals) == NAMES
     assert all(math.isnan(value) for value in metrics.totals.values())
-    assert isinstance(metrics.classes[0].curve50, Curve)
+    assert isinstance(metrics.classes[0].curve50, PrecisionCurve)
     assert np.isnan(metrics.classes[0].curve50.score).all()
     assert "NaN" not in json.dumps(metrics.to_json())
 

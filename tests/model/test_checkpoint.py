@@ -44,6 +44,24 @@ def test_everything_comes_back(saved: tuple[Path, Detector]) -> None:
     assert path.stat().st_mode == (path.parent / "another").stat().st_mode  # safetensors keeps others from reading
 
 
+def test_loading_draws_no_random_numbers_and_copies_no_weights(saved: tuple[Path, Detector]) -> None:
+    checkpoint = load_checkpoint(saved[0])
+    before = torch.get_rng_state()
+    model = checkpoint.build()
+    assert torch.equal(torch.get_rng_state(), before)
+    for name, weight in model.state_dict().items():
+        assert weight.data_ptr() == checkpoint.weights[name].data_ptr(), name
+    assert not any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()])
+
+
+def test_weights_of_any_type_are_loaded_as_float32(saved: tuple[Path, Detector]) -> None:
+    path, model = saved
+    halves = {key: value.half() if value.is_floating_point() else value for key, value in model.state_dict().items()}
+    save_checkpoint(path, model.config, CATEGORIES, halves, {})
+    loaded, _ = load_model(path)
+    assert {value.dtype for value in loaded.state_dict().values() if value.is_floating_point()} == {torch.float32}
+
+
 def test_an_interrupted_save_leaves_the_old_file(saved: tuple[Path, Detector], monkeypatch: pytest.MonkeyPatch) -> None:
     path, model = saved
     before = path.read_bytes()

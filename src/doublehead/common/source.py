@@ -17,12 +17,13 @@ def run_benchmark(words: Sequence[str]) -> None:
         DoubleheadError: neither the package's own checkout nor the current folder holds `benchmarks`.
     """
     for root in (Path(__file__).parents[3], Path.cwd()):
-        if (root / "benchmarks" / "cli.py").is_file():
+        # Both, or a `benchmarks` folder of another project would be run.
+        if all((root / part / "cli.py").is_file() for part in ("benchmarks", "src/doublehead")):
             sys.path.insert(0, str(root))
             break
     else:
         raise DoubleheadError(
-            "the benchmarks are not part of the installed package: clone the source, `pip install -e .` in it, and run "
-            "`doublehead benchmark` there"
+            "`doublehead benchmark` needs a checkout of the source, which the installed package is not: clone the "
+            "repository and run the command there"
         )
     importlib.import_module("benchmarks.cli").benchmark(list(words), prog_name="doublehead benchmark")

@@ -120,7 +120,7 @@ def training_loader(
             f"train.batch_size {batch_size} cannot be shared among {world} processes in pieces of {micro_batch}; "
             f"make it a multiple of {world * micro_batch}"
         )
-    plan = _Plan(dataset, batch_size, micro_batch, rank, world, seed, start_step, steps)
+    plan = _BatchSchedule(dataset, batch_size, micro_batch, rank, world, seed, start_step, steps)
     return _load(_Guarded(dataset.__getitem__), plan, workers, timeout)
 
 
@@ -164,7 +164,7 @@ def default_workers(world: int = 1) -> int:
     return max(1, min(8, cores // world - 1))
 
 
-class _Plan:
+class _BatchSchedule:
     """The keys of every micro-batch of a run, epoch by epoch."""
 
     def __init__(

@@ -23,7 +23,7 @@ from doublehead.data.synthetic import synthesize
 from doublehead.deploy.bulk.sources import find_files
 from doublehead.deploy.graph import Graph, write_onnx
 from doublehead.deploy.openvino import write_openvino
-from doublehead.deploy.parity import Found, Parity, compare, require_parity
+from doublehead.deploy.parity import Parity, RawDetections, compare, require_parity
 from doublehead.inference.exported import FORMAT_VERSION, SUFFIXES, open_exported
 from doublehead.inference.predictor import Detects
 from doublehead.model.checkpoint import Checkpoint, load_model
@@ -44,7 +44,7 @@ FORMATS = {"onnx": ".onnx", "openvino": ".xml"}
 
 
 @dataclass(frozen=True)
-class Written:
+class ExportWritten:
     """What was exported, and how it compares."""
 
     path: Path
@@ -67,7 +67,7 @@ def export(
     int8: str | Path | None = None,
     images: Sequence[str] = (),
     settings: Mapping[str, Any] | None = None,
-) -> Written:
+) -> ExportWritten:
     """Write a detector as ONNX or as OpenVINO's format, pre- and post-processing included.
 
     Args:
@@ -108,7 +108,7 @@ def export(
             console.say(f"turning it into OpenVINO's format{by}")
             write_openvino(onnx, about, unfinished, _tensors(calibration))
         pictures = _tensors(shown) if shown else _drawn(Path(name), checkpoint.config.input)
-        exported, expected, found = open_exported(unfinished, "cpu"), list[Found](), list[Found]()
+        exported, expected, found = open_exported(unfinished, "cpu"), list[RawDetections](), list[RawDetections]()
         with console.progress("comparing", len(pictures)) as advance:
             for picture in pictures:
                 expected += reference.detect([picture])
@@ -121,7 +121,7 @@ def export(
             for suffix in (".bin", output.suffix):
                 if unfinished.with_suffix(suffix).exists():
                     os.replace(unfinished.with_suffix(suffix), output.with_suffix(suffix))
-    return Written(output, about, parity)
+    return ExportWritten(output, about, parity)
 
 
 def describe(checkpoint: Checkpoint, owners: int, precision: str) -> dict[str, str]:

@@ -16,7 +16,7 @@ SHARE = 0.9
 """Of detections that must have a partner. Where an image is resized by an odd ratio, torch's 16-bit weights change some
 pixels by one level in 255, and rounding may decide a tie at NMS, or for the last place, the other way."""
 
-Found = dict[str, Tensor]
+RawDetections = dict[str, Tensor]
 """`boxes` (D, 4), `scores` (D,) and `labels` (D,) of one image."""
 
 
@@ -46,7 +46,7 @@ class Parity:
         )
 
 
-def compare(expected: Sequence[Found], found: Sequence[Found]) -> Parity:
+def compare(expected: Sequence[RawDetections], found: Sequence[RawDetections]) -> Parity:
     """Match the detections of two models in the same images."""
     detections = matched = 0
     difference = 0.0

@@ -27,7 +27,7 @@ USUAL = 100
 
 
 @dataclass(frozen=True)
-class Curve:
+class PrecisionCurve:
     """Precision against `RECALLS` for one class at one IoU.
 
     Both arrays are (101,) float64; precision 0 and score 0 where that recall is never reached, and NaN throughout
@@ -49,8 +49,8 @@ class ClassMetrics:
     ap75: float
     boxes: int  # annotated, crowds not counted
     detections: int
-    curve50: Curve
-    curve75: Curve
+    curve50: PrecisionCurve
+    curve75: PrecisionCurve
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def evaluate_detections(
             category,
             *(_mean(p), _mean(p[_AT_50]), _mean(p[_AT_75])),
             *(boxes[category], detections[category]),
-            *(Curve(p[i].copy(), s[i].copy()) for i in (_AT_50, _AT_75)),
+            *(PrecisionCurve(p[i].copy(), s[i].copy()) for i in (_AT_50, _AT_75)),
         )
 
     return Metrics(

@@ -27,7 +27,7 @@ SECTION = "doublehead"
 
 MEND = "write it again with `doublehead export`"
 
-Run = Callable[[np.ndarray], list[np.ndarray]]
+RunImage = Callable[[np.ndarray], list[np.ndarray]]
 """An image, uint8 (3, H, W), to what `OUTPUTS` names."""
 
 
@@ -38,7 +38,7 @@ class Exported:
     path: Path
     categories: Categories
     about: Mapping[str, str]  # the file's own words of itself
-    run: Run
+    run: RunImage
 
     def __str__(self) -> str:
         return str(self.path)
@@ -111,7 +111,7 @@ def open_exported(path: Path, device: str = "auto", precision: str = "fp32") -> 
     return Exported(path, categories, about, run)
 
 
-def _onnx(path: Path, device: str) -> tuple[Run, Mapping[str, str]]:
+def _onnx(path: Path, device: str) -> tuple[RunImage, Mapping[str, str]]:
     """A session of onnxruntime."""
     runtime = require("onnxruntime", "export")
     there = runtime.get_available_providers()
@@ -135,7 +135,7 @@ def _onnx(path: Path, device: str) -> tuple[Run, Mapping[str, str]]:
     return lambda image: session.run(OUTPUTS, {"image": image}), about
 
 
-def _openvino(path: Path, device: str) -> tuple[Run, Mapping[str, str]]:
+def _openvino(path: Path, device: str) -> tuple[RunImage, Mapping[str, str]]:
     """A model compiled by OpenVINO."""
     openvino = require("openvino", "openvino")
     if device not in ("auto", "cpu"):

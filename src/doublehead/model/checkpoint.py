@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn import init
+from torch.overrides import TorchFunctionMode
 
 import doublehead
 from doublehead.common.categories import Categories
@@ -52,15 +54,16 @@ class Checkpoint:
             Detector(self.config, len(self.categories)).load_state_dict(self.weights, assign=True)
 
     def build(self) -> Detector:
-        """The detector with these weights, in inference mode.
+        """The detector in float32 and inference mode; it holds these weights themselves, no copy of them.
 
         Raises:
             RuntimeError: weights are missing, left over or of another shape; before memory is taken for the model.
         """
         self.require_fit()
-        model = Detector(self.config, len(self.categories))
-        model.load_state_dict(self.weights)
-        return model.eval()
+        with _Blank():
+            model = Detector(self.config, len(self.categories))
+        model.load_state_dict(self.weights, assign=True)
+        return model.float().eval()
 
 
 def save_checkpoint(
@@ -157,6 +160,21 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     except (KeyError, TypeError, ValueError) as error:
         raise DoubleheadError(f"{path}: its header is damaged ({error!r})") from error
     return result
+
+
+class _Blank(TorchFunctionMode):
+    """Inside, layers draw no random weights: these are replaced at once, and drawing them takes most of the time."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _DRAWING:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+_DRAWING = (Tensor.uniform_, Tensor.normal_, init.uniform_, init.normal_, init.kaiming_uniform_)
 
 
 def load_model(path: str | Path, settings: Mapping[str, Any] | None = None) -> tuple[Detector, Checkpoint]:

@@ -48,6 +48,7 @@ def test_two_models_are_compared_in_a_page_that_needs_nothing_else(dataset, trai
     html = (tmp_path / "report" / "index.html").read_text()
     text = re.sub(r'"data:[^"]*"', '""', html)
     assert len(text) < len(html)
+    assert "@media screen and (prefers-color-scheme: dark)" in html
     assert not re.findall(r'(?:src|href)="[^"]', text)
     assert "http" not in text
     assert "nan" not in re.sub(r"<style>.*</style>", "", text, flags=re.DOTALL).split()

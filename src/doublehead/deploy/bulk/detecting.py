@@ -41,7 +41,7 @@ class Ready:
 
 
 @dataclass(frozen=True)
-class Found:
+class ImageResult:
     """What was found in an image, or why nothing could be."""
 
     index: int  # its place among all
@@ -66,23 +66,23 @@ def read_ahead(items: Iterable[Item], batch_size: int, pictures: bool = False) -
         yield from ahead(_batches(items, batch_size, pictures, readers), AHEAD)
 
 
-def detect(predictor: Predictor, batches: Iterable[Sequence[Ready]], score: float) -> Iterator[Found]:
+def detect_batches(predictor: Predictor, batches: Iterable[Sequence[Ready]], score: float) -> Iterator[ImageResult]:
     """What has at least this score in each image of each batch, in their order."""
     for batch in batches:
         tensors = [ready.tensor for ready in batch if ready.tensor is not None]
         results = iter(predictor.detect(tensors) if tensors else [])
         for ready in batch:
             if ready.tensor is None:
-                yield Found(ready.index, ready.name, fault=ready.fault)
+                yield ImageResult(ready.index, ready.name, fault=ready.fault)
             else:
                 height, width = ready.tensor.shape[1:]
                 detections = replace(next(results).above(score), image=ready.picture)
-                yield Found(ready.index, ready.name, width, height, detections)
+                yield ImageResult(ready.index, ready.name, width, height, detections)
 
 
-def in_order(found: Iterable[Found]) -> Iterator[Found]:
+def in_order(found: Iterable[ImageResult]) -> Iterator[ImageResult]:
     """The same by index; a window of them waits at most."""
-    waiting: dict[int, Found] = {}
+    waiting: dict[int, ImageResult] = {}
     following = 0
     for one in found:
         waiting[one.index] = one

@@ -95,5 +95,5 @@ def _on_gpu(device: str) -> bool:
 def _told(error: Exception) -> Fault:
     """What a worker said, in one sentence: it comes as text, with the traceback of another process around it."""
     text = str(error).strip()
-    said = re.findall(r"doublehead\.errors\.\w+: (.+)", text)
+    said = re.findall(rf"{re.escape(Fault.__module__)}\.\w+: (.+)", text)
     return Fault(f"on Ray: {said[-1] if said else text.splitlines()[-1]}")

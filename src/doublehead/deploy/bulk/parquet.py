@@ -13,14 +13,14 @@ import doublehead
 from doublehead.common.categories import Categories
 from doublehead.common.errors import printable, require
 from doublehead.common.files import whole
-from doublehead.deploy.bulk.detecting import Found
+from doublehead.deploy.bulk.detecting import ImageResult
 from doublehead.deploy.bulk.sources import open_parquet
 from doublehead.inference.detections import Detections
 
 CATEGORIES, BAD, VERSION = b"categories", b"bad", b"doublehead"  # keys of the file's own notes
 
 
-def write_part(path: Path, found: Iterable[Found], categories: Categories) -> None:
+def write_part(path: Path, found: Iterable[ImageResult], categories: Categories) -> None:
     """Write a whole file.
 
     Columns: name, width, height; boxes (N, 4) xyxy in pixels, scores (N,), category_ids (N,), class_names (N,); fault:
@@ -41,16 +41,16 @@ def write_part(path: Path, found: Iterable[Found], categories: Categories) -> No
         parquet.write_table(pa.Table.from_pylist(rows, _schema(pa).with_metadata(notes)), temporary)
 
 
-def read_part(path: Path) -> Iterator[Found]:
+def read_part(path: Path) -> Iterator[ImageResult]:
     """What `write_part` wrote."""
     categories = read_categories(path)
     with open_parquet(str(path)) as file:
         rows = (row for batch in file.iter_batches(256) for row in batch.to_pylist())
         for index, row in enumerate(rows):
             if row["fault"] is None:
-                yield Found(index, row["name"], row["width"], row["height"], _detections(row, categories))
+                yield ImageResult(index, row["name"], row["width"], row["height"], _detections(row, categories))
             else:
-                yield Found(index, row["name"], fault=row["fault"])
+                yield ImageResult(index, row["name"], fault=row["fault"])
 
 
 def read_categories(path: Path) -> Categories:
@@ -82,7 +82,7 @@ def _schema(pa: Any) -> Any:
     )
 
 
-def _row(found: Found) -> dict[str, Any]:
+def _row(found: ImageResult) -> dict[str, Any]:
     name = printable(found.name)
     if (d := found.detections) is None:
         return {"name": name, "fault": found.fault}

@@ -14,7 +14,7 @@ from doublehead.common.errors import DoubleheadError
 from doublehead.common.files import free_name
 from doublehead.data.loader import Waited
 from doublehead.deploy.bulk.coco import coco_writer
-from doublehead.deploy.bulk.detecting import Found, detect, in_order, read_ahead
+from doublehead.deploy.bulk.detecting import ImageResult, detect_batches, in_order, read_ahead
 from doublehead.deploy.bulk.sources import Files, Item, Part
 from doublehead.inference.predictor import Predictor
 
@@ -22,7 +22,7 @@ DRAWN_LATER = 8  # pictures that may wait to be drawn
 
 
 @dataclass(frozen=True)
-class Written:
+class PicturesWritten:
     """How it went."""
 
     done: int  # images
@@ -37,7 +37,7 @@ def predict_pictures(
     score: float,
     batch_size: int = 4,
     progress: Callable[[int], object] | None = None,
-) -> Written:
+) -> PicturesWritten:
     """Detect objects in images; write a picture of each, and predictions.json for all.
 
     predictions.json has COCO's layout (`images`, `categories`, `annotations` with `score`), so that annotation tools
@@ -63,17 +63,17 @@ def predict_pictures(
     batches = Waited(read_ahead(items, batch_size, pictures=True))
     began, faults = time.monotonic(), list[str]()
     with coco_writer(output / "predictions.json", predictor.categories) as writer, ThreadPoolExecutor(2) as pool:
-        for found in in_order(_drawn(detect(predictor, batches, score), paths, pool)):
+        for found in in_order(_drawn(detect_batches(predictor, batches, score), paths, pool)):
             if found.detections is None:
                 faults.append(found.fault)
             else:
                 writer.add(found.name, found.width, found.height, found.detections)
             if progress:
                 progress(1)
-    return Written(writer.images, faults, batches.seconds / (time.monotonic() - began))
+    return PicturesWritten(writer.images, faults, batches.seconds / (time.monotonic() - began))
 
 
-def _drawn(several: Iterable[Found], paths: Sequence[Path], pool: ThreadPoolExecutor) -> Iterator[Found]:
+def _drawn(several: Iterable[ImageResult], paths: Sequence[Path], pool: ThreadPoolExecutor) -> Iterator[ImageResult]:
     """Have a picture of each drawn while the model is busy; what is handed on carries none."""
     drawing: deque[Future[Path]] = deque()
     for found in several:

@@ -19,7 +19,7 @@ from doublehead.model.interop.published import resolve
 
 
 @dataclass(frozen=True)
-class Plan:
+class BulkPlan:
     """All that a part's content follows from, up to rounding."""
 
     weights: str  # SHA-256
@@ -31,7 +31,7 @@ class Plan:
     format: str
 
     @classmethod
-    def of(cls, weights: str | Path, listing: Listing, score: float, precision: str, format: str) -> Plan:
+    def of(cls, weights: str | Path, listing: Listing, score: float, precision: str, format: str) -> BulkPlan:
         """The plan of these weights on these images.
 
         Raises:
@@ -60,7 +60,7 @@ class BulkFolder:
         there = {path.name for path in self.parts.glob("part-*.parquet")}
         return {number for number in range(many) if self.part(number).name in there}
 
-    def begin(self, plan: Plan) -> None:
+    def begin(self, plan: BulkPlan) -> None:
         """Make the folder, or go on with what was begun there.
 
         Raises:
@@ -76,7 +76,7 @@ class BulkFolder:
                 temporary.write_text(json.dumps(asdict(plan), indent=1), encoding="utf-8")
         self._require(plan)  # which another shard may have written at the same time
 
-    def _require(self, plan: Plan) -> None:
+    def _require(self, plan: BulkPlan) -> None:
         try:
             stored = json.loads(self.plan.read_text(encoding="utf-8"))
             changed = {key: stored[key] for key, asked in asdict(plan).items() if stored[key] != asked}

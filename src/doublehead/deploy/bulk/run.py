@@ -14,7 +14,7 @@ from doublehead.common.files import remove_unfinished, whole
 from doublehead.deploy.bulk.coco import coco_writer
 from doublehead.deploy.bulk.on_ray import predict_on_ray
 from doublehead.deploy.bulk.parquet import count_bad, read_categories, read_part
-from doublehead.deploy.bulk.plan import BulkFolder, Plan
+from doublehead.deploy.bulk.plan import BulkFolder, BulkPlan
 from doublehead.deploy.bulk.sources import Listing, Part
 from doublehead.deploy.bulk.worker import Work, Worker
 from doublehead.deploy.choices import ENGINES
@@ -73,7 +73,7 @@ def predict_bulk(
     (place, shares), folder = parse_shard(shard), work.folder
     if engine not in ENGINES:
         raise DoubleheadError(f"--engine {engine}: there are {' and '.join(ENGINES)}")
-    folder.begin(Plan.of(work.weights, listing, work.score, work.precision, work.format))
+    folder.begin(BulkPlan.of(work.weights, listing, work.score, work.precision, work.format))
     done = folder.finished(len(listing))
     mine = {number for number in range(place, len(listing), shares) if number not in done}
     todo, waited = listing.chosen(mine.__contains__), None

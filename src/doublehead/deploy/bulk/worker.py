@@ -9,7 +9,7 @@ from typing import Any
 
 from doublehead.common.faults import told
 from doublehead.data.loader import Waited
-from doublehead.deploy.bulk.detecting import detect, read_ahead
+from doublehead.deploy.bulk.detecting import detect_batches, read_ahead
 from doublehead.deploy.bulk.parquet import write_part
 from doublehead.deploy.bulk.plan import BulkFolder
 from doublehead.deploy.bulk.sources import Part
@@ -53,7 +53,7 @@ class Worker:
         batches = Waited(read_ahead(part.items(), self.work.batch_size))
         found = []
         with told(f"try --batch-size {smaller}" if smaller else "use a machine with more"):
-            for one in detect(self.predictor, batches, self.work.score):
+            for one in detect_batches(self.predictor, batches, self.work.score):
                 found.append(one)
                 if progress:
                     progress(1)

@@ -27,11 +27,11 @@ from doublehead.common.errors import DoubleheadError
 from doublehead.common.pages.pages import COLOURS
 from doublehead.data.images import read_image
 from doublehead.data.synthetic import scene
-from doublehead.deploy.server.batcher import Batcher, Place, Room
+from doublehead.deploy.server.batcher import Admission, Batcher, Room
 from doublehead.deploy.server.edge import Edge
 from doublehead.deploy.server.engine import Choice, Engine
 from doublehead.deploy.server.intake import FIELD, Sent, count_pixels, decode, read_images
-from doublehead.deploy.server.metrics import Metrics
+from doublehead.deploy.server.metrics import ServerMetrics
 from doublehead.deploy.server.refusals import Refused
 from doublehead.deploy.server.schema import (
     BODY,
@@ -48,7 +48,7 @@ from doublehead.deploy.server.schema import (
     State,
     problems,
 )
-from doublehead.deploy.server.settings import Settings
+from doublehead.deploy.server.settings import ServerSettings
 from doublehead.inference.detections import Detections, class_colour
 from doublehead.inference.predictor import Predictor
 
@@ -71,17 +71,17 @@ class Service:
         DoubleheadError: the sample cannot be read.
     """
 
-    def __init__(self, predictor: Predictor, name: str, settings: Settings) -> None:
+    def __init__(self, predictor: Predictor, name: str, settings: ServerSettings) -> None:
         self.name, self.settings = name, settings
         self.sample = _sample(settings.sample)
         self.engine = Engine(predictor)
         self.room = Room(settings.queue, settings.queue_pixels, lambda: self.batcher.pace)
-        self.metrics = Metrics(settings.batch_size, lambda: self.room.images)
+        self.metrics = ServerMetrics(settings.batch_size, lambda: self.room.images)
         wait = settings.batch_wait / 1000
         self.batcher = Batcher(self.engine.detect, settings.batch_size, wait, self.metrics.saw_batch)
         self.decoders = ThreadPoolExecutor(DECODERS, "decoder")
 
-    async def detect(self, images: list[Sent], choice: Choice | None, place: Place) -> list[tuple[Any, Detections]]:
+    async def detect(self, images: list[Sent], choice: Choice | None, place: Admission) -> list[tuple[Any, Detections]]:
         """Each image as a tensor, with its detections.
 
         Raises:
@@ -110,7 +110,7 @@ class Service:
         self.decoders.shutdown()
 
 
-def create_app(predictor: Predictor, name: str, settings: Settings) -> FastAPI:
+def create_app(predictor: Predictor, name: str, settings: ServerSettings) -> FastAPI:
     """The server as an ASGI application.
 
     Args:

@@ -20,7 +20,7 @@ from doublehead.inference.detections import Detections
 
 log = logging.getLogger(__name__)
 
-Run = Callable[[Sequence[Tensor], Sequence[Choice | None]], list[Detections]]
+RunBatch = Callable[[Sequence[Tensor], Sequence[Choice | None]], list[Detections]]
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Batcher:
         seen: told the size of each batch and the seconds it took.
     """
 
-    def __init__(self, run: Run, size: int, wait: float, seen: Callable[[int, float], object]) -> None:
+    def __init__(self, run: RunBatch, size: int, wait: float, seen: Callable[[int, float], object]) -> None:
         self._run, self._size, self._wait, self._seen = run, size, wait, seen
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
@@ -127,13 +127,13 @@ class Room:
         return max(1, math.ceil(self.images * self._pace()))
 
     @contextmanager
-    def place(self) -> Iterator[Place]:
+    def place(self) -> Iterator[Admission]:
         """Room for one request, of one image at first, for as long as it is being answered.
 
         Raises:
             Refused: there is none.
         """
-        place = Place(self)
+        place = Admission(self)
         try:
             place.grow(images=1)
             yield place
@@ -153,7 +153,7 @@ class Room:
         self.pixels += pixels
 
 
-class Place:
+class Admission:
     """What one request holds of the room."""
 
     def __init__(self, room: Room) -> None:

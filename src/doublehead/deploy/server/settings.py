@@ -14,7 +14,7 @@ from doublehead.config import Strict, sentence
 Format = Literal["jpeg", "png", "webp", "bmp", "gif", "tiff"]
 
 
-class Settings(Strict):
+class ServerSettings(Strict):
     """Where the server listens, what a request may bring, and how images are gathered."""
 
     host: str = "127.0.0.1"
@@ -43,7 +43,7 @@ class Settings(Strict):
         return key
 
     @model_validator(mode="after")
-    def _request_fits(self) -> Settings:
+    def _request_fits(self) -> ServerSettings:
         if self.max_images > self.queue:
             raise ValueError(f"max_images {self.max_images} would never fit into a queue of {self.queue}")
         return self
@@ -64,13 +64,13 @@ class Settings(Strict):
         return 4 * self.max_pixels
 
 
-def make_settings(**values: Any) -> Settings:
+def make_settings(**values: Any) -> ServerSettings:
     """Settings from a user's values.
 
     Raises:
         DoubleheadError: a value is out of its range.
     """
     try:
-        return Settings(**values)
+        return ServerSettings(**values)
     except ValidationError as error:
         raise DoubleheadError(f"the server's settings: {sentence(error)}") from error

@@ -11,7 +11,7 @@ from typing import Any
 
 from doublehead.common.console import Console
 from doublehead.common.errors import DoubleheadError, require
-from doublehead.deploy.server.settings import Settings
+from doublehead.deploy.server.settings import ServerSettings
 from doublehead.evaluation.analysis.heads import model_names
 from doublehead.inference.predictor import load
 
@@ -25,7 +25,7 @@ a request may cross the closing and get no answer."""
 
 def serve(
     weights: str | Path,
-    settings: Settings,
+    settings: ServerSettings,
     device: str = "auto",
     precision: str = "fp32",
     options: Mapping[str, Any] | None = None,
@@ -71,7 +71,7 @@ def serve(
         server.run(sockets=[sock])
 
 
-def _listening(settings: Settings) -> socket.socket:
+def _listening(settings: ServerSettings) -> socket.socket:
     """A socket bound before the model is loaded, so that a port that is taken is said at once."""
     try:
         family = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0][0]

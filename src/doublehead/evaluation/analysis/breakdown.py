@@ -104,7 +104,7 @@ def break_down(images: Sequence[Judged]) -> Breakdown:
 
 
 @dataclass(frozen=True)
-class _Row:
+class _ScoredDetection:
     """A detection, as AP sees it."""
 
     label: int
@@ -114,16 +114,18 @@ class _Row:
     mended_label: int
 
 
-def _rows(number: int, image: Judged) -> list[_Row]:
+def _rows(number: int, image: Judged) -> list[_ScoredDetection]:
     detections = zip(image.labels, image.scores, image.kinds, image.objects, strict=True)
     return [
-        _Row(int(label), float(score), kind, (number, int(i)), int(image.record.labels[i]) if i >= 0 else int(label))
+        _ScoredDetection(
+            int(label), float(score), kind, (number, int(i)), int(image.record.labels[i]) if i >= 0 else int(label)
+        )
         for label, score, kind, i in detections
         if kind != IGNORED
     ]
 
 
-def _mended(rows: list[_Row], kind: str, found: set[tuple[int, int]]) -> list[_Row]:
+def _mended(rows: list[_ScoredDetection], kind: str, found: set[tuple[int, int]]) -> list[_ScoredDetection]:
     """The detections, best first, with one kind of error mended."""
     taken, result = set(found), []
     for row in rows:
@@ -131,11 +133,11 @@ def _mended(rows: list[_Row], kind: str, found: set[tuple[int, int]]) -> list[_R
             result.append(row)
         elif kind in ("classification", "localisation") and row.target not in taken:
             taken.add(row.target)
-            result.append(_Row(row.mended_label, row.score, HIT, row.target, row.mended_label))
+            result.append(_ScoredDetection(row.mended_label, row.score, HIT, row.target, row.mended_label))
     return result
 
 
-def _mean_ap(rows: list[_Row], wanted: Counter[int], classes: list[int]) -> float:
+def _mean_ap(rows: list[_ScoredDetection], wanted: Counter[int], classes: list[int]) -> float:
     aps = []
     for label in classes:
         own = [row for row in rows if row.label == label]

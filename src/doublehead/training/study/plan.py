@@ -15,7 +15,7 @@ AT_INFERENCE = "model.roi."
 """Settings that a row measured with another row's weights may change."""
 
 
-class Row(Strict):
+class StudyRow(Strict):
     """One line of the table: a model that is trained, or the weights of another row measured with other settings."""
 
     model: str | None = Field(default=None, description="A preset, such as double-head-tiny, or weights to start from;")
@@ -23,7 +23,7 @@ class Row(Strict):
     settings: dict[str, Any] = Field(default={}, description="Any settings by their keys, as of `train --set`.")
 
     @model_validator(mode="after")
-    def _one(self) -> Row:
+    def _one(self) -> StudyRow:
         if (self.model is None) == (self.of is None):
             raise ValueError("give `model` or `of`, one of the two")
         wrong = [key for key in self.settings if self.of and not key.startswith(AT_INFERENCE)]
@@ -32,10 +32,10 @@ class Row(Strict):
         return self
 
 
-class Plan(Strict):
+class StudyPlan(Strict):
     """A study: the file that `doublehead study` takes."""
 
-    rows: dict[str, Row] = Field(min_length=1)
+    rows: dict[str, StudyRow] = Field(min_length=1)
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
     baseline: str = Field(default="single-fc", description="The row that the others are compared with.")
     split: str = Field(default="test", description="The split measured at the end of each run.")
@@ -50,7 +50,7 @@ class Plan(Strict):
         return seeds
 
     @model_validator(mode="after")
-    def _refer(self) -> Plan:
+    def _refer(self) -> StudyPlan:
         if self.baseline not in self.rows:
             raise ValueError(f"baseline: no row is called `{self.baseline}`")
         for name, row in self.rows.items():
@@ -62,7 +62,7 @@ class Plan(Strict):
 
 
 @dataclass(frozen=True)
-class Run:
+class StudyRun:
     """One row with one seed."""
 
     row: str
@@ -78,19 +78,19 @@ class Run:
         return self.folder / "result.json"
 
 
-def read_plan(path: str | Path) -> Plan:
+def read_plan(path: str | Path) -> StudyPlan:
     """Read the YAML file of a study.
 
     Raises:
         DoubleheadError: it is missing, or has a mistake.
     """
     try:
-        return Plan.model_validate(read_yaml(Path(path)))
+        return StudyPlan.model_validate(read_yaml(Path(path)))
     except ValidationError as error:
         raise DoubleheadError(f"{path}: {sentence(error)}") from error
 
 
-def runs(plan: Plan, output: Path) -> list[Run]:
+def runs(plan: StudyPlan, output: Path) -> list[StudyRun]:
     """Every run, seed by seed, so that each seed gives a whole table; what is only measured after what is trained."""
     order = sorted(plan.rows, key=lambda name: plan.rows[name].of is not None)
-    return [Run(name, seed, output / name / f"seed-{seed}") for seed in plan.seeds for name in order]
+    return [StudyRun(name, seed, output / name / f"seed-{seed}") for seed in plan.seeds for name in order]

@@ -22,7 +22,7 @@ from doublehead.model.checkpoint import load_checkpoint
 from doublehead.training.loop import run_training
 from doublehead.training.recipes import resolve
 from doublehead.training.run import RunFolder
-from doublehead.training.study.plan import Plan, Run, read_plan, runs
+from doublehead.training.study.plan import StudyPlan, StudyRun, read_plan, runs
 from doublehead.training.study.summary import Summary, summarise
 
 SECONDARY = {"train": {"device", "save_minutes", "log_every"}, "data": {"workers", "check"}}
@@ -44,7 +44,7 @@ def study(
     output folder share the work; under torchrun, all processes train each run together.
 
     Args:
-        plan: the YAML file; see `plan.Plan`.
+        plan: the YAML file; see `plan.StudyPlan`.
         data: the dataset's folder or YAML.
         output: the folder of the study: `<row>/seed-<seed>/` for each run, and the summary.
         settings: of every run, after the plan's own.
@@ -78,7 +78,7 @@ def study(
     return summarise(asked, every, split, output)
 
 
-def _share(plan: Plan, every: list[Run], shard: str) -> list[Run]:
+def _share(plan: StudyPlan, every: list[StudyRun], shard: str) -> list[StudyRun]:
     """The runs of one shard; what is only measured goes with the run whose weights it needs."""
     part, parts = parse_shard(shard)
     homes = [(plan.rows[run.row].of or run.row, run.seed) for run in every]
@@ -86,7 +86,7 @@ def _share(plan: Plan, every: list[Run], shard: str) -> list[Run]:
     return [run for run, home in zip(every, homes, strict=True) if order[home] % parts == part]
 
 
-def _config(plan: Plan, run: Run, data: str | Path, settings: dict[str, Any]) -> Config:
+def _config(plan: StudyPlan, run: StudyRun, data: str | Path, settings: dict[str, Any]) -> Config:
     """The settings of a run; where it takes the weights of another, that one's with its own over them."""
     row = plan.rows[run.row]
     trained = plan.rows[row.of] if row.of else row
@@ -95,7 +95,7 @@ def _config(plan: Plan, run: Run, data: str | Path, settings: dict[str, Any]) ->
     return resolve(trained.model, plan.recipe, None, said)
 
 
-def _do_all(plan: Plan, configs: dict[Run, Config], output: Path, processes: Distribution) -> None:
+def _do_all(plan: StudyPlan, configs: dict[StudyRun, Config], output: Path, processes: Distribution) -> None:
     """Do what has not been done yet; what fails does not keep the rest from being done."""
     console, faults = Console(processes.leads), []
     for number, (run, config) in enumerate(configs.items(), 1):
@@ -114,7 +114,7 @@ def _do_all(plan: Plan, configs: dict[Run, Config], output: Path, processes: Dis
         raise DoubleheadError(f"{len(faults)} of {len(configs)} runs failed; the first is {faults[0]}")
 
 
-def _do(plan: Plan, run: Run, config: Config, output: Path, processes: Distribution) -> None:
+def _do(plan: StudyPlan, run: StudyRun, config: Config, output: Path, processes: Distribution) -> None:
     """Train, unless the weights are another run's, and measure."""
     of = plan.rows[run.row].of
     folder = RunFolder(run.folder)
@@ -137,7 +137,7 @@ def _do(plan: Plan, run: Run, config: Config, output: Path, processes: Distribut
         folder.last.unlink(missing_ok=True)  # four times the weights, and nothing is left to resume
 
 
-def _write_result(run: Run, config: Config, weights: Path, found: Evaluation, seconds: float | None) -> None:
+def _write_result(run: StudyRun, config: Config, weights: Path, found: Evaluation, seconds: float | None) -> None:
     """The result, by which the run is finished."""
     values = {
         "row": run.row,
@@ -151,12 +151,12 @@ def _write_result(run: Run, config: Config, weights: Path, found: Evaluation, se
         temporary.write_text(json.dumps(values, indent=1), encoding="utf-8")
 
 
-def _require_same(run: Run, config: Config) -> None:
+def _require_same(run: StudyRun, config: Config) -> None:
     stored = json.loads(run.result.read_text(encoding="utf-8"))["config"]
     _require_same_config(run, Config.model_validate(stored), config)
 
 
-def _require_same_config(run: Run, stored: Config, config: Config) -> None:
+def _require_same_config(run: StudyRun, stored: Config, config: Config) -> None:
     """Refuse to go on with a run of other settings."""
     one, other = (c.model_dump(mode="json", exclude=SECONDARY) for c in (stored, config))
     changed = list(_differences(one, other))

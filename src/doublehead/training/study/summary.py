@@ -26,7 +26,7 @@ from doublehead.evaluation import plots
 from doublehead.evaluation.bootstrap import Matches, draws
 from doublehead.inference.predictor import Predictor
 from doublehead.model.checkpoint import load_checkpoint
-from doublehead.training.study.plan import Plan, Run
+from doublehead.training.study.plan import StudyPlan, StudyRun
 from doublehead.training.study.timing import alternate
 
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -129,7 +129,7 @@ class Summary:
         return lines
 
 
-def summarise(plan: Plan, runs: Sequence[Run], split: Split, output: Path) -> Summary:
+def summarise(plan: StudyPlan, runs: Sequence[StudyRun], split: Split, output: Path) -> Summary:
     """Compare finished runs, and write the comparison into `output`.
 
     The interval of a difference comes from drawing, with replacement, the images that are measured and the seeds,
@@ -177,7 +177,7 @@ def summarise(plan: Plan, runs: Sequence[Run], split: Split, output: Path) -> Su
 
 
 def _inference_times(
-    plan: Plan, runs: Sequence[Run], results: dict[Run, dict[str, Any]], split: Split
+    plan: StudyPlan, runs: Sequence[StudyRun], results: dict[StudyRun, dict[str, Any]], split: Split
 ) -> dict[str, float]:
     """Milliseconds per image of each row's first seed, one image at a time; the rows take turns."""
     images = [to_tensor(read_image(record.path)) for record in split.records[:TIMED_IMAGES]]

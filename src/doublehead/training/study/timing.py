@@ -11,10 +11,12 @@ import torch
 WARM_UP = 2
 """Rounds before the clock starts: the first fills caches and compiles, the second settles memory."""
 
-Run = Callable[[], object]
+Workload = Callable[[], object]
 
 
-def alternate(runs: Mapping[str, Run], repeats: int, device: torch.device, advance: Run) -> dict[str, list[float]]:
+def alternate(
+    runs: Mapping[str, Workload], repeats: int, device: torch.device, advance: Workload
+) -> dict[str, list[float]]:
     """Seconds of each run, round by round: A, B, C, A, B, C ..., after a warm-up."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(WARM_UP + repeats):
