@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -98,6 +99,7 @@ def require_same_detections(peer: Peer, images: list[Tensor]) -> None:
     model = peer.model
     if not isinstance(model, Detector) or model.config.roi.inference_proposals == "all":
         return
+    model = copy.deepcopy(model).float()  # weights that were cast once
     usual = RoIConfig.model_fields["detections"].default
     found = []
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
