@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+
 import pytest
 
-from doublehead.common.files import whole
+from doublehead.common.files import remove_unfinished, whole
 
 
 @pytest.mark.parametrize("names", [("a", "b"), ("a", "a")])
@@ -31,3 +36,22 @@ def test_what_is_not_finished_leaves_nothing(tmp_path):
     with pytest.raises(RuntimeError):
         stopped()
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a", "before")]
+
+
+def test_only_what_dead_processes_were_writing_is_removed(tmp_path):
+    """Two shards end together: one cleans up while the other still writes."""
+    script = "import sys, time\nfrom pathlib import Path\nfrom doublehead.common.files import whole\n"
+    script += "with whole(Path(sys.argv[1])):\n    print('writing', flush=True)\n    time.sleep(60)\n"
+    killed = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "b")], stdout=subprocess.PIPE)
+    assert killed.stdout.readline() == b"writing\n"
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    killed.stdout.close()
+    with whole(tmp_path / "a") as path:
+        path.write_text("to the end")
+        assert len(list((tmp_path / ".writing").iterdir())) == 2
+        remove_unfinished(tmp_path)
+        assert len(list((tmp_path / ".writing").iterdir())) == 1
+    assert (tmp_path / "a").read_text() == "to the end"
+    remove_unfinished(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["a"]

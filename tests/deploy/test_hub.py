@@ -64,6 +64,21 @@ def test_the_card_is_filled_from_the_run(run, dataset, tmp_path):
     assert yaml.safe_load((tmp_path / "shared" / "training.yaml").read_text())["data"]["path"] == "shapes"
 
 
+def test_no_path_of_this_machine_leaves_it(run, dataset, tmp_path):
+    """Those of weights that training or the backbone started from are as private as that of the data."""
+    weights = tmp_path / "secret" / "start.safetensors"
+    weights.parent.mkdir()
+    shutil.copy(run / "best.safetensors", weights)
+    backbone = {"model.backbone.weights": str(tmp_path / "secret" / "body.pth")}
+    settings = {"train.steps": 1, "train.weights": str(weights), "data.workers": 0, "train.device": "cpu"}
+    config = run / "config.yaml"
+    best = doublehead.train(config=config, output=tmp_path / "run", data=dataset, settings=settings | backbone)
+    HubPredictor(best, device="cpu").save_pretrained(tmp_path / "shared")
+    for path in [best, *(tmp_path / "shared").iterdir()]:
+        assert str(tmp_path).encode() not in path.read_bytes(), path
+    assert yaml.safe_load((tmp_path / "shared" / "training.yaml").read_text())["train"]["weights"] == weights.name
+
+
 def test_without_a_run_the_card_says_what_it_does_not_know(checkpoint, tmp_path):
     HubPredictor(checkpoint).save_pretrained(tmp_path / "shared")
     text = (tmp_path / "shared" / "README.md").read_text()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from test_metrics import random_case
 
+from doublehead.evaluation import bootstrap
 from doublehead.evaluation.bootstrap import Matches, draws
 from doublehead.evaluation.coco import evaluate_detections
 
@@ -33,3 +34,18 @@ def test_draws_take_as_many_images_as_there_are() -> None:
     assert drawn.shape == (500, 7)
     assert (drawn.sum(1) == 7).all()
     assert drawn.mean(0) == pytest.approx(1, abs=0.2)
+
+
+def test_few_draws_at_a_time_give_the_same(monkeypatch):
+    random = np.random.default_rng(0)
+    matches = bootstrap._ClassMatches(
+        random.integers(0, 20, 300), random.random((10, 300)) < 0.5, random.random((10, 300)) < 0.9, np.full(20, 9.0)
+    )
+    weights = bootstrap.draws(20, 50, random)
+    expected = bootstrap._class_ap(matches, weights)
+    sizes = []
+    whole = bootstrap._class_ap
+    monkeypatch.setattr(bootstrap, "_class_ap", lambda m, w: sizes.append(len(w) * len(m.image)) or whole(m, w))
+    monkeypatch.setattr(bootstrap, "AT_ONCE", 2000)
+    np.testing.assert_array_equal(bootstrap._in_parts(matches, weights), expected)
+    assert max(sizes) <= 2000

@@ -79,13 +79,16 @@ def test_boxes_lie_in_the_original_image(predictor):
     ("image", "sentence"),
     [
         (np.zeros((4, 4, 2), np.uint8), r"must be \(H, W, 3\), not of shape \(4, 4, 2\)"),
-        (torch.zeros(2, 3, 4, 4), r"must be \(3, H, W\), not of shape \(2, 3, 4, 4\)"),
         (torch.zeros(5, 4, 3), r"must be \(3, H, W\), not of shape \(5, 4, 3\)"),
         (np.zeros((0, 4, 3), np.uint8), r"not of shape \(0, 4, 3\)"),
-        (None, r"not of shape \(\)"),
-        (np.full((4, 4, 3), 200.0), r"floats must lie in 0\.\.1"),
+        (None, r"None of type NoneType is no image"),
+        ({"image": 1}, r"of type dict is no image"),
+        (7, r"7 of type int is no image"),
+        ([None], r"None of type NoneType is no image"),
+        (np.full((4, 4, 3), 200.0), r"floats must lie in 0\.\.1, not in 200\.\.200: divide it by 255"),
+        (torch.linspace(-1, 1, 48).view(3, 4, 4), r"floats must lie in 0\.\.1, not in -1\.\.1: undo its"),
         (np.full((4, 4, 3), np.nan), r"floats must lie in 0\.\.1"),
-        (np.zeros((4, 4, 3), np.int64), "uint8 or float, not int64"),
+        (np.zeros((4, 4, 3), np.int64), "uint8, or float in 0\\.\\.1, not int64"),
     ],
 )
 def test_what_is_no_image_is_refused(predictor, image, sentence):

@@ -14,6 +14,7 @@ from doublehead.config import TrainConfig
 
 # What torch says, in RuntimeErrors without a type of their own.
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+_LASTING = ("CUDA error", "device-side assert", "HIP error", "illegal memory access")
 _NO_PEER = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
 
 
@@ -36,6 +37,17 @@ def told(memory: str = "use a machine with more") -> Iterator[None]:
         raise Fault(sentence) from error
 
 
+def is_lasting(error: BaseException) -> bool:
+    """Whether an error of a device will meet every later call of this process too, unlike a lack of memory."""
+    accelerator = getattr(torch, "AcceleratorError", ())
+    return not _no_memory(error) and (isinstance(error, accelerator) or any(words in str(error) for words in _LASTING))
+
+
+def _no_memory(error: BaseException) -> bool:
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return known or any(words in str(error) for words in _NO_MEMORY)
+
+
 def less_memory(settings: TrainConfig, world: int) -> str:
     """What to do where a run of so many processes runs out of memory."""
     share = settings.batch_size // world
@@ -52,7 +64,7 @@ def less_memory(settings: TrainConfig, world: int) -> str:
 def _sentence(error: Exception, memory: str) -> str | None:
     text = str(error) or type(error).__name__
     cause = re.sub(r"^\[[^]]*\][ .]*", "", text.strip().splitlines()[0])  # without the line of torch's code
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in text for words in _NO_MEMORY):
+    if _no_memory(error):
         return f"out of memory ({cause}): {memory}"
     if "DataLoader worker" in text:
         return (

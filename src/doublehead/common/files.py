@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -65,8 +66,13 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what `whole` was writing there when its process was killed; not while another process writes there."""
-    shutil.rmtree(folder / _WRITING, ignore_errors=True)
+    """Remove what `whole` was writing there when its process was killed; what other processes write stays."""
+    for own in (folder / _WRITING).glob("*"):
+        host, _, process = own.name.rpartition("-")[0].rpartition("-")
+        if host == _host() and process.isdigit() and not _alive(int(process)):
+            shutil.rmtree(own, ignore_errors=True)
+    with suppress(OSError):  # others write there, or nobody did
+        (folder / _WRITING).rmdir()
 
 
 def sha256(path: Path) -> str:
@@ -90,7 +96,22 @@ def _own_folder(parent: Path) -> Path:
     while True:
         (parent / _WRITING).mkdir(exist_ok=True)
         with suppress(FileNotFoundError):  # another process has just removed the empty `.writing`
-            return Path(mkdtemp(dir=parent / _WRITING))
+            return Path(mkdtemp(prefix=f"{_host()}-{os.getpid()}-", dir=parent / _WRITING))
+
+
+def _host() -> str:
+    return platform.node().replace("/", "_")
+
+
+def _alive(process: int) -> bool:
+    """Whether a process of this machine runs."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
 
 
 def _to_disk(path: Path, mode: int) -> None:

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".jp2")
 
+FORMATS = ("JPEG", "PNG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000")
+"""Formats that are read, whatever a file is called. Pillow knows others, some of which start another program.
+
+MPO, as phones write it, is opened as a JPEG."""
+
 _ORIENTATION = 0x0112  # the EXIF tag; its values 5..8 exchange width and height
 
 
@@ -42,7 +47,7 @@ def read_picture(path: Path, data: bytes | None = None) -> Picture:
             179 million pixels).
     """
     try:
-        with Image.open(path if data is None else BytesIO(data)) as image:
+        with Image.open(path if data is None else BytesIO(data), formats=FORMATS) as image:
             several = image.format != "MPO" and getattr(image, "is_animated", False)  # MPO: a photo with its preview
             orientation = image.getexif().get(_ORIENTATION, 1)
             return Picture(to_rgb(image), image.mode, orientation, several)
@@ -70,7 +75,7 @@ def image_size(path: Path, data: bytes | None = None) -> tuple[int, int]:
         DoubleheadError: the file is missing or its header is no image's.
     """
     try:
-        with Image.open(path if data is None else BytesIO(data)) as image:
+        with Image.open(path if data is None else BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
             return (height, width) if image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8) else (width, height)
     except Exception as error:

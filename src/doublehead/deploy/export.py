@@ -16,7 +16,7 @@ import doublehead
 from doublehead.common.console import Console
 from doublehead.common.errors import DoubleheadError, require
 from doublehead.common.files import writing
-from doublehead.config import BranchConfig, InputConfig, ModelConfig
+from doublehead.config import BranchConfig, InputConfig, ModelConfig, without_paths
 from doublehead.data.dataset import open_dataset
 from doublehead.data.images import read_image, to_tensor
 from doublehead.data.synthetic import synthesize
@@ -137,7 +137,7 @@ def describe(checkpoint: Checkpoint, owners: int, precision: str) -> dict[str, s
         "thresholds": json.dumps(thresholds),
         "owners": str(owners),
         "precision": precision,
-        "model": config.model_dump_json(),
+        "model": without_paths(config).model_dump_json(),
     }
 
 

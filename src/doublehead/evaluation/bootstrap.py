@@ -13,6 +13,9 @@ from doublehead.common.categories import Categories
 from doublehead.data.records import Record
 from doublehead.evaluation.coco import RECALLS, truth
 
+AT_ONCE = 2**23
+"""Numbers held at once in each array over draws and detections."""
+
 MOST_PER_IMAGE = 100  # detections per image and class, as COCO counts them
 
 
@@ -50,7 +53,7 @@ class Matches:
         Returns:
             (W,), each in 0..1; NaN where no object is left.
         """
-        per_class = np.stack([_class_ap(matches, weights) for matches in self.classes])
+        per_class = np.stack([_in_parts(matches, weights) for matches in self.classes])
         known = ~np.isnan(per_class)
         return np.where(known.any(0), np.nansum(per_class, 0) / np.maximum(known.sum(0), 1), np.nan)
 
@@ -72,6 +75,12 @@ def _joined(matches: list[dict[str, Any]], place: dict[int, int]) -> _ClassMatch
     for m in matches:
         objects[place[m["image_id"]]] += np.sum(~np.asarray(m["gtIgnore"], dtype=bool))
     return _ClassMatches(image[order], rows("dtMatches"), ~rows("dtIgnore"), objects)
+
+
+def _in_parts(matches: _ClassMatches, weights: np.ndarray) -> np.ndarray:
+    """`_class_ap` of a few draws at a time, whose arrays have an entry for each detection."""
+    rows = max(1, AT_ONCE // max(1, len(matches.image)))
+    return np.concatenate([_class_ap(matches, weights[start : start + rows]) for start in range(0, len(weights), rows)])
 
 
 def _class_ap(matches: _ClassMatches, weights: np.ndarray) -> np.ndarray:

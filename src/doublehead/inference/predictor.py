@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, overload
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from doublehead.common.categories import Categories
 from doublehead.common.device import PRECISIONS, pick_device, pick_precision
 from doublehead.common.errors import DoubleheadError
 from doublehead.config import InferenceOptions, ModelConfig, inference_options, option_names
-from doublehead.data.images import read_image, to_rgb, to_tensor
+from doublehead.data.images import to_tensor
 from doublehead.inference.detections import Detections
 from doublehead.inference.exported import Exported, is_exported, open_exported
+from doublehead.inference.inputs import ImageLike, as_picture, is_one_image
 from doublehead.model.checkpoint import load_model
 from doublehead.model.detector import Detector
 from doublehead.model.interop.published import resolve
 from doublehead.model.optimize import for_inference
-
-ImageLike = str | Path | Image.Image | np.ndarray | Tensor
-"""A path, a PIL image, an array (H, W, 3), or a tensor (3, H, W); uint8, or float in 0..1; RGB, grey or RGBA."""
 
 
 class Detects(Protocol):
@@ -114,30 +111,35 @@ class Predictor:
         return self.inside
 
     @overload
-    def predict(self, images: ImageLike, batch_size: int = 4) -> Detections: ...
+    def predict(self, images: ImageLike, batch_size: int = 4) -> Detections: ...  # type: ignore[overload-overlap]
     @overload
-    def predict(self, images: list[ImageLike], batch_size: int = 4) -> list[Detections]: ...
-    def predict(self, images: ImageLike | list[ImageLike], batch_size: int = 4) -> Detections | list[Detections]:
+    def predict(self, images: Iterable[ImageLike], batch_size: int = 4) -> list[Detections]: ...
+    def predict(self, images: ImageLike | Iterable[ImageLike], batch_size: int = 4) -> Detections | list[Detections]:
         """Detect objects in one image, or in each of several.
 
         Args:
-            images: see ImageLike; one gives one Detections, a list gives a list.
+            images: see ImageLike; one gives one Detections; any collection of them, or an array or tensor (N, H, W, 3)
+                or (N, 3, H, W), gives a list.
             batch_size: how many images go through the model at once.
 
         Raises:
-            DoubleheadError: a file is no readable image, or an array has a shape that no image has.
+            DoubleheadError: a file is no readable image, or an array has a shape or range that no image has.
         """
-        if isinstance(images, list):
-            found: list[Detections] = []
-            for start in range(0, len(images), batch_size):
-                pictures = [as_picture(image) for image in images[start : start + batch_size]]
-                results = self.detect([to_tensor(picture) for picture in pictures])
-                found += [
-                    Detections(d.boxes, d.scores, d.labels, d.names, d.category_ids, picture)
-                    for d, picture in zip(results, pictures, strict=True)
-                ]
-            return found
-        return self.predict([images])[0]
+        if is_one_image(images):
+            return self._predict([images])[0]
+        found: list[Detections] = []
+        rest = iter(images)  # type: ignore[arg-type]
+        while batch := list(islice(rest, batch_size)):
+            found += self._predict(batch)
+        return found
+
+    def _predict(self, images: Sequence[Any]) -> list[Detections]:
+        pictures = [as_picture(image) for image in images]
+        results = self.detect([to_tensor(picture) for picture in pictures])
+        return [
+            Detections(d.boxes, d.scores, d.labels, d.names, d.category_ids, picture)
+            for d, picture in zip(results, pictures, strict=True)
+        ]
 
     def detect(self, images: list[Tensor]) -> list[Detections]:
         """Detect objects in RGB tensors uint8 (3, H, W) of any sizes."""
@@ -176,31 +178,3 @@ def load(
     chosen = pick_device(device)
     model, checkpoint = load_model(path)
     return Predictor(model, checkpoint.categories, chosen, precision, settings)
-
-
-def as_picture(image: ImageLike) -> Image.Image:
-    """Any kind of image as a PIL image in RGB.
-
-    Raises:
-        DoubleheadError: the file cannot be read, or the shape or type is not an image's.
-    """
-    if isinstance(image, str | Path):
-        return read_image(Path(image))
-    if isinstance(image, Image.Image):
-        return to_rgb(image)
-    array = image.detach().cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
-    shape = array.shape
-    if isinstance(image, Tensor) and array.ndim == 3:
-        array = array.transpose(1, 2, 0)
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[:, :, 0]
-    if 0 in shape or (array.ndim != 2 and (array.ndim != 3 or array.shape[2] not in (3, 4))):
-        wanted = "(3, H, W)" if isinstance(image, Tensor) else "(H, W, 3)"
-        raise DoubleheadError(f"an image must be {wanted}, not of shape {shape}")
-    if np.issubdtype(array.dtype, np.floating):
-        if not (array.min() >= 0 and array.max() <= 1):
-            raise DoubleheadError("an image of floats must lie in 0..1; give uint8 for 0..255")
-        array = (array * 255).round().astype(np.uint8)
-    if array.dtype != np.uint8:
-        raise DoubleheadError(f"an image must be uint8 or float, not {array.dtype}")
-    return to_rgb(Image.fromarray(np.ascontiguousarray(array)))

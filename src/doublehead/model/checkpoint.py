@@ -24,7 +24,7 @@ import doublehead
 from doublehead.common.categories import Categories
 from doublehead.common.errors import DoubleheadError
 from doublehead.common.files import missing_weights, whole
-from doublehead.config import ModelConfig, sentence, with_options
+from doublehead.config import ModelConfig, sentence, with_options, without_paths
 from doublehead.model.detector import Detector
 
 FORMAT = "doublehead"
@@ -93,7 +93,7 @@ def save_checkpoint(
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
         "doublehead": doublehead.__version__,
-        "model": config.model_dump_json(),
+        "model": without_paths(config).model_dump_json(),
         "categories": json.dumps({"names": categories.names, "ids": categories.ids}),
         "notes": json.dumps(notes),
     }

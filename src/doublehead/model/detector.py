@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,13 +55,19 @@ class Detector(nn.Module):
     def __init__(self, config: ModelConfig, classes: int, pretrained: bool = False) -> None:
         super().__init__()
         self.config = config
+        with default_float32():
+            self._build(config, classes, pretrained)
+        self.options = inference_options(config)
+
+    def _build(self, config: ModelConfig, classes: int, pretrained: bool) -> None:
         self.backbone = Backbone(config.backbone, config.fpn, pretrained)
         self.edges = Edges(config.inclusive_pixels)
         self.rpn = build_rpn(config.rpn, config.fpn.channels, self.edges)
         self.roi_heads = RoIHeads(config, classes)
-        self.options = inference_options(config)
-        self.register_buffer("mean", torch.tensor(config.input.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(config.input.std).view(3, 1, 1), persistent=False)
+        self.register_buffer(
+            "mean", torch.tensor(config.input.mean, dtype=torch.float32).view(3, 1, 1), persistent=False
+        )
+        self.register_buffer("std", torch.tensor(config.input.std, dtype=torch.float32).view(3, 1, 1), persistent=False)
 
     def losses(self, images: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
         """Losses to add up, of images that already have their training size; in training or inference mode.
@@ -98,7 +106,7 @@ class Detector(nn.Module):
         batch, features = self._features(resized)
         proposals, _ = self.rpn(batch, features)
         ratios = [
-            torch.tensor([image.shape[-1] / width, image.shape[-2] / height], device=proposals[0].device).repeat(2)
+            proposals[0].new_tensor([image.shape[-1] / width, image.shape[-2] / height]).repeat(2)
             for image, (height, width) in zip(images, batch.image_sizes, strict=True)
         ]
         return FirstStage(_levels(features), proposals, batch.image_sizes, ratios)
@@ -120,14 +128,26 @@ class Detector(nn.Module):
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
         multiple = self.backbone.body.multiple
         height, width = ((max(side) + multiple - 1) // multiple * multiple for side in zip(*sizes, strict=True))
+        on_device = [unit_range(image.to(self.mean.device), self.mean.dtype) for image in images]
         batch = torch.stack(
             [
-                pad((unit_range(image.to(self.mean.device)) - self.mean) / self.std, (0, width - w, 0, height - h))
-                for image, (h, w) in zip(images, sizes, strict=True)
+                pad((image - self.mean) / self.std, (0, width - w, 0, height - h))
+                for image, (h, w) in zip(on_device, sizes, strict=True)
             ]
         )
         features = self.backbone(batch)
         return ImageList(batch, sizes), OrderedDict((name, at_least_float32(f)) for name, f in features.items())
+
+
+@contextmanager
+def default_float32() -> Iterator[None]:
+    """Inside, layers are made in float32, whatever default a program has set."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 class _RPNHead(RPNHead):
@@ -235,9 +255,9 @@ def _unknown(side: int) -> Any:
     return number
 
 
-def unit_range(image: Tensor) -> Tensor:
+def unit_range(image: Tensor, dtype: torch.dtype) -> Tensor:
     """uint8 as float in 0..1; float as it is."""
-    return image / 255 if image.dtype == torch.uint8 else image
+    return image.to(dtype) / 255 if image.dtype == torch.uint8 else image
 
 
 def _levels(features: OrderedDict[str, Tensor]) -> list[Tensor]:

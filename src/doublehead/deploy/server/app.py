@@ -278,9 +278,11 @@ async def health() -> State:
 
 @_public.get("/ready", responses=problems(500, 503), summary="Whether images can be answered")
 async def ready(service: Serving) -> State:
-    """Answers 503 where the model no longer runs."""
+    """Answers 503 where the model no longer runs, or its device met an error that only a new process gets rid of."""
     if not service.batcher.alive:
         raise Refused(503, "not_ready", "the model does not run", 1)
+    if service.batcher.broken:
+        raise Refused(503, "not_ready", f"the device no longer computes ({service.batcher.broken})", 1)
     return State(status="ready")
 
 

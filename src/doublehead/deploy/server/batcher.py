@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from doublehead.common.faults import is_lasting
 from doublehead.deploy.server.engine import Choice
 from doublehead.deploy.server.refusals import Refused
 from doublehead.inference.detections import Detections
@@ -51,6 +52,7 @@ class Batcher:
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
         self._thread.start()
         self.pace = 0.0  # seconds per image, lately
+        self.broken = ""  # what the device said that will not compute again in this process
 
     @property
     def alive(self) -> bool:
@@ -87,17 +89,15 @@ class Batcher:
     def _answer(self, batch: list[Job]) -> None:
         if not batch:
             return
-        began = time.monotonic()
+        began, failure = time.monotonic(), None
         try:
             results = self._run([job.image for job in batch], [job.choice for job in batch])
         except Exception as error:
+            failure = error
             if len(batch) == 1:
                 log.exception("an image of shape %s could not be answered", tuple(batch[0].image.shape))
-                batch[0].promise.set_exception(error)
-            else:  # one of them, or the memory that they need together: each for itself
-                log.warning("a batch of %d failed (%s), and is run image by image", len(batch), error)
-                for job in batch:
-                    self._answer([job])
+        if failure is not None:
+            self._failed(batch, failure)
             return
         seconds = time.monotonic() - began
         each = seconds / len(batch)
@@ -105,6 +105,21 @@ class Batcher:
         self._seen(len(batch), seconds)
         for job, result in zip(batch, results, strict=True):
             job.promise.set_result(result)
+
+    def _failed(self, batch: list[Job], failure: Exception) -> None:
+        """Tell, or try again image by image, with nothing kept of the batch that failed: its traceback holds it."""
+        failure.__traceback__ = failure.__context__ = failure.__cause__ = None
+        if is_lasting(failure):
+            self.broken = str(failure).splitlines()[0]
+            log.error("the device no longer computes: start the server again")
+        if len(batch) == 1 or self.broken:
+            for job in batch:
+                job.promise.set_exception(failure)
+            return
+        # one of them is at fault, or the memory that they need together
+        log.warning("a batch of %d failed (%s), and is run image by image", len(batch), failure)
+        for job in batch:
+            self._answer([job])
 
 
 class Room:
