@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import os.path
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
@@ -379,12 +380,51 @@ def absolute(path: str) -> str:
     return str(Path(os.path.expanduser(path)).absolute())
 
 
+class SplitConfig(Strict):
+    """How a dataset without splits is shared out. A list stands for its `shares`."""
+
+    shares: tuple[float, ...] = Field(
+        default=(0.8, 0.1, 0.1), min_length=2, max_length=3, description="Shares of train, val and test, in proportion."
+    )
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Another seed gives another choice of images.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_list(cls, value: Any) -> Any:
+        return {"shares": value} if isinstance(value, list | tuple) else value
+
+    @field_validator("shares")
+    @classmethod
+    def _of_something(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(0 <= share < 1e9 for share in shares) or shares[0] == 0:
+            raise ValueError("shares must be numbers from 0 up, and that of train more than 0")
+        return shares
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The splits that have a share."""
+        return tuple(name for name, share in zip(("train", "val", "test"), self.shares, strict=False) if share)
+
+    @property
+    def bounds(self) -> tuple[float, ...]:
+        """The ends of their shares on the way from 0 to 1: one more than there are names."""
+        ends = tuple(accumulate(share / sum(self.shares) for share in self.shares if share))
+        return (0.0, *ends[:-1], 1.0)
+
+    def __str__(self) -> str:
+        percent = "/".join(f"{100 * share / sum(self.shares):g}" for share in self.shares if share)
+        return f"{percent} into {', '.join(self.names)}" + (f" (seed {self.seed})" if self.seed else "")
+
+
 class DataConfig(Strict):
     """How images reach the model."""
 
     path: str = Field(default="", description="The dataset: a folder, or a YAML file that names its splits.")
     train_split: str = "train"
     val_split: str | None = Field(default="val", description="Split measured during training; null: none.")
+    split: SplitConfig | None = Field(
+        default=None, description="Shares of a dataset without splits, such as [0.7, 0.2, 0.1]; None: 80/10/10."
+    )
     augment: AugmentConfig = AugmentConfig()
     workers: int | None = Field(
         default=None, ge=0, lt=2**31, description="Loader processes per rank; None: by the cores."

@@ -3,27 +3,50 @@
 from __future__ import annotations
 
 import json
-import os.path
+import os
+import posixpath
+import re
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
 
-from doublehead.common.errors import DoubleheadError, brief, printable
+from doublehead.common.errors import DoubleheadError, brief
+from doublehead.data.folder import Folder, Pictures, canonical, split_in_name, split_of_folder
 from doublehead.data.images import image_size
-from doublehead.data.records import COORDINATE_LIMIT, ID_LIMIT, Categories, Findings, Record, Split, note_box
+from doublehead.data.objects import MASKS, NAMES_CLEANED, POLYGONS, NotMine, Splits, around
+from doublehead.data.records import COORDINATE_LIMIT, ID_LIMIT, Box, Categories, Findings, Record, Split, note_box
+from doublehead.data.rle import rle_box
+from doublehead.data.text import class_name, is_set
 
 Entry = dict[str, Any]
+
+_SNIFFED = 1 << 16  # bytes at each end of a JSON file in which its keys are looked for
+
+
+def find_coco(folder: Folder) -> Splits | NotMine | None:
+    """Splits of COCO files of any name: called after their files, or else after the folders they lie in."""
+    files = [file for file in folder.suffixed(".json") if _is_coco(folder, file)]
+    homes = {posixpath.dirname(file) for file in files if _is_instances(file)}
+    files = [file for file in files if _is_instances(file) or posixpath.dirname(file) not in homes]  # no keypoints
+    splits: Splits = {}
+    for file in files:
+        split = _split(file, alone=len(files) == 1)
+        split = posixpath.splitext(posixpath.basename(file))[0] if split in splits else split
+        splits[split] = partial(_read_in, folder=folder, file=file, split=split)
+    return splits or None
 
 
 def read_coco(name: str, annotations: Path, images: Path) -> Split:
     """Read one split from a COCO `instances` file whose `file_name`s lie under the folder `images`.
 
     Category ids may have gaps: labels 1..C follow them in rising order, and every category is kept, also one
-    without boxes. Crowds are kept and marked. Boxes without area inside the image are counted and left out; boxes
-    past the image's edge are counted and kept as annotated. Sizes come from the JSON, or else from the image file.
-    Images and annotations at fault are left out, each a fault in the split's findings.
+    without boxes. Crowds are kept and marked. Objects with `ignore` set are crowds too. Without `bbox` the box around
+    `segmentation` is taken, and counted. Boxes without area inside the image are counted and left out; boxes past the
+    image's edge are counted and kept as annotated. Sizes come from the JSON, or else from the image file. Images and
+    annotations at fault are left out, each a fault in the split's findings.
 
     Raises:
         DoubleheadError: the file is missing or is no COCO JSON, or its categories contradict each other.
@@ -31,9 +54,62 @@ def read_coco(name: str, annotations: Path, images: Path) -> Split:
     if not os.path.isdir(images):
         raise DoubleheadError(f"{images}: there is no such folder of images for {annotations}")
     content = _load(annotations)
+    folder = Folder(Path(os.path.normpath(images)))
+    return _read(name, annotations, content, Pictures(folder, _names(content)))
+
+
+def _is_instances(file: str) -> bool:
+    name = posixpath.basename(file).lower()
+    return name.startswith("instances") or name.endswith(".coco.json")
+
+
+def _is_coco(folder: Folder, file: str) -> bool:
+    """Whether a JSON file is likely COCO's, by its name or by the keys near its start and end."""
+    if _is_instances(file):
+        return True
+    try:
+        with folder.path(file).open("rb") as content:
+            text = content.read(_SNIFFED)
+            content.seek(max(0, os.fstat(content.fileno()).st_size - _SNIFFED))
+            text += content.read(_SNIFFED)
+    except OSError:
+        return False
+    images = re.search(rb'"images"\s*:\s*\[|"image_id"\s*:', text)
+    return bool(images and re.search(rb'"(annotations|categories)"\s*:\s*\[', text))
+
+
+def _split(file: str, alone: bool) -> str:
+    """The split of a file: `train2017` of instances_train2017.json, `valid` of valid/_annotations.coco.json."""
+    stem = posixpath.splitext(posixpath.basename(file))[0].removeprefix("instances_")
+    if canonical(stem) in ("train", "val", "test", "trainval", "all"):
+        return stem
+    return split_in_name(stem) or split_of_folder(file) or ("all" if alone else stem)
+
+
+def _read_in(name: str, folder: Folder, file: str, split: str) -> Split:
+    beside = posixpath.dirname(file)
+    apart = posixpath.basename(beside).lower().startswith(("annot", "label", "json"))  # from the pictures
+    home = posixpath.dirname(beside) if apart else beside
+    near = [split, f"images/{split}", name, f"images/{name}", "images", "data", *([] if apart else [""])]
+    near = [posixpath.join(home, place).rstrip("/") for place in dict.fromkeys(near)]
+    content = _load(folder.path(file))
+    names = _names(content)
+    pictures = Pictures(folder, names, beside, name, near)
+    if not folder.folders.intersection(near) and not any(map(pictures.seek, names)):
+        raise DoubleheadError(
+            f"{folder.path(file)}: no folder of images for it in {folder.root}; looked for {', '.join(near)}"
+        )
+    return _read(name, folder.path(file), content, pictures)
+
+
+def _names(content: dict[str, list[Entry]]) -> list[str]:
+    return [image["file_name"] for image in content["images"] if isinstance(image.get("file_name"), str)]
+
+
+def _read(name: str, annotations: Path, content: dict[str, list[Entry]], pictures: Pictures) -> Split:
     findings = Findings()
     categories = _categories(annotations, content, findings)
-    reader = _Reader(annotations, Path(os.path.normpath(images)), categories, findings)
+    reader = _Reader(annotations, pictures, categories, findings)
     entries = reader.images(content["images"])
     reader.annotations(content["annotations"], entries)
     records: list[Record] = []
@@ -54,7 +130,7 @@ def read_categories(annotations: Path) -> Categories:
 
 def _load(path: Path) -> dict[str, list[Entry]]:
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())  # which knows byte order marks
     except FileNotFoundError as error:
         raise DoubleheadError(f"{path}: there is no such annotation file") from error
     except (OSError, ValueError, RecursionError) as error:
@@ -70,7 +146,7 @@ def _categories(path: Path, content: dict[str, list[Entry]], findings: Findings)
     entries = content["categories"]
     for entry in entries:
         name = entry.get("name")
-        if not _is_id(entry.get("id")) or not isinstance(name, str) or not name.strip() or name != printable(name):
+        if not _is_id(entry.get("id")) or not (isinstance(name, str) or _is_id(name)) or not class_name(str(name)):
             raise DoubleheadError(f"{path}: category {brief(entry.get('id'))} needs a whole number as id and a name")
     entries = sorted(entries, key=lambda entry: entry["id"])
     if not entries:
@@ -83,7 +159,11 @@ def _categories(path: Path, content: dict[str, list[Entry]], findings: Findings)
         entries = entries[1:]
     elif entries[0]["id"] == 0:
         findings.warn("category id 0, which some programs take for the background", f"`{entries[0]['name']}`")
-    return Categories(tuple(entry["name"] for entry in entries), tuple(entry["id"] for entry in entries))
+    names = tuple(class_name(str(entry["name"])) for entry in entries)
+    for entry, name in zip(entries, names, strict=True):
+        if name != str(entry["name"]):
+            findings.warn(NAMES_CLEANED, f"`{name}` in {path.name}")
+    return Categories(names, tuple(entry["id"] for entry in entries))
 
 
 def _is_placeholder(first: Entry, others: list[Entry], annotations: list[Entry]) -> bool:
@@ -99,8 +179,8 @@ def _is_placeholder(first: Entry, others: list[Entry], annotations: list[Entry])
 class _Reader:
     """Entries of one file to records; what is wrong with one goes into `findings`."""
 
-    def __init__(self, path: Path, root: Path, categories: Categories, findings: Findings) -> None:
-        self.path, self.root, self.findings = path, root, findings
+    def __init__(self, path: Path, pictures: Pictures, categories: Categories, findings: Findings) -> None:
+        self.path, self.pictures, self.findings = path, pictures, findings
         self.label_of = {category: label for label, category in enumerate(categories.ids, start=1)}
 
     def images(self, entries: list[Entry]) -> dict[int, tuple[Entry, list[Entry]]]:
@@ -149,12 +229,7 @@ class _Reader:
         file_name = image.get("file_name")
         if not isinstance(file_name, str) or not file_name:
             raise DoubleheadError(f"{self.path}: image {image['id']} has no `file_name`")
-        file = Path(os.path.normpath(self.root / file_name))
-        if not file.is_relative_to(self.root) or file == self.root:
-            raise DoubleheadError(
-                f"{self.path}: image {image['id']} lies outside {self.root} (`{file_name}`); move it there",
-                "images outside the dataset's folder",
-            )
+        file = self.pictures.find(file_name, f"{self.path}: image {image['id']}")
         width, height = image.get("width"), image.get("height")
         if not (_is_id(width) and _is_id(height) and width > 0 and height > 0):
             width, height = image_size(file)
@@ -162,15 +237,22 @@ class _Reader:
         boxes, labels, crowd, areas = [], [], [], []
         for annotation in annotations:
             with self.findings.collect("boxes that cannot be read", file):
-                where = f"{self.path}: {_named(annotation)} needs a"
-                x, y, w, h = _numbers(annotation.get("bbox"), 4, f"{where} `bbox` of four finite numbers")
+                where = f"{self.path}: {_named(annotation)}"
+                shown = f"{file_name}, {_named(annotation)}"
+                box, reduced = _box(annotation, where)
+                x1, y1, x2, y2 = box
                 area = annotation.get("area")
-                area = w * h if area is None else _numbers([area], 1, f"{where} finite number as `area`, or none")[0]
-                box = (x, y, x + w, y + h)
-                if note_box(box, width, height, f"{file_name}, {_named(annotation)}", file, self.findings):
+                wanted = f"{where} needs a finite number as `area`, or none"
+                area = (x2 - x1) * (y2 - y1) if area is None else _numbers([area], 1, wanted)[0]
+                if reduced:
+                    self.findings.warn(reduced, shown, file, box)
+                ignored = is_set(annotation.get("ignore"))
+                if ignored:
+                    self.findings.warn("objects with `ignore` set, treated as crowds", shown, file, box)
+                if note_box(box, width, height, shown, file, self.findings):
                     boxes.append(box)
                     labels.append(self.label_of[annotation["category_id"]])
-                    crowd.append(bool(annotation.get("iscrowd")))
+                    crowd.append(ignored or is_set(annotation.get("iscrowd")))
                     areas.append(area)
         return Record(
             image_id=image["id"],
@@ -182,6 +264,22 @@ class _Reader:
             crowd=np.array(crowd, dtype=bool),
             areas=np.array(areas, dtype=np.float32),
         )
+
+
+def _box(annotation: Entry, where: str) -> tuple[Box, str]:
+    """The box of an annotation, and the kind of finding where it is only the box around a mask."""
+    bbox, segmentation = annotation.get("bbox"), annotation.get("segmentation")
+    if (bbox is None or bbox == []) and segmentation:
+        if isinstance(segmentation, dict):
+            return rle_box(segmentation, f"{where}: its run-length mask"), MASKS
+        pieces = segmentation if isinstance(segmentation, list) else [None]
+        pieces = pieces if any(isinstance(piece, list) for piece in pieces) else [pieces]
+        numbers = f"{where} needs a `segmentation` of finite numbers, pairs of x and y"
+        flat = [_numbers(piece, len(piece) // 2 * 2 if isinstance(piece, list) else 0, numbers) for piece in pieces]
+        points = [point for piece in flat for point in zip(piece[0::2], piece[1::2], strict=True)]
+        return around(points, f"{where}: its polygon"), POLYGONS
+    x, y, w, h = _numbers(bbox, 4, f"{where} needs a `bbox` of four finite numbers")
+    return (x, y, x + w, y + h), ""
 
 
 def _named(annotation: Entry) -> str:

@@ -2,50 +2,70 @@
 
 from __future__ import annotations
 
+import copy
 import os.path
-import re
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from doublehead.common.errors import DoubleheadError, brief
-from doublehead.config import Strict, read_yaml, sentence
-from doublehead.data.coco import read_coco
+from doublehead.config import SplitConfig, Strict, read_yaml, sentence
+from doublehead.data.coco import find_coco, read_coco
+from doublehead.data.cvat import find_cvat
+from doublehead.data.folder import Folder, canonical, split_of_folder
+from doublehead.data.labelme import find_labelme
+from doublehead.data.objects import NotMine, Splits
 from doublehead.data.records import Split
-from doublehead.data.voc import read_voc, voc_categories
-from doublehead.data.yolo import read_data_yaml, read_yolo
+from doublehead.data.shares import share_out
+from doublehead.data.voc import find_voc, voc_splits
+from doublehead.data.yolo import find_yolo, read_data_yaml, yolo_splits
 
-LAYOUTS = (
-    "annotations/instances_train.json with train/ or images/ (COCO)",
-    "train/_annotations.coco.json (Roboflow)",
-    "instances.json with images/ (COCO, one split)",
-    "Annotations/, JPEGImages/ and ImageSets/Main/train.txt (Pascal VOC)",
-    "data.yaml (YOLO)",
-)
+Reader = Callable[[Folder], Splits | NotMine | None]  # None: nothing of the format is there
+
+# Each format is one row. A folder may hold the files of several: the first with splits is read, else the first.
+READERS: dict[str, Reader] = {
+    "voc": find_voc,
+    "coco": find_coco,
+    "yolo": find_yolo,
+    "cvat": find_cvat,
+    "labelme": find_labelme,
+}
+
+_STRUCTURE = ("images", "labels", "annotations", "data", "jpegimages", "imagesets", "metadata")
 
 
 @dataclass(frozen=True)
 class Dataset:
     """The splits found, none of them read yet.
 
-    Splits go by `train`, `val` and `test` where they can: `train2017` and `valid` are also found as `train` and `val`.
-    A dataset without splits has the one split `all`, which is also found as `train`, but never as `val` or `test`:
-    nobody should measure on training images unawares.
+    Splits go by `train`, `val` and `test` where they can: `train2017` and `Validation` are found as `train` and `val`.
+    A dataset without splits has its one split as `whole`: it is shared out to train, val and test (`shares.py`), and
+    can also be read as `all`.
     """
 
     path: Path
-    format: Literal["coco", "voc", "yolo"]
+    format: str  # a row of READERS
     splits: dict[str, Callable[[], Split]]
+    whole: Callable[[], Split] | None = None
+    shares: SplitConfig = field(default_factory=SplitConfig)
 
     @property
     def distinct(self) -> list[str]:
         """Names of the splits, without VOC's trainval where train and val are there."""
         again = "trainval" if {"train", "val"} <= set(self.splits) else ""
         return [name for name in self.splits if name != again]
+
+    @property
+    def note(self) -> str:
+        """One line on how the images were shared out; "" where the dataset has splits of its own."""
+        if not self.whole:
+            return ""
+        return f"{self.path}: no splits found; images are split {self.shares} by content (set data.split to change it)"
 
     def has(self, split: str) -> bool:
         """Whether `read` finds this split."""
@@ -68,38 +88,37 @@ class Dataset:
         name = self.name_of(split)
         if name is None:
             raise DoubleheadError(f"{self.path}: has no split `{split}`; it has {', '.join(self.splits)}")
-        return self.splits[name]()
+        return self.whole() if self.whole and name == "all" else self.splits[name]()
 
     def name_of(self, split: str) -> str | None:
         """The name under which `read` finds this split."""
-        wanted = (split, canonical(split), "all" if canonical(split) == "train" else split)
-        return next((name for name in wanted if name in self.splits), None)
+        names = [*self.splits, *(["all"] if self.whole else [])]
+        return next((name for name in (split, canonical(split)) if name in names), None)
 
 
-def open_dataset(path: str | Path) -> Dataset:
+def open_dataset(path: str | Path, shares: SplitConfig | None = None) -> Dataset:
     """Recognise a dataset from its folder, or from a YAML file that names its format and splits.
 
+    Args:
+        path: the folder or YAML file.
+        shares: how to share out a dataset that has no splits; None: as the YAML says, else 80/10/10.
+
     Raises:
-        DoubleheadError: the path is missing, nothing known is found there, or the YAML has a mistake.
+        DoubleheadError: the path is missing, nothing known is found there, or the YAML has a mistake; or `shares` is
+            given and the dataset has splits of its own.
     """
     path = Path(os.path.expanduser(path))
     if os.path.isfile(path):
         if path.suffix.lower() not in (".yaml", ".yml"):
             raise DoubleheadError(f"{path}: a dataset is a folder or a YAML file; give the folder that holds this file")
-        return _from_yaml(path)
-    if not os.path.isdir(path):
+        dataset = _from_yaml(path)
+    elif os.path.isdir(path):
+        dataset = _from_folder(path)
+    else:
         raise DoubleheadError(f"{path}: there is no such dataset; give a folder or a YAML file")
-    for recognise in (_voc, _official, _roboflow, _yolo, _flat):
-        dataset = recognise(path)
-        if dataset:
-            return dataset
-    raise DoubleheadError(f"{path}: no dataset found there; looked for {'; '.join(LAYOUTS)}")
-
-
-def canonical(split: str) -> str:
-    """The plain name of a split: without its year, and `val` for `valid`, `all` for CVAT's `default`."""
-    name = re.sub(r"(?<=[a-z])(19|20)\d\d$", "", split)
-    return {"valid": "val", "validation": "val", "default": "all"}.get(name, name)
+    if shares and not dataset.whole:
+        raise DoubleheadError(f"{path}: has splits of its own ({', '.join(dataset.splits)}); remove `data.split`")
+    return _shared_out(dataset, dataset.whole, shares or dataset.shares) if dataset.whole else dataset
 
 
 def summary(split: Split) -> str:
@@ -110,80 +129,89 @@ def summary(split: Split) -> str:
     boxes = sum(len(record.boxes) for record in records) - crowds
     counts = [f"{len(records)} images", f"{boxes} boxes of {len(split.categories)} classes"]
     counts += [f"{empty} images without boxes"] * bool(empty) + [f"{crowds} crowds or difficult objects"] * bool(crowds)
-    lines = [f"{split.name}: {', '.join(counts)}"]
+    made = f" (no splits found: {split.made}, by content)" if split.made else ""
+    lines = [f"{split.name}: {', '.join(counts)}{made}"]
     for finding in split.findings:
         lines.append(f"  {finding.count} {finding.kind}, such as {finding.places[0].text}")
     return "\n".join(lines)
 
 
+def _from_folder(path: Path) -> Dataset:
+    folder = _unpacked(Folder(path))
+    nearest: NotMine | None = None
+    without_splits: Dataset | None = None
+    for name, find in READERS.items():
+        found = find(folder)
+        if isinstance(found, NotMine):
+            nearest = nearest or found
+        elif found:
+            dataset = _dataset(path, name, found, folder)
+            if dataset.splits:
+                return dataset
+            without_splits = without_splits or dataset
+    if without_splits:
+        return without_splits
+    counts = Counter(os.path.splitext(file)[1].lower() or "without extension" for file in folder.files)
+    seen = ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common(5)) or "nothing"
+    lack = (
+        f"; {nearest.found} lacks {nearest.missing}" if nearest else "; no annotations of a known format (docs/data.md)"
+    )
+    raise DoubleheadError(f"{path}: no dataset found there, but {seen}{lack}")
+
+
+def _unpacked(folder: Folder) -> Folder:
+    """The folder within, where an archive was unpacked to a folder of its own."""
+    while True:
+        tops = {file.split("/")[0] for file in folder.folders if file}
+        files = [file for file in folder.files if "/" not in file and not file.lower().startswith(("readme", "licen"))]
+        if len(tops) != 1 or files:
+            return folder
+        (top,) = tops
+        if top.lower() in _STRUCTURE or split_of_folder(f"{top}/"):
+            return folder
+        folder = folder.within(top)
+
+
+def _dataset(
+    path: Path, form: str, found: Splits, folder: Folder | None = None, shares: SplitConfig | None = None
+) -> Dataset:
+    """Splits under their plain names; one that is called `all` or `default` alone is the whole."""
+    splits = _named(found)
+    if folder and folder.skipped:
+        first = next(iter(splits))
+        splits[first] = partial(_with_skipped, splits[first], folder)
+    if set(splits) == {"all"}:
+        return Dataset(path, form, {}, splits["all"], shares or SplitConfig())
+    return Dataset(path, form, splits)
+
+
+def _with_skipped(read: Callable[[], Split], folder: Folder) -> Split:
+    split = read()
+    for file in folder.skipped:
+        split.findings.warn("hidden files and folders skipped", file)
+    return split
+
+
+def _shared_out(dataset: Dataset, whole: Callable[[], Split], shares: SplitConfig) -> Dataset:
+    parts = cache(lambda: share_out(whole(), shares))
+
+    def part(name: str) -> Split:
+        return copy.deepcopy(parts()[name])  # the caller may add findings
+
+    return replace(dataset, shares=shares, splits={name: partial(part, name) for name in shares.names})
+
+
 def _named(splits: Mapping[str, Callable[[str], Split]]) -> dict[str, Callable[[], Split]]:
     """Splits under their plain names, train, val and test first; a name keeps its year where two would meet."""
     result: dict[str, Callable[[], Split]] = {}
+    alone = not any(canonical(given) == "train" for given in splits)
     for given, read in splits.items():
-        name = given if canonical(given) in result else canonical(given)
+        name = canonical(given)
+        name = "train" if name == "trainval" and alone else name
+        name = given if name in result else name
         result[name] = partial(read, name)
     order = ("train", "val", "test")
     return dict(sorted(result.items(), key=lambda item: (order.index(item[0]) if item[0] in order else 3, item[0])))
-
-
-def _official(root: Path) -> Dataset | None:
-    folder = root / "annotations"
-    files = sorted(folder.glob("instances_*.json")) or sorted(folder.glob("*.json"))
-    splits = {file.stem.removeprefix("instances_"): file for file in files}
-    readers = {split: partial(_read_official, root=root, split=split, file=file) for split, file in splits.items()}
-    return Dataset(root, "coco", _named(readers)) if readers else None
-
-
-def _read_official(name: str, root: Path, split: str, file: Path) -> Split:
-    folders = [root / split, root / "images" / split, root / name, root / "images" / name, root / "images"]
-    folder = next((folder for folder in folders if folder.is_dir()), None)
-    if folder is None:
-        looked = ", ".join(str(folder.relative_to(root)) for folder in dict.fromkeys(folders))
-        raise DoubleheadError(f"{file}: no folder of images for it in {root}; looked for {looked}")
-    return read_coco(name, file, folder)
-
-
-def _roboflow(root: Path) -> Dataset | None:
-    files = sorted(root.glob("*/_annotations.coco.json"))
-    readers = {file.parent.name: partial(read_coco, annotations=file, images=file.parent) for file in files}
-    return Dataset(root, "coco", _named(readers)) if readers else None
-
-
-def _flat(root: Path) -> Dataset | None:
-    files = [root / "instances.json"] if (root / "instances.json").is_file() else list(root.glob("*.json"))
-    if len(files) != 1:
-        return None
-    images = root / "images" if (root / "images").is_dir() else root
-    return Dataset(root, "coco", {"all": partial(read_coco, "all", files[0], images)})
-
-
-def _voc(root: Path) -> Dataset | None:
-    lists = sorted((root / "ImageSets" / "Main").glob("*.txt"))
-    # lists per class, such as aeroplane_train.txt, name the same images as train.txt
-    whole = {file.stem: file for file in lists if not re.search(r"_(train|val|trainval|test)$", file.stem)}
-    if not whole or not (root / "Annotations").is_dir():
-        return None
-    return _voc_dataset(root, root, whole)
-
-
-def _voc_dataset(path: Path, root: Path, lists: dict[str, Path]) -> Dataset:
-    categories = cache(partial(voc_categories, root))  # every XML file is looked at: once for all splits
-
-    def reader(file: Path) -> Callable[[str], Split]:
-        return lambda name: read_voc(name, root, file, categories())
-
-    return Dataset(path, "voc", _named({split: reader(file) for split, file in lists.items()}))
-
-
-def _yolo(root: Path) -> Dataset | None:
-    files = [root / name for name in ("data.yaml", "data.yml", "dataset.yaml") if (root / name).is_file()]
-    return _yolo_dataset(root, files[0]) if files else None
-
-
-def _yolo_dataset(path: Path, file: Path) -> Dataset:
-    data = read_data_yaml(file)
-    readers = {split: partial(read_yolo, data=data, source=split) for split in data.sources}
-    return Dataset(path, "yolo", _named(readers))
 
 
 class _CocoSplit(Strict):
@@ -191,13 +219,18 @@ class _CocoSplit(Strict):
     images: str
 
 
-class _CocoYaml(Strict):
+class _FolderYaml(Strict):
+    root: str
+    split: SplitConfig | None = None
+
+
+class _CocoYaml(_FolderYaml):
     format: Literal["coco"]
     root: str = "."
     splits: dict[str, _CocoSplit]
 
 
-class _VocYaml(Strict):
+class _VocYaml(_FolderYaml):
     format: Literal["voc"]
     root: str = "."
     splits: dict[str, str]
@@ -206,13 +239,13 @@ class _VocYaml(Strict):
 def _from_yaml(path: Path) -> Dataset:
     values = read_yaml(path)
     if "format" not in values and ("names" in values or "nc" in values):
-        return _yolo_dataset(path, path)
-    if values.get("format") not in ("coco", "voc"):
+        return _dataset(path, "yolo", yolo_splits(read_data_yaml(path)), shares=_yaml_shares(path, values))
+    if "format" in values and values["format"] not in ("coco", "voc"):
         raise DoubleheadError(
             f"{path}: `format` must be coco or voc, not {brief(values.get('format'))}; "
-            "a data.yaml of YOLO has none, but `names`"
+            "a data.yaml of YOLO has none, but `names`; any other format is found by its folder, given as `root`"
         )
-    model: type[_CocoYaml | _VocYaml] = _CocoYaml if values["format"] == "coco" else _VocYaml
+    model = {"coco": _CocoYaml, "voc": _VocYaml}.get(values.get("format", ""), _FolderYaml)
     try:
         description = model.model_validate(values)
     except ValidationError as error:
@@ -220,12 +253,23 @@ def _from_yaml(path: Path) -> Dataset:
     root = path.parent / os.path.expanduser(description.root)
     if not os.path.isdir(root):
         raise DoubleheadError(f"{path}: `root` names {root}, which is no folder")
+    shares = description.split or SplitConfig()
+    if not isinstance(description, _CocoYaml | _VocYaml):
+        return replace(_from_folder(root), path=path, shares=shares)
     if not description.splits:
         raise DoubleheadError(f"{path}: `splits` is empty; name at least train")
     if isinstance(description, _VocYaml):
-        return _voc_dataset(path, root, {name: root / file for name, file in description.splits.items()})
+        folder = Folder(root)
+        return _dataset(path, "voc", voc_splits(folder, folder.suffixed(".xml"), description.splits), shares=shares)
     readers = {
         name: partial(read_coco, annotations=root / split.annotations, images=root / split.images)
         for name, split in description.splits.items()
     }
-    return Dataset(path, "coco", _named(readers))
+    return _dataset(path, "coco", readers, shares=shares)
+
+
+def _yaml_shares(path: Path, values: Mapping[str, Any]) -> SplitConfig:
+    try:
+        return SplitConfig() if values.get("split") is None else SplitConfig.model_validate(values["split"])
+    except ValidationError as error:
+        raise DoubleheadError(f"{path}: `split`: {sentence(error)}") from error

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -17,6 +18,14 @@ ID_LIMIT = 2**53  # whole numbers up to it survive every reader of JSON
 KEPT = 1000  # places remembered of each kind of finding
 
 Box = tuple[float, float, float, float]  # xyxy in pixels
+
+
+class ImageBytes(Protocol):
+    """An encoded image that is no file of its own, such as a cell of a Parquet table."""
+
+    def read(self) -> bytes:
+        """Its bytes."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,11 @@ class Record:
     labels: np.ndarray  # (N,) int64, 1..C
     crowd: np.ndarray  # (N,) bool: kept for evaluation, left out of training
     areas: np.ndarray  # (N,) float32, as annotated (COCO: of the mask), for the size ranges of evaluation
+    content: ImageBytes | None = None  # where the image is no file of its own; `path` then only names it
+
+    def encoded(self) -> bytes | None:
+        """The bytes of an image that is no file of its own; None: `path` is the file."""
+        return self.content.read() if self.content else None
 
     def training_boxes(self) -> tuple[np.ndarray, np.ndarray]:
         """Boxes (M, 4) clipped to the image, and their labels (M,), without crowds."""
@@ -127,6 +141,7 @@ class Split:
     records: list[Record]
     categories: Categories
     findings: Findings
+    made: str = ""  # how, where the dataset has no splits of its own: "80/10/10 into train, val, test"
 
     def sound(self) -> Split:
         """This split, if it may be trained on and measured.

@@ -1,171 +1,239 @@
-"""Pascal VOC (XML with ImageSets) to records."""
+"""Pascal VOC (one XML file per image) to records."""
 
 from __future__ import annotations
 
 import math
-import os.path
 import re
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import ParseError
 
-import numpy as np
 from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import parse
 
 from doublehead.common.errors import DoubleheadError
-from doublehead.data.images import IMAGE_SUFFIXES, image_size
-from doublehead.data.records import COORDINATE_LIMIT, Categories, Findings, Record, Split, note_box
+from doublehead.data.folder import OUTSIDE, Folder, canonical, split_of_folder
+from doublehead.data.images import IMAGE_SUFFIXES
+from doublehead.data.objects import (
+    POLYGONS,
+    ROTATED,
+    Item,
+    NotMine,
+    Parse,
+    Splits,
+    Thing,
+    around,
+    around_rotated,
+    number,
+    size_of,
+    splits_by_name,
+)
+from doublehead.data.records import Findings
+from doublehead.data.text import is_set, read_text
+
+_LOOKED_AT = 5  # XML files of a folder that are looked into, to see what they hold
 
 
-def voc_categories(root: Path) -> Categories:
-    """Class names found in all of `root/Annotations`, in alphabetical order with ids 1..C: alike for every split.
-
-    Files that cannot be read are passed over: `read_voc` names them, where a split wants them.
-
-    Raises:
-        DoubleheadError: there is no object at all.
-    """
-    names: set[str] = set()
-    for file in sorted((root / "Annotations").glob("*.xml")):
-        with suppress(DoubleheadError):
-            names.update(_text(file, item, "name") for item in _parse(file).findall("object"))
-    if not names:
-        raise DoubleheadError(f"{root / 'Annotations'}: no XML file there holds an object, so there are no classes")
-    return Categories(tuple(sorted(names)), tuple(range(1, len(names) + 1)))
+def find_voc(folder: Folder) -> Splits | NotMine | None:
+    """Splits of XML files, wherever they lie: by lists of image names, else by folders, else one."""
+    files = xml_files(folder, "annotation")
+    if not files:
+        return None
+    lists = _lists(folder, files)
+    if lists:
+        return voc_splits(folder, files, lists)
+    by_folder: dict[str, list[str]] = {}
+    for file in files:
+        by_folder.setdefault(split_of_folder(file) or "all", []).append(file)
+    return _splits(folder, files, {split: lambda _, found=found: found for split, found in by_folder.items()})
 
 
-def read_voc(name: str, root: Path, list_file: Path, categories: Categories | None = None) -> Split:
-    """Read the split whose image names `list_file` holds, one a line, such as `ImageSets/Main/train.txt`.
+def voc_splits(folder: Folder, files: list[str], lists: dict[str, str]) -> Splits:
+    """Splits of XML files by lists of image names, such as `ImageSets/Main/train.txt`.
 
-    Boxes are continuous edges (xmin, ymin, xmax, ymax), as LabelImg and CVAT write them: a box with xmin = xmax has
-    no area. (The original VOC files count pixels from 1 and include the last: a difference of at most one pixel.)
-    `difficult` objects become crowds: left out of training, and neither right nor wrong in evaluation, as in VOC.
-    An image's id is its place in the list, from 1. Without `categories` they are collected by `voc_categories`.
+    A box has continuous edges (xmin, ymin, xmax, ymax), as LabelImg and CVAT write them, so one with xmin = xmax has no
+    area. (The original VOC files count pixels from 1 and include the last: a difference of at most one pixel.) Where
+    an object has a polygon or a rotated box instead, the upright box around it is taken, and counted. `difficult`
+    objects become crowds: left out of training, and neither right nor wrong in evaluation, as in VOC.
 
     Files that are missing or malformed are left out, each a fault in the split's findings.
 
-    Raises:
-        DoubleheadError: the list or the folder of images is missing, or there are no classes.
+    Args:
+        folder: the dataset.
+        files: its XML files.
+        lists: split -> list of image names, one a line, with or without folder and extension.
     """
-    categories = categories or voc_categories(root)
-    label_of = {category: label for label, category in enumerate(categories.names, start=1)}
-    findings = Findings()
-    image_of = _images(root / "JPEGImages", findings)
-    records: list[Record] = []
-    for number, stem in enumerate(_stems(root, list_file, findings), start=1):
-        with findings.collect("images that cannot be used"):
-            records.append(_record(number, root, stem, image_of, label_of, findings))
-    return Split(name, records, categories, findings)
+    by_stem: dict[str, list[str]] = {}
+    for file in files:
+        by_stem.setdefault(Path(file).stem, []).append(file)
+    return _splits(folder, files, {split: partial(_listed, folder, by_stem, file) for split, file in lists.items()})
 
 
-def _stems(root: Path, list_file: Path, findings: Findings) -> Iterable[str]:
+def xml_files(folder: Folder, tag: str) -> list[str]:
+    """XML files whose root is `tag`; of each folder a few are looked into."""
+    by_folder: dict[str, list[str]] = {}
+    for file in folder.suffixed(".xml"):
+        by_folder.setdefault(file.rpartition("/")[0], []).append(file)
+    return [
+        file for files in by_folder.values() if any(_is_root(folder, one, tag) for one in files[:_LOOKED_AT])
+        for file in files
+    ]  # fmt: skip
+
+
+def parse_xml(path: Path) -> Any:
+    """The root of an XML file; entities are refused.
+
+    Raises:
+        DoubleheadError: the file is missing or malformed.
+    """
     try:
-        lines = list_file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DoubleheadError(f"{list_file}: cannot be read as a list of image names ({error})") from error
-    stems: dict[str, None] = {}
-    for line in filter(None, map(str.strip, lines)):
-        if "/" in line or "\\" in line:
-            sentence = f"{list_file}: `{line}` is a path; write the plain name of the image, without its folder"
-            findings.fault("images outside the dataset's folder", sentence)
-            continue
-        # VOC's lists per class put 1, 0 or -1 behind the name; a name may itself hold blanks
-        stem = line if os.path.exists(root / "Annotations" / f"{line}.xml") else re.sub(r"\s+(-1|0|1)$", "", line)
-        if stem in stems:
-            findings.warn("images listed twice, read once", f"{stem} in {list_file.name}")
-        stems[stem] = None
-    return stems
-
-
-def _images(folder: Path, findings: Findings) -> dict[str, Path]:
-    if not folder.is_dir():
-        raise DoubleheadError(f"{folder}: there is no such folder of images")
-    image_of: dict[str, Path] = {}
-    for file in sorted(folder.iterdir()):
-        if file.suffix.lower() in IMAGE_SUFFIXES:
-            if file.stem in image_of:
-                findings.warn("images of the same name, the last one taken", f"{image_of[file.stem].name}, {file.name}")
-            image_of[file.stem] = file
-    return image_of
-
-
-def _record(
-    number: int, root: Path, stem: str, image_of: dict[str, Path], label_of: dict[str, int], findings: Findings
-) -> Record:
-    path = root / "Annotations" / f"{stem}.xml"
-    tree = _parse(path)
-    file = _image(path, tree, image_of)
-    width, height = (int(_number(path, tree, f"size/{side}", default=0)) for side in ("width", "height"))
-    if width <= 0 or height <= 0:
-        width, height = image_size(file)
-
-    boxes, labels, crowd = [], [], []
-    for item in tree.findall("object"):
-        with findings.collect("boxes that cannot be read", file):
-            category = _text(path, item, "name")
-            if category not in label_of:
-                raise DoubleheadError(
-                    f"{path}: class `{category}` is not among {', '.join(label_of)}", "unknown classes"
-                )
-            x1, y1, x2, y2 = (_number(path, item, f"bndbox/{edge}") for edge in ("xmin", "ymin", "xmax", "ymax"))
-            difficult = _number(path, item, "difficult", default=0) != 0
-            if note_box((x1, y1, x2, y2), width, height, f"{file.name} ({category})", file, findings):
-                boxes.append((x1, y1, x2, y2))
-                labels.append(label_of[category])
-                crowd.append(difficult)
-    edges = np.array(boxes, dtype=np.float32).reshape(-1, 4)
-    return Record(
-        image_id=number,
-        path=file,
-        width=width,
-        height=height,
-        boxes=edges,
-        labels=np.array(labels, dtype=np.int64),
-        crowd=np.array(crowd, dtype=bool),
-        areas=(edges[:, 2] - edges[:, 0]) * (edges[:, 3] - edges[:, 1]),
-    )
-
-
-def _image(path: Path, tree: Any, image_of: dict[str, Path]) -> Path:
-    """The image of an XML file: of the same stem, as VOC has it; `<filename>` decides only where that is missing."""
-    stem = Path((tree.findtext("filename") or "").strip()).stem
-    file = image_of.get(path.stem) or image_of.get(stem)
-    if file is None:
-        raise DoubleheadError(
-            f"{path}: its image `{path.stem}` is not in {path.parent.parent / 'JPEGImages'}", "images missing"
-        )
-    return file
-
-
-def _parse(path: Path) -> Any:
-    try:
-        return parse(path)
+        return parse(path).getroot()
     except FileNotFoundError as error:
         raise DoubleheadError(
             f"{path}: there is no such file, but the list names it", "annotation files missing"
         ) from error
-    except (OSError, ParseError, ValueError, DefusedXmlException) as error:
+    except (OSError, ParseError, ValueError, LookupError, DefusedXmlException) as error:
         raise DoubleheadError(f"{path}: cannot be read as XML ({error})", "annotation files unreadable") from error
 
 
-def _text(path: Path, node: Any, field: str) -> str:
-    text = (node.findtext(field) or "").strip()
-    if not text:
-        raise DoubleheadError(f"{path}: an object has no <{field}>")
-    return text
-
-
-def _number(path: Path, node: Any, field: str, default: float | None = None) -> float:
-    text = (node.findtext(field) or "").strip()
-    if not text and default is not None:
-        return default
+def _is_root(folder: Folder, file: str, tag: str) -> bool:
     try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not abs(value) < COORDINATE_LIMIT:  # so written that NaN fails too
-        raise DoubleheadError(f"{path}: <{field}> must be a finite number, not `{text[:40]}`")
-    return value
+        with folder.path(file).open("rb") as content:
+            head = content.read(4096).replace(b"\0", b"")  # UTF-16 has one in every letter of a tag
+    except OSError:
+        return False
+    return bool(re.search(rb"<%b[\s>]" % tag.encode(), head))
+
+
+def _lists(folder: Folder, files: list[str]) -> dict[str, str]:
+    inside = [file for file in folder.suffixed(".txt") if re.search(r"(^|/)imagesets/", file, re.IGNORECASE)]
+    main = [file for file in inside if Path(file).parent.name.lower() == "main"] or inside
+    # lists of one class, such as aeroplane_train.txt, name the same images as train.txt
+    whole = {Path(file).stem: file for file in main if not _is_of_class(Path(file).stem)}
+    if whole:
+        return whole
+    stems = {Path(file).stem for file in files}
+    return {split: file for split, file in folder.text_lists().items() if _names_any(folder, file, stems)}
+
+
+def _is_of_class(stem: str) -> bool:
+    name, _, split = stem.rpartition("_")
+    return bool(name) and canonical(split) in ("train", "val", "trainval", "test")
+
+
+def _names_any(folder: Folder, file: str, stems: set[str]) -> bool:
+    return any(_stem(line) in stems for line in _lines(folder, file))
+
+
+def _lines(folder: Folder, file: str) -> list[str]:
+    text = read_text(folder.path(file), "a list of image names")
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _stem(line: str) -> str:
+    name = line.replace("\\", "/").rpartition("/")[2]
+    path = Path(name)
+    return path.stem if path.suffix.lower() in (*IMAGE_SUFFIXES, ".xml") else name
+
+
+def _listed(folder: Folder, by_stem: dict[str, list[str]], list_file: str, findings: Findings) -> Iterator[str]:
+    """The XML files of the images that a list names."""
+    path, seen = folder.path(list_file), set()
+    for line in _lines(folder, list_file):
+        with findings.collect("annotation files missing"):
+            if ".." in line.replace("\\", "/").split("/"):
+                sentence = f"{path}: `{line}` lies outside the dataset's folder; write the name of the image alone"
+                raise DoubleheadError(sentence, OUTSIDE)
+            # VOC's lists per class put 1, 0 or -1 behind the name; a name may itself hold blanks
+            plain = line if _stem(line) in by_stem else re.sub(r"\s+(-1|0|1)$", "", line)
+            stem = _stem(plain)
+            if stem not in by_stem:
+                home = folder.path(next(iter(by_stem.values()))[0]).parent if by_stem else folder.root
+                raise DoubleheadError(f"{home / stem}.xml: there is no such file, but the list names it")
+            dirs = plain.replace("\\", "/").split("/")[-2::-1]
+            file = max(by_stem[stem], key=lambda file: _alike(file.split("/")[-2::-1], dirs))
+            if file in seen:
+                findings.warn("images listed twice, read once", f"{stem} in {path.name}")
+            else:
+                seen.add(file)
+                yield file
+
+
+def _alike(one: list[str], other: list[str]) -> int:
+    return next((place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(other))
+
+
+def _splits(folder: Folder, files: list[str], chosen: dict[str, Any]) -> Splits:
+    home = _common_folder(files)
+
+    def items(findings: Findings, split: str) -> Iterator[Item]:
+        for file in chosen[split](findings):
+            with findings.collect("images that cannot be used"):
+                yield _item(folder, file, home, findings)
+
+    def names() -> Iterable[str]:
+        """Of all files, so that classes are alike however the lists change; faults are told where a split has them."""
+        for file in files:
+            unheard = Findings()
+            with unheard.collect(""):
+                root = parse_xml(folder.path(file))
+                yield from filter(None, ((item.findtext("name") or "").strip() for item in root.findall("object")))
+
+    sources: dict[str, Parse] = {split: partial(items, split=split) for split in chosen}
+    return splits_by_name(folder, sources, names)
+
+
+def _common_folder(files: list[str]) -> str:
+    first, last = min(files).split("/")[:-1], max(files).split("/")[:-1]
+    return "/".join(first[: _alike(first, last)]) + "/" if _alike(first, last) else ""
+
+
+def _item(folder: Folder, file: str, home: str, findings: Findings) -> Item:
+    path = folder.path(file)
+    root = parse_xml(path)
+    inner = Path(file.removeprefix(home)).with_suffix("").as_posix()
+    # VOC calls an image as its XML file; <filename> and <path> decide only where that is missing
+    names = [inner, *filter(None, ((root.findtext(field) or "").strip() for field in ("filename", "path")))]
+    width, height = (number(_text(root, f"size/{side}", "0"), f"{path}: <size/{side}>") for side in ("width", "height"))
+    item = Item(names, str(path), Path(file).parent.as_posix(), size_of(width, height))
+    for node in root.findall("object"):
+        with findings.collect("boxes that cannot be read", path):
+            item.things.append(_thing(path, node))
+    return item
+
+
+def _thing(path: Path, node: Any) -> Thing:
+    category = _text(node, "name")
+    if not category:
+        raise DoubleheadError(f"{path}: an object has no <name>")
+    crowd = is_set(_text(node, "difficult"))
+
+    def edge(field: str) -> float:
+        return number(_text(node, field), f"{path}: <{field}>")
+
+    if node.find("bndbox") is None:
+        if node.find("polygon") is not None:
+            points = _points(path, node.find("polygon"))
+            return Thing(category, around(points, f"{path}: <polygon>"), crowd, POLYGONS)
+        if node.find("robndbox") is not None:
+            x, y, w, h, angle = (edge(f"robndbox/{field}") for field in ("cx", "cy", "w", "h", "angle"))
+            box = around_rotated((x - w / 2, y - h / 2, x + w / 2, y + h / 2), math.remainder(angle, math.tau))
+            return Thing(category, box, crowd, ROTATED)
+    x1, y1, x2, y2 = (edge(f"bndbox/{field}") for field in ("xmin", "ymin", "xmax", "ymax"))
+    return Thing(category, (x1, y1, x2, y2), crowd)
+
+
+def _points(path: Path, polygon: Any) -> list[tuple[float, float]]:
+    """Points as LabelMe writes them, <pt><x/><y/></pt>, or as Roboflow does, <x1/><y1/><x2/><y2/>."""
+    what = f"{path}: a point of <polygon>"
+    if polygon.find("pt") is not None:
+        return [(number(_text(pt, "x"), what), number(_text(pt, "y"), what)) for pt in polygon.findall("pt")]
+    values = {child.tag: (child.text or "").strip() for child in polygon}
+    keys = [key[1:] for key in values if re.fullmatch(r"x\d+", key)]
+    return [(number(values[f"x{key}"], what), number(values.get(f"y{key}", ""), what)) for key in keys]
+
+
+def _text(node: Any, field: str, default: str = "") -> str:
+    return (node.findtext(field) or "").strip() or default

@@ -1,0 +1,141 @@
+"""LabelMe's JSON files, one per image, to records."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from doublehead.common.errors import DoubleheadError, brief
+from doublehead.data.folder import Folder, split_of_folder
+from doublehead.data.objects import (
+    MASKS,
+    POLYGONS,
+    ROTATED,
+    Item,
+    NotMine,
+    Parse,
+    Splits,
+    Thing,
+    around,
+    number,
+    size_of,
+    splits_by_name,
+)
+from doublehead.data.records import Box, Findings
+from doublehead.data.text import read_text
+
+_NOT_OBJECTS = ("point", "points", "line", "linestrip")
+_REDUCED = {"polygon": POLYGONS, "mask": MASKS, "rotation": ROTATED}
+_LOOKED_AT = 5  # JSON files of a folder that are looked into
+
+
+def find_labelme(folder: Folder) -> Splits | NotMine | None:
+    """Splits of JSON files with `shapes`: by the folders they lie in, else one."""
+    by_folder: dict[str, list[str]] = {}
+    for file in folder.suffixed(".json"):
+        by_folder.setdefault(file.rpartition("/")[0], []).append(file)
+    sources: dict[str, list[str]] = {}
+    for files in by_folder.values():
+        if any(_has_shapes(folder.path(file)) for file in files[:_LOOKED_AT]):
+            for file in files:
+                sources.setdefault(split_of_folder(file) or "all", []).append(file)
+    if not sources:
+        return None
+    parse: dict[str, Parse] = {split: partial(_items, folder, files) for split, files in sources.items()}
+    return splits_by_name(folder, parse)
+
+
+@dataclass(frozen=True)
+class EmbeddedImage:
+    """The image in a LabelMe file's `imageData`."""
+
+    path: Path
+
+    def read(self) -> bytes:
+        """Decode the image's bytes.
+
+        Raises:
+            DoubleheadError: the file has changed, or the data is no base64.
+        """
+        try:
+            return base64.b64decode(_load(self.path)["imageData"], validate=True)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DoubleheadError(f"{self.path}: `imageData` is no base64 ({error})") from error
+
+
+def _has_shapes(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return b'"shapes"' in file.read(1 << 16)
+    except OSError:
+        return False
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(read_text(path, "JSON"))
+    except (ValueError, RecursionError) as error:
+        raise DoubleheadError(f"{path}: cannot be read as JSON ({error})", "annotation files unreadable") from error
+    if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
+        raise DoubleheadError(f"{path}: has no list of `shapes`, so it is not a LabelMe file")
+    return content
+
+
+def _items(folder: Folder, files: list[str], findings: Findings) -> Iterator[Item]:
+    for file in files:
+        path = folder.path(file)
+        with findings.collect("images that cannot be used"):
+            content = _load(path)
+            named = content.get("imagePath")
+            names = [named] if isinstance(named, str) and named else []
+            names.append(Path(file).stem)  # LabelMe calls the JSON file as its image
+            item = Item(
+                names, str(path), Path(file).parent.as_posix(),
+                size_of(content.get("imageWidth"), content.get("imageHeight")),
+            )  # fmt: skip
+            item.content = _embedded(folder, path, item, content)
+            for shape in content["shapes"]:
+                with findings.collect("boxes that cannot be read", path):
+                    thing = _thing(path, shape, findings)
+                    if thing:
+                        item.things.append(thing)
+            yield item
+
+
+def _embedded(folder: Folder, path: Path, item: Item, content: dict[str, Any]) -> EmbeddedImage | None:
+    """The image within the JSON file, where no file of this name is in the dataset."""
+    if not isinstance(content.get("imageData"), str) or any(folder.has_image(name) for name in item.names):
+        return None
+    item.names = [Path(name.replace("\\", "/")).name for name in item.names]
+    return EmbeddedImage(path)
+
+
+def _thing(path: Path, shape: Any, findings: Findings) -> Thing | None:
+    if not isinstance(shape, dict) or not isinstance(shape.get("label"), str) or not shape["label"].strip():
+        raise DoubleheadError(f"{path}: a shape has no `label`: {brief(shape)}")
+    label, kind = shape["label"], shape.get("shape_type") or "polygon"
+    if kind in _NOT_OBJECTS:
+        findings.warn(f"annotations without a box left out ({kind})", f"`{label}` in {path.name}")
+        return None
+    what = f"{path}: a point of `{label}`"
+    points = shape.get("points")
+    if not isinstance(points, list) or not all(isinstance(point, list) and len(point) == 2 for point in points):
+        raise DoubleheadError(f"{path}: `points` of `{label}` must be pairs of x and y, not {brief(points)}")
+    pairs = [(number(x, what), number(y, what)) for x, y in points]
+    if kind == "circle":
+        return Thing(label, _circle(pairs, path, label))
+    return Thing(label, around(pairs, f"{path}: `{label}`"), reduced=_REDUCED.get(kind, ""))
+
+
+def _circle(points: list[tuple[float, float]], path: Path, label: str) -> Box:
+    if len(points) != 2:
+        raise DoubleheadError(f"{path}: circle `{label}` needs two points, its center and one on its edge")
+    (x, y), edge = points
+    radius = math.dist((x, y), edge)
+    return x - radius, y - radius, x + radius, y + radius

@@ -1,0 +1,104 @@
+"""A dataset without splits, shared out to train, val and test by what its images hold."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from bisect import bisect
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from io import BytesIO
+
+from PIL import Image
+
+from doublehead.config import SplitConfig
+from doublehead.data.near_copies import group, near_pairs, original_name, perceptual_hash
+from doublehead.data.records import Finding, Findings, Place, Record, Split
+
+
+def share_out(whole: Split, config: SplitConfig) -> dict[str, Split]:
+    """Share the images of `whole` out to train, val and test.
+
+    Where an image goes depends on a hash of its file's bytes and on the seed, not on its name or its place in the
+    dataset. Near-copies stay together: pictures that look alike, and those whose names differ only behind `.rf.`.
+    If a split that should have images gets none, it takes the group nearest to it.
+
+    What was found in the dataset goes to the split whose image it is about, or else to train.
+    """
+    home = _homes(whole.records, config)
+    parts: dict[str, Split] = {}
+    for name in config.names:
+        records = [record for record, split in zip(whole.records, home, strict=True) if split == name]
+        parts[name] = Split(name, records, whole.categories, Findings(), str(config))
+    of_image = {record.path: parts[split] for record, split in zip(whole.records, home, strict=True)}
+    for finding in whole.findings:
+        _hand_out(finding, of_image, parts)
+    return parts
+
+
+def _homes(records: Sequence[Record], config: SplitConfig) -> list[str]:
+    """The split of each record."""
+    with ThreadPoolExecutor(os.cpu_count()) as executor:
+        seen = list(executor.map(_look, records))
+    by_name: dict[str, int] = {}
+    pairs = [(by_name.setdefault(original_name(record.path.name), i), i) for i, record in enumerate(records)
+             if ".rf." in record.path.name]  # fmt: skip
+    alike = [index for index, (_, looks) in enumerate(seen) if looks is not None]
+    looks = [looks for _, looks in seen if looks is not None]
+    pairs += [(alike[first], alike[second]) for first, second in near_pairs(looks)]
+    groups = group(len(records), pairs)
+    places = [min(_fraction(seen[index][0], config.seed) for index in members) for members in groups]
+    bounds = config.bounds
+    chosen = [bisect(bounds[1:-1], place) for place in places]
+    for number in range(len(config.names)):
+        if number not in chosen:
+            _fill(number, chosen, places, bounds)
+    home = [""] * len(records)
+    for members, number in zip(groups, chosen, strict=True):
+        for index in members:
+            home[index] = config.names[number]
+    return home
+
+
+def _fill(number: int, chosen: list[int], places: list[float], bounds: Sequence[float]) -> None:
+    """Give an empty split the group that is nearest to it, out of a split that has others left."""
+    spare = [index for index, other in enumerate(chosen) if chosen.count(other) > 1]
+    if spare:
+        low, high = bounds[number], bounds[number + 1]
+        nearest = min(spare, key=lambda index: (max(low - places[index], places[index] - high), places[index]))
+        chosen[nearest] = number
+
+
+def _look(record: Record) -> tuple[bytes, int | None]:
+    """A digest of the image's bytes, and what it looks like, unless it is damaged."""
+    try:
+        content = record.encoded() or record.path.read_bytes()
+    except OSError:
+        content = record.path.name.encode("utf-8", "surrogateescape")
+    digest = hashlib.blake2b(content, digest_size=16).digest()
+    try:
+        with Image.open(BytesIO(content)) as image:
+            image.draft("L", (72, 64))  # a JPEG is then decoded at an eighth of its size
+            return digest, perceptual_hash(image)
+    except Exception:  # as decoders do on damaged bytes, which `check` and training tell
+        return digest, None
+
+
+def _fraction(digest: bytes, seed: int) -> float:
+    """A digest as a number from 0 up to 1."""
+    mixed = hashlib.blake2b(digest, digest_size=8, salt=seed.to_bytes(8, "big")).digest()
+    return int.from_bytes(mixed, "big") / 2**64
+
+
+def _hand_out(finding: Finding, of_image: dict[object, Split], parts: dict[str, Split]) -> None:
+    def put(split: Split, places: list[Place], count: int) -> None:
+        if count:
+            known = split.findings.by_kind.get(finding.kind, Finding(finding.kind, finding.error))
+            split.findings.by_kind[finding.kind] = replace(
+                known, count=known.count + count, places=known.places + places
+            )
+
+    for place in finding.places:
+        put(of_image.get(place.image, parts["train"]), [place], 1)
+    put(parts["train"], [], finding.count - len(finding.places))
