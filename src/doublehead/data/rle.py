@@ -22,13 +22,15 @@ def rle_box(mask: dict[str, Any], what: str) -> Box:
     Raises:
         DoubleheadError: the mask is malformed or empty.
     """
-    size, counts = mask.get("size"), mask.get("counts")
+    size: Any = mask.get("size")
+    counts: Any = mask.get("counts")
     sound = isinstance(size, list) and len(size) == 2 and all(type(side) is int and 0 < side < 2**20 for side in size)
     runs = _decompress(counts) if isinstance(counts, str) else counts
     if not sound or not isinstance(runs, list) or not all(type(run) is int and 0 <= run < 2**40 for run in runs):
         raise DoubleheadError(f"{what} needs `size` (height, width) and `counts`")
     if len(runs) > _RUNS or sum(runs) > size[0] * size[1]:
         raise DoubleheadError(f"{what} has more pixels than its `size`")
+    assert isinstance(size, list)
     height = size[0]
     ends = np.cumsum(np.array(runs, dtype=np.int64))
     first, last = ends[0:-1:2], ends[1::2] - 1  # pixels of the runs of 1

@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 from bisect import bisect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from io import BytesIO
+from pathlib import Path
 
 from PIL import Image
 
 from doublehead.config import SplitConfig
+from doublehead.data.images import FORMATS
 from doublehead.data.near_copies import group, near_pairs, original_name, perceptual_hash
 from doublehead.data.records import Finding, Findings, Place, Record, Split
 
@@ -31,7 +33,9 @@ def share_out(whole: Split, config: SplitConfig) -> dict[str, Split]:
     for name in config.names:
         records = [record for record, split in zip(whole.records, home, strict=True) if split == name]
         parts[name] = Split(name, records, whole.categories, Findings(), str(config))
-    of_image = {record.path: parts[split] for record, split in zip(whole.records, home, strict=True)}
+    of_image: dict[Path | None, Split] = {
+        record.path: parts[split] for record, split in zip(whole.records, home, strict=True)
+    }
     for finding in whole.findings:
         _hand_out(finding, of_image, parts)
     return parts
@@ -78,7 +82,7 @@ def _look(record: Record) -> tuple[bytes, int | None]:
         content = record.path.name.encode("utf-8", "surrogateescape")
     digest = hashlib.blake2b(content, digest_size=16).digest()
     try:
-        with Image.open(BytesIO(content)) as image:
+        with Image.open(BytesIO(content), formats=FORMATS) as image:
             image.draft("L", (72, 64))  # a JPEG is then decoded at an eighth of its size
             return digest, perceptual_hash(image)
     except Exception:  # as decoders do on damaged bytes, which `check` and training tell
@@ -91,7 +95,7 @@ def _fraction(digest: bytes, seed: int) -> float:
     return int.from_bytes(mixed, "big") / 2**64
 
 
-def _hand_out(finding: Finding, of_image: dict[object, Split], parts: dict[str, Split]) -> None:
+def _hand_out(finding: Finding, of_image: Mapping[Path | None, Split], parts: dict[str, Split]) -> None:
     def put(split: Split, places: list[Place], count: int) -> None:
         if count:
             known = split.findings.by_kind.get(finding.kind, Finding(finding.kind, finding.error))
