@@ -187,12 +187,18 @@ def check(
         Path | None, typer.Option(metavar="DIR", help="Write a page with histograms and the suspects' pictures there.")
     ] = None,
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all findings there.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Preset to check boxes against; default: double-head-lite."),
+    ] = None,
 ) -> None:
     """Look for all that training and evaluation would meet in a dataset. Exit code 1 where they would fail."""
     from doublehead.common.console import Console
     from doublehead.data.inspection import inspect
 
-    inspection = inspect(data, progress=True)
+    inspection = inspect(data, progress=True, **({"model": model} if model else {}))
+    if inspection.note:
+        print(inspection.note)
     if inspection.rows:
         Console.out(inspection.table())
     if json:
@@ -201,6 +207,9 @@ def check(
         from doublehead.data.page import write_page
 
         print(f"the page is {write_page(inspection, report)}")
+    if inspection.advice and inspection.advice.reasons:
+        print("\n".join(inspection.advice.reasons))
+        print(f"try: doublehead train {data} --model {inspection.advice.model} {inspection.advice.line}")
     print(inspection.verdict)
     raise typer.Exit(1 if inspection.errors else 0)
 

@@ -12,23 +12,25 @@ from PIL import Image
 
 from doublehead.common.categories import require_same_classes
 from doublehead.common.errors import DoubleheadError
-from doublehead.data.dataset import open_dataset
+from doublehead.data.dataset import Dataset, open_dataset
 from doublehead.data.images import Picture, image_size, read_picture
 from doublehead.data.records import Record, Split
 
 Seen = TypeVar("Seen")
 
 
-def read_for_training(path: str | Path, train: str = "train", val: str | None = "val") -> tuple[Split, Split | None]:
+def read_for_training(
+    path: str | Path | Dataset, train: str = "train", val: str | None = "val"
+) -> tuple[Split, Split | None]:
     """The splits to train on and to measure during training; None where the dataset has no such split to measure.
 
     Raises:
         DoubleheadError: the dataset or one of the two splits has a mistake, or they do not go together.
     """
-    dataset = open_dataset(path)
+    dataset = path if isinstance(path, Dataset) else open_dataset(path)
     split = dataset.read(train)
     measured = dataset.read(val) if val and dataset.has(val) else None
-    require_trainable(path, split, measured)
+    require_trainable(dataset.path, split, measured)
     return split, measured
 
 
@@ -55,7 +57,7 @@ def read_record(record: Record) -> Image.Image:
 
 def read_record_picture(record: Record) -> Picture:
     """As `read_record`, with what the file was before."""
-    picture = read_picture(record.path)
+    picture = read_picture(record.path, record.encoded())
     _same_size(record, picture.rgb.size)
     return picture
 
@@ -80,7 +82,7 @@ def check_images(
             if how == "decode":
                 read_record(record)
             else:
-                _same_size(record, image_size(record.path))
+                _same_size(record, image_size(record.path, record.encoded()))
         except DoubleheadError as error:
             return str(error)
         return None

@@ -245,7 +245,8 @@ def _from_yaml(path: Path) -> Dataset:
             f"{path}: `format` must be coco or voc, not {brief(values.get('format'))}; "
             "a data.yaml of YOLO has none, but `names`; any other format is found by its folder, given as `root`"
         )
-    model: type[_FolderYaml] = {"coco": _CocoYaml, "voc": _VocYaml}.get(values.get("format", ""), _FolderYaml)
+    kinds: dict[str, type[_FolderYaml]] = {"coco": _CocoYaml, "voc": _VocYaml}
+    model = kinds.get(values.get("format", ""), _FolderYaml)
     try:
         description = model.model_validate(values)
     except ValidationError as error:

@@ -15,8 +15,10 @@ from rich.text import Text
 
 from doublehead.common.console import Console
 from doublehead.common.errors import DoubleheadError
+from doublehead.data.advice import Advice, advise
 from doublehead.data.check import in_threads, read_record_picture, require_trainable
 from doublehead.data.dataset import Dataset, open_dataset
+from doublehead.data.near_copies import perceptual_hash
 from doublehead.data.records import Finding, Findings, Record, Split
 from doublehead.data.suspects import (
     class_counts,
@@ -24,8 +26,10 @@ from doublehead.data.suspects import (
     suspect_classes,
     suspect_files,
     suspect_images,
+    suspect_near_copies,
     suspect_overlap,
 )
+from doublehead.model.presets import SMALL_DATA_MODEL, preset
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,8 @@ class Inspection:
     path: Path
     splits: list[Split]  # those that could be read, each with its findings
     findings: Findings  # of the dataset as a whole, and of splits that could not be read
+    advice: Advice | None = None  # what would suit the training split better; None: nothing to look at
+    note: str = ""  # how a dataset without splits was shared out
 
     @property
     def rows(self) -> list[tuple[str, Finding]]:
@@ -62,9 +68,13 @@ class Inspection:
 
     def table(self) -> Table:
         """Counts and examples, for the console."""
-        table = Table("", "split", "found", "what", "such as")
+        table = Table("", "split", "found", "what", "such as", expand=False)
         table.columns[2].justify = "right"
         table.columns[4].overflow = "fold"  # paths stay whole
+        table.columns[4].min_width = 24  # however long what stands in other columns is
+        for place in (1, 3):
+            table.columns[place].overflow = "fold"
+            table.columns[place].max_width = 32
         for split, finding in self.rows:
             level = Text("error", "bold red") if finding.error else Text("warning", "yellow")
             examples = Text("\n".join(place.text for place in finding.places[: 1 if finding.error else 2]))
@@ -77,6 +87,8 @@ class Inspection:
             "data": str(self.path),
             "errors": self.errors,
             "warnings": self.warnings,
+            "shared_out": self.note or None,
+            "advice": self.advice and self.advice.to_json(),
             "splits": [
                 {
                     "name": split.name,
@@ -108,29 +120,40 @@ class Inspection:
         file.write_text(json.dumps(self.to_json(), indent=1), encoding="utf-8")
 
 
-def inspect(path: str | Path, progress: bool = False) -> Inspection:
+def inspect(path: str | Path, progress: bool = False, model: str = SMALL_DATA_MODEL) -> Inspection:
     """Look at every file of a dataset, as training and evaluation would, and at what is likely a mistake besides.
 
     Args:
         path: the dataset's folder or YAML.
         progress: whether to show a bar.
+        model: a preset, whose input size and anchors the boxes are judged by.
+
+    Raises:
+        DoubleheadError: there is no such preset.
     """
+    config = preset(model)
     findings = Findings()
     splits: list[Split] = []
+    note = ""
     with findings.collect("datasets that cannot be read"):
         dataset = open_dataset(path)
+        note = dataset.note
         for name in dataset.distinct:
             with findings.collect("splits that cannot be read"):
                 splits.append(dataset.look(name))
         _training(path, dataset, splits, findings)
     if not findings.errors and not any(split.findings.errors for split in splits):  # else records are missing
         suspect_files(splits, findings)
-    suspect_overlap(splits, _look_at_images(splits, Console(progress)), findings)
+    digests, hashes = _look_at_images(splits, Console(progress))
+    suspect_overlap(splits, digests, findings)
+    suspect_near_copies(splits, digests, hashes, findings)
     suspect_images(splits)
     for split in splits:
         suspect_boxes(split)
         suspect_classes(split)
-    return Inspection(Path(path), splits, findings)
+    training = next((split for split in splits if split.name == "train"), None)
+    advice = advise(training, config, model) if training and training.records else None
+    return Inspection(Path(path), splits, findings, advice, note)
 
 
 def _training(path: str | Path, dataset: Dataset, splits: list[Split], findings: Findings) -> None:
@@ -153,6 +176,7 @@ class _Look:
     error: DoubleheadError | None
     notes: tuple[tuple[str, str], ...] = ()  # kinds of warnings, each with what is to be said of this image
     digest: bytes = b""  # of its pixels
+    looks: int = 0  # its perceptual hash
 
 
 def _look(record: Record) -> _Look:
@@ -170,11 +194,16 @@ def _look(record: Record) -> _Look:
     if not np.ptp(picture.rgb.getextrema(), axis=-1).any():
         notes.append(("images of one colour alone", ""))
     size = struct.pack("2q", *picture.rgb.size)
-    return _Look(None, tuple(notes), hashlib.blake2b(picture.rgb.tobytes(), digest_size=16, person=size).digest())
+    digest = hashlib.blake2b(picture.rgb.tobytes(), digest_size=16, person=size).digest()
+    return _Look(None, tuple(notes), digest, perceptual_hash(picture.rgb))
 
 
-def _look_at_images(splits: list[Split], console: Console) -> dict[Path, bytes]:
-    """Decode every image once, note in the splits' findings what is to be said, and give digests of the pixels."""
+def _look_at_images(splits: list[Split], console: Console) -> tuple[dict[Path, bytes], dict[Path, int]]:
+    """Decode every image once, note in the splits' findings what is to be said.
+
+    Returns:
+        Digests of the pixels, and perceptual hashes.
+    """
     unique = {(record.path, record.width, record.height): record for split in splits for record in split.records}
     with console.progress("checking images", len(unique)) as advance:
         seen = dict(zip(unique, in_threads(_look, list(unique.values()), advance), strict=True))
@@ -185,4 +214,5 @@ def _look_at_images(splits: list[Split], console: Console) -> dict[Path, bytes]:
                 split.findings.fault(look.error.kind, str(look.error), record.path)
             for kind, text in look.notes:
                 split.findings.warn(kind, f"{record.path.name}{text}", record.path)
-    return {path: look.digest for (path, _, _), look in seen.items() if not look.error}
+    whole = {path: look for (path, _, _), look in seen.items() if not look.error}
+    return {path: look.digest for path, look in whole.items()}, {path: look.looks for path, look in whole.items()}

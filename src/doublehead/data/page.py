@@ -81,6 +81,8 @@ def _page(inspection: Inspection) -> str:
         splits=[(split.name, _figures(split)) for split in inspection.splits],
         found=[_shown(split, finding, records) for split, finding in inspection.rows],
         histograms=_histograms(inspection.splits),
+        advice=inspection.advice,
+        note=inspection.note,
     )
 
 
@@ -97,10 +99,12 @@ def _histograms(splits: Sequence[Split]) -> list[_Histogram]:
         Counter(dict(zip(split.categories.names, class_counts(split).tolist(), strict=True))) for split in splits
     ]
     sides = [Counter(_octave(side) for record in split.records for side in _sides(record)) for split in splits]
+    shapes = [Counter(_shape(ratio) for record in split.records for ratio in _shapes(record)) for split in splits]
     in_images = [Counter(_range(len(record.boxes)) for record in split.records) for split in splits]
     sizes = [Counter(f"{record.width} x {record.height}" for record in split.records) for split in splits]
     return [
         _most("Boxes of each class", classes),
+        _rising("Shape of the boxes (width per height, in tenths)", shapes),
         _rising("Side of the boxes (root of the area), pixels", sides),
         _rising("Boxes in an image", in_images),
         _most("Size of the images", sizes),
@@ -185,6 +189,18 @@ def _sides(record: Record) -> np.ndarray:
     """The root of each box's area in pixels, inside the image, crowds left out; (M,) float32."""
     boxes, _ = record.training_boxes()
     return np.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
+
+
+def _shapes(record: Record) -> np.ndarray:
+    """Width per height of each box, crowds left out; (M,) float32."""
+    boxes, _ = record.training_boxes()
+    return (boxes[:, 2] - boxes[:, 0]) / (boxes[:, 3] - boxes[:, 1]).clip(1e-6)
+
+
+def _shape(ratio: float) -> str:
+    """The range between two powers of the root of 2 in which a ratio lies, in tenths."""
+    low = 2 ** (np.floor(np.log2(np.clip(ratio, 0.1, 9.9)) * 2) / 2)
+    return f"{round(10 * low)} to {round(10 * low * 2**0.5)}"
 
 
 def _octave(side: float) -> str:

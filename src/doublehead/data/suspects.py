@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from doublehead.data.images import IMAGE_SUFFIXES
+from doublehead.data.near_copies import near_pairs
 from doublehead.data.records import Box, Findings, Record, Split
 
 TINY = 2.0  # pixels of the shorter side
@@ -90,6 +91,28 @@ def suspect_overlap(splits: Sequence[Split], digests: dict[Path, bytes], finding
                 findings.warn("pictures in two splits", text, record.path)
             elif path != record.path:
                 split.findings.warn("pictures twice in a split", f"{path.name} and {record.path.name}", record.path)
+
+
+def suspect_near_copies(
+    splits: Sequence[Split], digests: dict[Path, bytes], hashes: dict[Path, int], findings: Findings
+) -> None:
+    """Pictures of two splits that look alike: frames of one video, or copies that were scaled, brightened or cropped.
+
+    What is measured on such a picture was nearly seen in training.
+    """
+    home: dict[Path, Split] = {}
+    for split in splits:
+        for record in split.records:
+            home.setdefault(record.path, split)
+    paths = [path for path in home if path in hashes]
+    told: set[Path] = set()
+    for first, second in near_pairs([hashes[path] for path in paths]):
+        one, other = paths[first], paths[second]
+        if home[one] is home[other] or digests[one] == digests[other] or other in told:
+            continue
+        told.add(other)
+        text = f"{other.name} of {home[other].name} and {one.name} of {home[one].name}"
+        findings.warn("pictures in two splits that look alike", text, other)
 
 
 def suspect_files(splits: Sequence[Split], findings: Findings) -> None:

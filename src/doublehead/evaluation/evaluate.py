@@ -17,6 +17,7 @@ from doublehead.common.faults import told
 from doublehead.config import LOADER_TIMEOUT
 from doublehead.data.dataset import open_dataset
 from doublehead.data.loader import Waited, default_workers, evaluation_loader
+from doublehead.data.own import is_own, own_dataset, own_split
 from doublehead.data.records import Split
 from doublehead.evaluation.coco import Metrics, evaluate_detections
 from doublehead.inference.exported import is_exported
@@ -79,7 +80,7 @@ def predict_split(
 
 def evaluate(
     weights: str | Path | Predictor,
-    data: str | Path,
+    data: str | Path | Any,
     split: str = "val",
     batch_size: int = 4,
     workers: int | None = None,
@@ -87,6 +88,7 @@ def evaluate(
     progress: bool = False,
     precision: str = "fp32",
     settings: Mapping[str, Any] | None = None,
+    classes: Sequence[str] | None = None,
 ) -> Evaluation:
     """Run a model over one split of a dataset and measure it as COCO does.
 
@@ -94,7 +96,8 @@ def evaluate(
 
     Args:
         weights: a checkpoint's path, a published name, or a model already loaded.
-        data: the dataset's folder or YAML; classes of the model that it does not have are left out.
+        data: the dataset's folder or YAML, or a dataset itself (see `data.own.own_dataset`); classes of the model that
+            it does not have are left out.
         split: which of its splits.
         batch_size: images that go through the model at once.
         workers: processes that decode images; None: by the cores.
@@ -102,12 +105,13 @@ def evaluate(
         progress: whether to show a bar.
         precision: as of `load`, if `weights` is a path.
         settings: inference options by their names; see `config.InferenceOptions`.
+        classes: names of the classes, if `data` is a dataset itself without `classes` of its own.
 
     Raises:
         DoubleheadError: weights, data or split have a mistake, or the data has classes unknown to the weights.
         Fault: memory ran out, or a process of the run or of the loader was lost.
     """
-    chosen = open_dataset(data).read(split)
+    chosen = _read(data, split, classes)
     smaller = f"try a batch size of {batch_size // 2}" if batch_size > 1 else "use a machine with more"
     processes = Distribution.start(device)
     try:
@@ -125,6 +129,14 @@ def evaluate(
     results = of_classes(found.results, chosen.categories)
     metrics = evaluate_detections(chosen.records, chosen.categories, results, predictor.options.detections)
     return Evaluation(metrics, results, found.waited / max(found.seconds, 1e-9), processes.leads)
+
+
+def _read(data: Any, split: str, classes: Sequence[str] | None) -> Split:
+    if not is_own(data):
+        return open_dataset(data).read(split)
+    if isinstance(data, Mapping):
+        return own_dataset(data, classes).read(split)
+    return own_split(split, data, classes).sound()
 
 
 def for_classes(predictor: Predictor, categories: Categories) -> Predictor:

@@ -16,9 +16,9 @@ from doublehead.common.device import PRECISIONS, pick_device, pick_precision
 from doublehead.common.errors import DoubleheadError
 from doublehead.config import InferenceOptions, ModelConfig, inference_options, option_names
 from doublehead.data.images import to_tensor
+from doublehead.data.inputs import ImageLike, as_picture, is_one_image
 from doublehead.inference.detections import Detections
 from doublehead.inference.exported import Exported, is_exported, open_exported
-from doublehead.inference.inputs import ImageLike, as_picture, is_one_image
 from doublehead.model.checkpoint import load_model
 from doublehead.model.detector import Detector
 from doublehead.model.interop.published import resolve

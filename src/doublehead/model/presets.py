@@ -55,6 +55,9 @@ SIZES: dict[str, dict[str, Any]] = {
 """Sizes. `tiny` trains from scratch on two CPU cores, and `lite` from ImageNet weights that pip brings; the
 others start from ImageNet weights that are downloaded once."""
 
+SMALL_DATA_MODEL = "double-head-lite"
+"""The model to start with on small data and a CPU."""
+
 NAMES = {f"{variant}-{size}": (variant, size) for size in SIZES for variant in VARIANTS}
 PRESETS: tuple[str, ...] = tuple(NAMES)
 

@@ -24,7 +24,7 @@ from doublehead.common.faults import less_memory, told
 from doublehead.common.files import writing
 from doublehead.config import Config
 from doublehead.data.check import check_images, read_for_training
-from doublehead.data.dataset import summary
+from doublehead.data.dataset import Dataset, summary
 from doublehead.data.loader import DetectionDataset, Waited, default_workers, steps_per_epoch, training_loader
 from doublehead.data.records import Split
 from doublehead.data.transforms import training_transform
@@ -45,7 +45,9 @@ MEASUREMENTS = 20
 """How often a run is measured where `train.evaluate_every` does not say: so many times, each epoch at most once."""
 
 
-def run_training(config: Config, output: Path, resume: bool = False, other_data: bool = False) -> Path:
+def run_training(
+    config: Config, output: Path, resume: bool = False, other_data: bool = False, dataset: Dataset | None = None
+) -> Path:
     """Train a detector; everything about the run is written into `output`.
 
     Args:
@@ -54,6 +56,7 @@ def run_training(config: Config, output: Path, resume: bool = False, other_data:
         resume: go on from the newest whole checkpoint, or from the start where there is none. The weights will be those
             of a run that was never stopped. A run that torchrun or SLURM starts again resumes by itself.
         other_data: go on even if the data has changed since.
+        dataset: in place of the one at `data.path`.
 
     Returns:
         The path of the best checkpoint.
@@ -66,7 +69,7 @@ def run_training(config: Config, output: Path, resume: bool = False, other_data:
     processes = Distribution.start(config.train.device, config.train.timeout)
     try:
         with told(less_memory(config.train, processes.world)):
-            training = _Training(config, output, resume, processes, other_data)
+            training = _Training(config, output, resume, processes, other_data, dataset)
             with stop_signals() as training.asked_to_stop:
                 return training.run()
     except Fault as fault:
@@ -82,8 +85,16 @@ class _Training:
 
     asked_to_stop: Callable[[], bool]
 
-    def __init__(self, config: Config, output: Path, resume: bool, processes: Distribution, other_data: bool) -> None:
-        self.config, self.processes = config, processes
+    def __init__(
+        self,
+        config: Config,
+        output: Path,
+        resume: bool,
+        processes: Distribution,
+        other_data: bool,
+        dataset: Dataset | None = None,
+    ) -> None:
+        self.config, self.processes, self.dataset = config, processes, dataset
         self.run_folder = RunFolder(output)
         self.console = Console(processes.leads)
         settings = config.train
@@ -143,9 +154,9 @@ class _Training:
 
     def _read_data(self, check: bool) -> tuple[Split, Split | None]:
         data = self.config.data
-        if not data.path:
+        if not data.path and self.dataset is None:
             raise DoubleheadError("which data? give the dataset's folder, or data.path in the config")
-        split, val = read_for_training(data.path, data.train_split, data.val_split)
+        split, val = read_for_training(self.dataset or data.path, data.train_split, data.val_split)
         for part in filter(None, (split, val)):
             self.console.say(summary(part))
         if val is None:

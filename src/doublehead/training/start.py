@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from doublehead.common.distribution import Distribution
 from doublehead.common.errors import DoubleheadError
+from doublehead.data.own import is_own, own_dataset
 from doublehead.training.loop import run_training
 from doublehead.training.recipes import resolve
 from doublehead.training.run import RunFolder
 
 
 def train(
-    data: str | Path | None = None,
+    data: str | Path | Any | None = None,
     model: str | None = None,
     output: str | Path | None = None,
     *,
@@ -23,6 +24,7 @@ def train(
     device: str | None = None,
     settings: Mapping[str, Any] | None = None,
     backbone: str | None = None,
+    classes: Sequence[str] | None = None,
 ) -> Path:
     """Train a detector; everything about the run is written into a folder of its own.
 
@@ -30,7 +32,9 @@ def train(
         doublehead.load(best).predict("photo.jpg")
 
     Args:
-        data: the dataset's folder, or a YAML file that names its splits; may stand in `config`.
+        data: the dataset's folder, or a YAML file that names its splits; may stand in `config`. Or a dataset itself: a
+            sequence of (image, {"boxes", "labels"}), or such by split, as {"train": ..., "val": ...}; see
+            `data.own.own_dataset`.
         model: a preset (`doublehead models` lists them), or a trained model to start from: a checkpoint or a published
             name; may stand in `config`.
         output: the run folder, a new one; None: one in runs, named after the data and the model.
@@ -40,6 +44,7 @@ def train(
         settings: any other settings by their keys.
         backbone: a pretrained backbone in place of the model's: resnet18, 34, 50 or 101, or a model of timm such as
             convnext_tiny.fb_in22k_ft_in1k.
+        classes: names of the classes, if `data` is a dataset itself without `classes` of its own.
 
     Returns:
         The path of the best checkpoint.
@@ -49,21 +54,26 @@ def train(
         Fault: memory, disk, a loader process or another process of the run failed; the run is kept.
         Interrupted: Ctrl-C or SIGTERM; the run is saved.
     """
-    named = {"data.path": str(data) if data else None, "train.device": device}
+    own = own_dataset(data, classes) if data is not None and is_own(data) else None
+    named = {"data.path": str(data) if data and own is None else None, "train.device": device}
     flags = {key: value for key, value in named.items() if value}
     resolved = resolve(model, recipe, Path(config) if config else None, flags | dict(settings or {}), backbone)
     if output is None and Distribution.many():
         raise DoubleheadError("give --output: all processes, and each of them started again, share one run folder")
-    name = f"{Path(resolved.data.path).name}-{resolved.model.preset}"
-    return run_training(resolved, Path(output) if output else RunFolder.free(name))
+    name = f"{Path(resolved.data.path).name or 'own'}-{resolved.model.preset}"
+    return run_training(resolved, Path(output) if output else RunFolder.free(name), dataset=own)
 
 
-def resume(run: str | Path, other_data: bool = False) -> Path:
+def resume(
+    run: str | Path, other_data: bool = False, data: Any | None = None, classes: Sequence[str] | None = None
+) -> Path:
     """Go on with a run that was stopped, as if it had never been.
 
     Args:
         run: the run's folder.
         other_data: go on even if the data has changed since.
+        data: the dataset itself, if the run was given one.
+        classes: as of `train`.
 
     Returns:
         The path of the best checkpoint.
@@ -73,4 +83,5 @@ def resume(run: str | Path, other_data: bool = False) -> Path:
         Interrupted: Ctrl-C or SIGTERM; the run is saved.
     """
     folder = RunFolder(Path(run))
-    return run_training(folder.stored_config(), folder.path, resume=True, other_data=other_data)
+    own = None if data is None else own_dataset(data, classes)
+    return run_training(folder.stored_config(), folder.path, resume=True, other_data=other_data, dataset=own)

@@ -1,0 +1,137 @@
+"""What `check` sees and suggests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+
+from doublehead.config import ModelConfig, override
+from doublehead.data import advice
+from doublehead.data.advice import advise
+from doublehead.data.records import Categories, Findings, Record, Split
+from doublehead.model.presets import preset, preset_values
+from doublehead.training.recipes import resolve
+
+TINY = preset("double-head-tiny")
+
+
+def split(sizes: Any, image: tuple[int, int] = (1000, 800)) -> Split:
+    """One image with boxes of these widths and heights."""
+    sizes = np.asarray(sizes, dtype=np.float32).reshape(-1, 2)
+    boxes = np.concatenate([np.zeros_like(sizes), sizes], axis=1)
+    count = len(boxes)
+    record = Record(1, Path("a.jpg"), *image, boxes, np.ones(count, np.int64), np.zeros(count, bool), boxes[:, 2])
+    return Split("train", [record], Categories(("a",), (1,)), Findings())
+
+
+def changed(config: ModelConfig, found: advice.Advice) -> ModelConfig:
+    keys = {key.removeprefix("model."): value for key, value in found.settings.items()}
+    return ModelConfig.model_validate(override(config.model_dump(), keys))
+
+
+def test_nothing_is_suggested_for_boxes_that_suit() -> None:
+    found = advise(split([[100, 100], [60, 90], [300, 200]] * 10), TINY, "double-head-tiny")
+    assert (found.settings, found.reasons, found.small, found.unreached) == ({}, [], 0, 0)
+
+
+def test_small_boxes_ask_for_a_larger_input() -> None:
+    """At short side 240 of 800 pixels, 24 pixels become 7."""
+    found = advise(split([[24, 24]] * 31 + [[200, 200]] * 69), TINY, "double-head-tiny")
+    assert found.small == pytest.approx(0.31)
+    assert found.settings["model.input.short_side"] == 320
+    after = advise(split([[24, 24]] * 31 + [[200, 200]] * 69), changed(TINY, found), "")
+    assert after.small == 0
+    assert "31%" in found.reasons[0]
+
+
+def test_images_are_not_enlarged_beyond_their_own_size() -> None:
+    found = advise(split([[4, 4]] * 10, image=(300, 260)), TINY, "double-head-tiny")
+    assert found.settings.get("model.input.short_side", 240) <= 260
+
+
+def test_long_boxes_ask_for_other_ratios() -> None:
+    found = advise(split([[400, 80]] * 50 + [[100, 100]] * 50), TINY, "double-head-tiny")
+    assert found.unreached == pytest.approx(0.5)
+    assert advise(split([[400, 80]] * 50 + [[100, 100]] * 50), changed(TINY, found), "").unreached < 0.05
+
+
+def test_tiny_boxes_ask_for_smaller_anchors() -> None:
+    config = ModelConfig.model_validate(preset_values("double-head-r50"))
+    found = advise(split([[20, 20]] * 50, image=(1000, 800)), config, "double-head-r50")
+    assert found.unreached == 1
+    assert max(found.settings["model.rpn.anchor_sizes"]) < 512
+    assert advise(split([[20, 20]] * 50), changed(config, found), "").unreached == 0
+
+
+def test_the_line_can_be_pasted() -> None:
+    found = advise(split([[24, 24]] * 40 + [[900, 30]] * 60), TINY, "double-head-tiny")
+    words = found.line.split()
+    assert words[::2] == ["--set"] * len(found.settings)
+    pasted = dict(word.split("=", 1) for word in words[1::2])
+    config = resolve("double-head-tiny", settings={key: json.loads(value) for key, value in pasted.items()})
+    assert config.model.input.short_side == found.settings["model.input.short_side"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(arrays(np.float32, st.tuples(st.integers(0, 30), st.just(2)), elements=st.floats(0, 900, width=32)))
+def test_following_it_never_makes_it_worse(sizes: np.ndarray) -> None:
+    found = advise(split(sizes), TINY, "double-head-tiny")
+    json.dumps(found.to_json(), allow_nan=False)
+    if found.settings:
+        after = advise(split(sizes), changed(TINY, found), "double-head-tiny")
+        assert after.small <= found.small
+        if "model.input.short_side" not in found.settings:
+            assert after.unreached <= found.unreached
+
+
+def noise(seed: int) -> Image.Image:
+    cells = np.random.default_rng(seed).integers(0, 255, (9, 12, 3), dtype=np.uint8)
+    return Image.fromarray(cells).resize((96, 72), Image.Resampling.BICUBIC)
+
+
+def test_near_copies_across_splits_are_told(own_dataset: Path, tmp_path: Path, command: Any) -> None:
+    """Brightened and recompressed, its bytes and pixels differ; an exact copy is told as such, and no other picture."""
+    train, val = (sorted((own_dataset / name).iterdir()) for name in ("train", "val"))
+    size = Image.open(val[0]).size
+    picture = noise(0).resize(size)
+    picture.save(train[0])
+    picture.point(lambda value: min(255, int(value * 1.1))).save(val[0], quality=60)
+    noise(1).resize(size).save(val[1])
+    outcome = command("check", own_dataset, "--json", tmp_path / "found.json")
+    assert outcome.code == 0, outcome.err
+    findings = {f["kind"]: f for f in json.loads((tmp_path / "found.json").read_text())["findings"]}
+    alike = findings["pictures in two splits that look alike"]
+    told = [place["text"] for place in alike["places"]]
+    assert any(val[0].name in text and train[0].name in text for text in told)
+    assert not any(val[1].name in text for text in told)
+
+
+def test_long_names_do_not_break_the_table(own_dataset: Path, command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    file = own_dataset / "annotations" / "instances_val.json"
+    content = json.loads(file.read_text())
+    content["categories"].append({"id": 999, "name": "猫" * 150})
+    file.write_text(json.dumps(content))
+    train = own_dataset / "annotations" / "instances_train.json"
+    other = json.loads(train.read_text())
+    other["categories"].append({"id": 999, "name": "猫" * 150})
+    train.write_text(json.dumps(other))
+    outcome = command("check", own_dataset)
+    lines = [line for line in outcome.out.splitlines() if line.startswith(("│", "┏", "└"))]
+    assert lines
+    assert all(sum(2 if ord(c) > 0x2E80 else 1 for c in line) <= 80 for line in lines)
+
+
+def test_the_page_says_what_suits(own_dataset: Path, tmp_path: Path, command: Any) -> None:
+    assert command("check", own_dataset, "--report", tmp_path, "--model", "double-head-tiny").code == 0
+    text = (tmp_path / "index.html").read_text()
+    assert "double-head-tiny" in text
+    assert command("check", own_dataset, "--model", "no-such").sentence.startswith("unknown model `no-such`")
