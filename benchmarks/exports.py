@@ -114,7 +114,7 @@ def compare_exports(
             ExportTiming(
                 name,
                 [value / len(timed) for value in seconds[name]],
-                _ap(chosen, own),
+                _ap(chosen, own, predictors[name].options.detections),
                 compare(expected, [_tensors(detections) for detections in own]),
             )
             for name, own in found.items()
@@ -139,7 +139,7 @@ def _tensors(detections: Detections) -> RawDetections:
     return {name: torch.from_numpy(getattr(detections, name)) for name in ("boxes", "scores", "labels")}
 
 
-def _ap(split: Split, found: Sequence[Detections]) -> float:
+def _ap(split: Split, found: Sequence[Detections], most: int) -> float:
     pairs = zip(split.records, found, strict=True)
     results = of_classes([item for record, own in pairs for item in own.to_coco(record.image_id)], split.categories)
-    return evaluate_detections(split.records, split.categories, results)["AP"]
+    return evaluate_detections(split.records, split.categories, results, most)["AP"]

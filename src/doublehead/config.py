@@ -355,10 +355,11 @@ def _labels(classes: Any, names: Sequence[str]) -> tuple[int, ...]:
     Raises:
         DoubleheadError: the model does not know one of them.
     """
-    wanted = [str(name) for name in ([classes] if isinstance(classes, str) else classes)]
+    one = isinstance(classes, str) or not isinstance(classes, Iterable)
+    wanted = [str(name) for name in ([classes] if one else classes)]  # YAML reads a class named 5 as a number
     if unknown := [name for name in wanted if name not in names]:
         raise DoubleheadError(f"classes: the model has no class `{unknown[0]}`; it knows {', '.join(names)}")
-    return tuple(sorted({names.index(name) + 1 for name in wanted}))
+    return tuple(label for label, name in enumerate(names, 1) if name in wanted)
 
 
 class AugmentConfig(Strict):

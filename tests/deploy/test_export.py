@@ -205,6 +205,23 @@ def test_what_an_exported_file_cannot_do(trained, files, dataset, command, kind)
         doublehead.load(path, "cuda:0")
 
 
+def test_settings_choose_no_other_precision(files):
+    """As the argument does: what the file has, or a sentence."""
+    assert doublehead.load(files["onnx"], "cpu", settings={"precision": "auto"}).options.precision == "fp32"
+    with pytest.raises(DoubleheadError, match="its own precision"):
+        doublehead.load(files["onnx"], "cpu", settings={"precision": "bf16"})
+
+
+def test_a_file_whose_model_is_of_another_version(files, tmp_path, command, dataset):
+    model = onnx.load(files["onnx"])
+    for entry in model.metadata_props:
+        if entry.key == "model":
+            entry.value = entry.value.replace('"branches"', '"limbs"')
+    onnx.save(model, tmp_path / "a.onnx")
+    sentence = command("predict", tmp_path / "a.onnx", dataset / "test").sentence
+    assert sentence.startswith(f"{tmp_path / 'a.onnx'}: is a model, but not one")
+
+
 def test_damaged_and_foreign_files(files, dataset, tmp_path, command):
     def sentence(name):
         return command("predict", tmp_path / name, dataset / "test").sentence

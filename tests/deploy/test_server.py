@@ -16,6 +16,8 @@ from serving import CLASSES, DETECT, encoded, files, found, picture, problem, se
 import doublehead
 from doublehead.common.errors import DoubleheadError
 from doublehead.deploy.server import app as routes
+from doublehead.deploy.server.app import create_app
+from doublehead.deploy.server.settings import make_settings
 from doublehead.model.postprocess import class_nms
 
 
@@ -116,6 +118,14 @@ def test_the_model_is_described(client, served, plain_weights):
     (plain,) = served(plain_weights).get("/v1/models").json()["models"]
     assert [head["name"] for head in plain["scores"] if head["reason"] is None] == ["fc"]
     assert [head["name"] for head in plain["boxes"] if head["reason"] is None] == ["conv"]
+
+
+def test_the_model_is_described_by_the_options_it_is_served_with(weights):
+    settings = {"score_threshold": 0.3, "detections": 7, "box_branch": "fc"}
+    app = create_app(doublehead.load(weights, "cpu", settings=settings), "m", make_settings())
+    with TestClient(app) as client:
+        (model,) = client.get("/v1/models").json()["models"]
+    assert (model["score_threshold"], model["own"]["limit"], model["own"]["boxes"]) == (0.3, 7, "fc")
 
 
 KINDS = {

@@ -5,7 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from test_metrics import random_case
+from test_metrics import record as image_with
 
+from doublehead.common.categories import Categories
 from doublehead.evaluation import bootstrap
 from doublehead.evaluation.bootstrap import Matches, draws
 from doublehead.evaluation.coco import evaluate_detections
@@ -27,6 +29,24 @@ def test_whole_weights_count_an_image_so_many_times(seed: int) -> None:
                 copies.append(replace(record, image_id=image_id))
                 of_copies += [r | {"image_id": image_id} for r in results if r["image_id"] == record.image_id]
         assert ap == pytest.approx(evaluate_detections(copies, categories, of_copies)["AP"], nan_ok=True, abs=1e-9)
+
+
+@pytest.mark.parametrize("most", [100, 150, 300])
+def test_detections_past_the_hundredth_count_as_in_measuring(most: int) -> None:
+    """Of a crowded image whose best hundred are all wrong."""
+    corner = np.arange(200.0)[:, None] * [30, 0]
+    boxes = np.concatenate([corner, corner + 20], 1)
+    crowded = image_with(1, boxes.tolist(), [1] * 200)
+    categories = Categories(("cell",), (5,))
+    shift = np.where(np.arange(200)[:, None] < 100, 400.0, 0.0) * [0, 1, 0, 1]
+    results = [
+        {"image_id": 1, "category_id": 5, "bbox": [x1, y1, x2 - x1, y2 - y1], "score": 1 - place / 500}
+        for place, (x1, y1, x2, y2) in enumerate((boxes + shift).tolist())
+    ]
+    (ap,) = Matches([crowded], categories, results, most).ap(np.ones((1, 1)))
+    measured = evaluate_detections([crowded], categories, results, most)["AP"]
+    assert ap == pytest.approx(measured, abs=1e-9)
+    assert (measured > 0) == (most > 100)
 
 
 def test_draws_take_as_many_images_as_there_are() -> None:

@@ -13,8 +13,14 @@ import yaml
 import doublehead
 from doublehead.config import InferenceOptions, inference_options
 from doublehead.data.dataset import open_dataset
+from doublehead.evaluation.analysis import analyze, look
+from doublehead.evaluation.budget import Budget
+from doublehead.evaluation.coco import evaluate_detections
 from doublehead.model.checkpoint import load_checkpoint
+from doublehead.model.interop.convert import convert
 from doublehead.model.presets import preset
+from doublehead.training import loop
+from small import SMALL
 
 
 @pytest.fixture
@@ -85,6 +91,8 @@ def test_the_input_size_is_an_option(weights: Path, images: list[Any]) -> None:
         ({"score_threshold": float("nan")}, "score_threshold"),
         ({"detections": 0}, "detections"),
         ({"box_branch": "fc"}, "box_branch"),
+        ({"classes": "unicorn"}, "unicorn"),
+        ({"classes": 5}, "`5`"),
         ({"model.backbone.name": "resnet50"}, "backbone.name"),
         ({"train.lr": 1}, "train.lr"),
     ],
@@ -98,6 +106,29 @@ def test_every_option_is_in_the_model_or_of_the_moment() -> None:
     options = inference_options(preset("double-head-ext-r50"))
     assert set(options.model_dump()) == set(InferenceOptions.model_fields)
     assert options.fusion == "complementary"
+
+
+def test_null_asks_for_what_it_means(weights: Path, tmp_path: Path) -> None:
+    """Of a model whose default is one branch: all of them, from the start and later."""
+    path = tmp_path / "one.safetensors"
+    convert(weights, path, settings={"model.roi.score_branch": "fc"})
+    usual = doublehead.load(path, "cpu")
+    assert usual.options.score_branch == "fc"
+    assert doublehead.load(path, "cpu", settings={"score_branch": None}).options.score_branch is None
+    assert usual.with_options(score_branch=None).options.score_branch is None
+    some = usual.with_options(classes=list(usual.categories.names[:1]))
+    assert (some.options.classes, some.with_options(classes=None).options.classes) == ((1,), None)
+    with pytest.raises(doublehead.DoubleheadError, match="detections"):
+        usual.with_options(detections=None)
+
+
+def test_a_class_is_named_however_its_name_looks(weights: Path) -> None:
+    """Digits, as YAML reads them; and a name that two ids share."""
+    model = doublehead.load(weights, "cpu").model
+    config = model.config
+    names = ("5", "dog", "dog")
+    assert inference_options(config, {"classes": 5}, names).classes == (1,)
+    assert inference_options(config, {"classes": ["dog"]}, names).classes == (2, 3)
 
 
 def test_precision_is_chosen_with_the_weights(weights: Path, images: list[Any]) -> None:
@@ -157,9 +188,9 @@ def test_measuring_follows_the_number_of_detections(weights: Path, dataset: Path
     assert doublehead.evaluate(weights, dataset, device="cpu").metrics.most == 100
 
 
-def test_classes_that_the_data_lacks_take_no_place(weights: Path, dataset: Path, tmp_path: Path) -> None:
-    """With a single detection per image, a class that the data does not have would often be the one."""
-    names = load_checkpoint(weights).categories
+@pytest.fixture
+def one_class(dataset: Path, tmp_path: Path) -> Path:
+    """The dataset with objects of its last class alone."""
     content = json.loads((dataset / "annotations" / "instances_val.json").read_text())
     kept = content["categories"][-1]
     content["categories"] = [kept]
@@ -168,7 +199,82 @@ def test_classes_that_the_data_lacks_take_no_place(weights: Path, dataset: Path,
     split = {"annotations": str(tmp_path / "one.json"), "images": str(dataset / "val")}
     layout = {"format": "coco", "root": str(dataset), "splits": {"val": split}}
     (tmp_path / "one.yaml").write_text(yaml.safe_dump(layout))
-    settings = {"detections": 1, "score_threshold": 0.0}
-    found = doublehead.evaluate(weights, tmp_path / "one.yaml", device="cpu", settings=settings)
+    return tmp_path / "one.yaml"
+
+
+@pytest.mark.parametrize("asked", [None, 2])
+def test_classes_that_the_data_lacks_take_no_place(weights: Path, one_class: Path, asked: int | None) -> None:
+    """With a single detection per image, a class that the data does not have would often be the one."""
+    names = load_checkpoint(weights).categories.names
+    settings: dict[str, Any] = {"detections": 1, "score_threshold": 0.0}
+    if asked:
+        settings["classes"] = list(names[-asked:])
+    found = doublehead.evaluate(weights, one_class, device="cpu", settings=settings)
+    (kept,) = open_dataset(one_class).read("val").categories.ids
     assert len(names) > 1
-    assert [result["category_id"] for result in found.results] == [kept["id"]] * len(content["images"])
+    assert [result["category_id"] for result in found.results] == [kept] * found.metrics.images
+
+
+def test_classes_that_the_data_lacks_take_no_place_in_an_analysis(weights: Path, one_class: Path) -> None:
+    settings = {"detections": 1, "score_threshold": 0.0}
+    (model,) = analyze(
+        weights, one_class, budget=Budget(None, 2, 20), workers=0, device="cpu", settings=settings
+    ).models
+    (own,) = model.combinations
+    assert [len(image.scores) for image in own.images] == [1] * len(own.images)
+
+
+# Whoever measures or looks into a model asks as its options say
+
+
+def test_training_and_analysis_measure_as_many_detections_as_the_model_gives(
+    dataset: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[int] = []
+
+    def note(*args: Any) -> Any:
+        metrics = evaluate_detections(*args)
+        counted.append(metrics.most)
+        return metrics
+
+    monkeypatch.setattr(loop, "evaluate_detections", note)
+    monkeypatch.setattr(look, "evaluate_detections", note)
+    doublehead.train(
+        dataset, "double-head-tiny", tmp_path / "run", settings=SMALL | {"train.steps": 1, "model.roi.detections": 300}
+    )
+    analyze(weights, dataset, budget=Budget(None, 2, 20), workers=0, device="cpu", settings={"detections": 200})
+    assert counted == [300, 200]
+
+
+def test_an_analysis_in_16_bits(weights: Path, dataset: Path) -> None:
+    found = [
+        analyze(weights, dataset, budget=Budget(None, 2, 20), workers=0, device="cpu", settings={"precision": p}).models
+        for p in ("fp32", "bf16")
+    ]
+    (full,), (half,) = found
+    for one, other in zip(full.scores, half.scores, strict=True):
+        assert (one.branch, one.bins["all"].count.tolist()) == (other.branch, other.bins["all"].count.tolist())
+    assert [c.ap for c in half.combinations] == pytest.approx([c.ap for c in full.combinations], abs=0.05)
+
+
+def test_bulk_parts_of_other_options_are_not_mixed(weights: Path, dataset: Path, tmp_path: Path, command: Any) -> None:
+    pytest.importorskip("pyarrow")
+    words = ("predict", weights, dataset / "test", "-o", tmp_path / "out", "--format", "parquet", "--device", "cpu")
+    assert command(*words, "--set", "roi.nms_iou=0.3").code == 0
+    assert command(*words, "--set", "nms_iou=0.3").code == 0  # the same by another name
+    assert "nms_iou" in command(*words, "--set", "nms_iou=0.7").sentence
+    assert "nms_iou" in command(*words).sentence
+
+
+def test_bulk_parts_from_before_there_were_options_go_on(
+    weights: Path, dataset: Path, tmp_path: Path, command: Any
+) -> None:
+    pytest.importorskip("pyarrow")
+    words = ("predict", weights, dataset / "test", "-o", tmp_path / "out", "--format", "parquet", "--device", "cpu")
+    assert command(*words).code == 0
+    plan = tmp_path / "out" / "_plan.json"
+    content = json.loads(plan.read_text())
+    content.pop("settings", None)
+    plan.write_text(json.dumps(content))
+    assert command(*words).code == 0
+    assert "nms_iou" in command(*words, "--set", "nms_iou=0.7").sentence

@@ -263,6 +263,14 @@ def test_losses_without_positives_leave_running_statistics_alone(variant: str) -
     assert all(p.grad is not None and not p.grad.any() for i in alone for p in list(model.roi_heads)[i].parameters())
 
 
+def test_losses_without_positives_of_a_model_that_does_not_learn() -> None:
+    """As `for_inference` leaves it, for a validation loss."""
+    model = small_model("double-head", head_norm="group").eval().requires_grad_(False)
+    losses = model.losses(IMAGES, [target([], [])] * 2)
+    assert float(losses["conv_regress"]) == 0
+    assert all(torch.isfinite(value) for value in losses.values())
+
+
 def test_losses_in_inference_mode_are_those_of_training_but_for_norms() -> None:
     """Group norm has no modes: the same numbers, and no parameter or statistic changes."""
     model = small_model("double-head", head_norm="group")

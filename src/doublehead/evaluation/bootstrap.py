@@ -11,12 +11,10 @@ import numpy as np
 
 from doublehead.common.categories import Categories
 from doublehead.data.records import Record
-from doublehead.evaluation.coco import RECALLS, truth
+from doublehead.evaluation.coco import RECALLS, USUAL, truth
 
 AT_ONCE = 2**23
 """Numbers held at once in each array over draws and detections."""
-
-MOST_PER_IMAGE = 100  # detections per image and class, as COCO counts them
 
 
 @dataclass(frozen=True)
@@ -30,11 +28,26 @@ class _ClassMatches:
 
 
 class Matches:
-    """Detections of one model matched to the truth once, for AP under any weights of the images."""
+    """Detections of one model matched to the truth once, for AP under any weights of the images.
 
-    def __init__(self, records: Sequence[Record], categories: Categories, results: Sequence[dict[str, Any]]) -> None:
+    Args:
+        records: as of `evaluate_detections`.
+        categories: the classes of the records.
+        results: the detections, in COCO's result format.
+        most: detections per image and class that count, the best ones; at least COCO's 100.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        categories: Categories,
+        results: Sequence[dict[str, Any]],
+        most: int = USUAL,
+    ) -> None:
         gt = hotcoco.COCO(truth(records, categories))
         evaluation = hotcoco.COCOeval(gt, gt.load_res(list(results)), "bbox")
+        most = max(USUAL, most)
+        evaluation.params.max_dets = [1, 10, most]
         evaluation.evaluate()
         place = {record.image_id: i for i, record in enumerate(records)}
         found: dict[int, list[dict[str, Any]]] = {category: [] for category in categories.ids}
@@ -42,7 +55,7 @@ class Matches:
         for match in evaluation.eval_imgs:
             if match is not None and list(match["aRng"]) == list(everything):
                 found[match["category_id"]].append(match)
-        self.classes = [_joined(matches, place) for matches in found.values() if matches]
+        self.classes = [_joined(matches, place, most) for matches in found.values() if matches]
 
     def ap(self, weights: np.ndarray) -> np.ndarray:
         """AP as COCO has it, with image i counted `weights[..., i]` times.
@@ -63,13 +76,13 @@ def draws(images: int, number: int, rng: np.random.Generator) -> np.ndarray:
     return rng.multinomial(images, np.full(images, 1 / images), number)
 
 
-def _joined(matches: list[dict[str, Any]], place: dict[int, int]) -> _ClassMatches:
-    scores = np.concatenate([np.asarray(m["dtScores"])[:MOST_PER_IMAGE] for m in matches])
+def _joined(matches: list[dict[str, Any]], place: dict[int, int], most: int) -> _ClassMatches:
+    scores = np.concatenate([np.asarray(m["dtScores"])[:most] for m in matches])
     order = np.argsort(-scores, kind="stable")
-    image = np.concatenate([np.full(len(m["dtScores"][:MOST_PER_IMAGE]), place[m["image_id"]]) for m in matches])
+    image = np.concatenate([np.full(len(m["dtScores"][:most]), place[m["image_id"]]) for m in matches])
 
     def rows(key: str) -> np.ndarray:
-        return np.concatenate([np.asarray(m[key], dtype=bool)[:, :MOST_PER_IMAGE] for m in matches], axis=1)[:, order]
+        return np.concatenate([np.asarray(m[key], dtype=bool)[:, :most] for m in matches], axis=1)[:, order]
 
     objects = np.zeros(len(place))
     for m in matches:

@@ -20,7 +20,7 @@ from doublehead.data.loader import Waited, default_workers, evaluation_loader
 from doublehead.data.own import is_own, own_dataset, own_split
 from doublehead.data.records import Split
 from doublehead.evaluation.coco import Metrics, evaluate_detections
-from doublehead.inference.exported import is_exported
+from doublehead.inference.exported import Exported
 from doublehead.inference.predictor import Predictor, load
 
 
@@ -140,13 +140,17 @@ def _read(data: Any, split: str, classes: Sequence[str] | None) -> Split:
 
 
 def for_classes(predictor: Predictor, categories: Categories) -> Predictor:
-    """The predictor looking for these classes alone, so that others take no place among an image's detections."""
-    pairs = predictor.categories.pairs
-    labels = [place for place, pair in enumerate(pairs, 1) if pair in categories.pairs]
-    if len(labels) == len(pairs) or predictor.options.classes is not None or is_exported(Path(str(predictor.inside))):
+    """The predictor looking for these classes alone, so that others take no place among an image's detections.
+
+    An exported model cannot leave classes out: it comes back as it is.
+    """
+    pairs, asked = predictor.categories.pairs, predictor.options.classes
+    labels = [label for label, pair in enumerate(pairs, 1) if pair in categories.pairs]
+    if len(labels) == len(pairs) or isinstance(predictor.inside, Exported):
         return predictor
+    kept = tuple(label for label in labels if asked is None or label in asked)
     result = predictor.with_options()
-    result.options = result.options.model_copy(update={"classes": tuple(labels)})
+    result.options = result.options.model_copy(update={"classes": kept})
     return result
 
 

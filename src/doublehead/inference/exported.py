@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +37,12 @@ class Exported:
 
     path: Path
     categories: Categories
+    config: ModelConfig  # of the model that was exported
     about: Mapping[str, str]  # the file's own words of itself
     run: RunImage
 
     def __str__(self) -> str:
         return str(self.path)
-
-    @cached_property
-    def config(self) -> ModelConfig:
-        """Of the model that was exported."""
-        return ModelConfig.model_validate_json(self.about["model"])
 
     def require_possible(self, options: InferenceOptions) -> None:
         """Refuse options that are fixed in the file.
@@ -106,9 +102,10 @@ def open_exported(path: Path, device: str = "auto", precision: str = "fp32") -> 
             )
         classes = json.loads(about["categories"])
         categories = Categories(tuple(classes["names"]), tuple(classes["ids"]))
+        config = ModelConfig.model_validate_json(about["model"])
     except (KeyError, TypeError, ValueError) as error:
         raise DoubleheadError(f"{path}: is a model, but not one that `doublehead export` wrote") from error
-    return Exported(path, categories, about, run)
+    return Exported(path, categories, config, about, run)
 
 
 def _onnx(path: Path, device: str) -> tuple[RunImage, Mapping[str, str]]:

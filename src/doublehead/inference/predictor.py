@@ -90,14 +90,16 @@ class Predictor:
         if "precision" in given and PRECISIONS.get(given["precision"], "auto") != self.precision:
             raise DoubleheadError("the precision is chosen when a model is loaded: give it to doublehead.load")
         config = self.inside.config
-        wanted = inference_options(
-            config, {name: v for name, v in given.items() if v is not None}, self.categories.names
-        )
+        wanted = inference_options(config, given, self.categories.names)
         changed = {name: getattr(wanted, name) for name in given}
         options = self.options.model_copy(update=changed)
         if isinstance(self.inside, Exported):
             self.inside.require_possible(options)
         return options
+
+    def autocast(self) -> torch.autocast:
+        """The context in which the model computes, for those who call its parts themselves."""
+        return torch.autocast(self.device.type, self.precision, enabled=self.precision is not None)
 
     @property
     def model(self) -> Detector:
@@ -143,7 +145,7 @@ class Predictor:
 
     def detect(self, images: list[Tensor]) -> list[Detections]:
         """Detect objects in RGB tensors uint8 (3, H, W) of any sizes."""
-        with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
+        with self.autocast():
             return [self.as_detections(result) for result in self.inside.detect(images, self.options)]
 
     def as_detections(self, result: dict[str, Tensor]) -> Detections:
@@ -173,8 +175,9 @@ def load(
     """
     path = resolve(weights)
     if is_exported(path):
-        exported = open_exported(path, device, precision)
-        return Predictor(exported, exported.categories, torch.device("cpu"), settings=settings)
+        given = option_names(settings or {})
+        exported = open_exported(path, device, given.pop("precision", precision))
+        return Predictor(exported, exported.categories, torch.device("cpu"), settings=given)
     chosen = pick_device(device)
     model, checkpoint = load_model(path)
     return Predictor(model, checkpoint.categories, chosen, precision, settings)

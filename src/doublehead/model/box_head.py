@@ -87,7 +87,7 @@ class BoxHead(nn.Module):
             if branch.config.only_regresses and self.config.training_proposals == "positives":
                 if not len(positive):
                     # A background proposal would move the running statistics of batch norms.
-                    result[f"{name}_regress"] = _nothing(branch)
+                    result[f"{name}_regress"] = _nothing(branch, levels[0])
                     continue
                 boxes, seen = [b[la > 0] for b, la in zip(sample.boxes, sample.labels, strict=True)], positive
             logits, deltas = branch(self.pooler(levels, boxes, branch.config.scale))
@@ -195,6 +195,6 @@ def box_loss(deltas: Tensor, labels: Tensor, wanted: Tensor, sampled: int) -> Te
     return loss / max(sampled, 1)
 
 
-def _nothing(branch: Branch) -> Tensor:
+def _nothing(branch: Branch, like: Tensor) -> Tensor:
     """A loss of 0 that gives every parameter a gradient of 0, which DistributedDataParallel waits for."""
-    return torch.stack([p.flatten()[:0].sum() for p in branch.parameters() if p.requires_grad]).sum()
+    return sum((p.flatten()[:0].sum() for p in branch.parameters()), start=like.new_zeros(()))

@@ -357,7 +357,8 @@ class _Training:
 
             data = self.config.data
             found = predict_split(self._predictor(), self.val, 4, data.workers, processes, went_on, data.timeout)
-        metrics = evaluate_detections(self.val.records, self.val.categories, found.results)
+        most = self.config.model.roi.detections
+        metrics = evaluate_detections(self.val.records, self.val.categories, found.results, most)
         state.measured = state.step
         unknown = math.isnan(metrics["AP"])  # without a box in the val split the newest weights count as best
         improved = unknown or metrics["AP"] > state.best

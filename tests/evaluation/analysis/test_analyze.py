@@ -90,9 +90,9 @@ def test_every_combination_measures_what_evaluate_measures_with_it(dataset, tmp_
 def test_all_models_are_asked_about_the_same_windows(dataset, trained, ext, monkeypatch):
     asked = {}
 
-    def note(model, stage, place, boxes, labels):
+    def note(model, stage, place, boxes, labels, options):
         asked.setdefault(id(model), []).append(boxes)
-        return heads.ask(model, stage, place, boxes, labels)
+        return heads.ask(model, stage, place, boxes, labels, options)
 
     monkeypatch.setattr(look, "ask", note)
     analyze([trained / "best.safetensors", ext], dataset, budget=Budget(None, 6, 40), workers=0)
@@ -117,6 +117,16 @@ def test_heads_are_asked_as_the_detector_asks_them(ext, monkeypatch):
         wanted = scored.boxes([rows])[0][rows, labels]
         wanted = model.edges.rescale(model.edges.clip(wanted, stage.sizes[place]), stage.ratios[place])
         np.testing.assert_allclose(answers.boxes["conv"], wanted, atol=1e-2)
+
+
+def test_scores_are_fused_as_the_options_say(ext, dataset):
+    budget = Budget(None, 3, 20)
+    means = {}
+    for rule in ("average", "maximum"):
+        (model,) = analyze(ext, dataset, budget=budget, workers=0, settings={"fusion": rule}).models
+        means[rule] = {c.branch: np.nansum(c.bins["all"].mean * c.bins["all"].count) for c in model.scores}
+    assert means["average"]["fc"] == means["maximum"]["fc"]
+    assert means["average"]["fused"] < means["maximum"]["fused"]
 
 
 def test_models_are_told_apart_by_file_run_or_number():

@@ -8,14 +8,19 @@ predictions.json     with --format coco, once every part is there; and bad.jsonl
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from doublehead.common.errors import DoubleheadError
 from doublehead.common.files import sha256, whole, writing
+from doublehead.config import option_names
 from doublehead.deploy.bulk.sources import Listing
 from doublehead.model.interop.published import resolve
+
+BEFORE_OPTIONS = {"settings": "{}"}
+"""What a plan lacks that was written before there were inference options."""
 
 
 @dataclass(frozen=True)
@@ -29,16 +34,25 @@ class BulkPlan:
     score: float
     precision: str
     format: str
+    settings: str  # inference options that differ from the model's, as JSON
 
     @classmethod
-    def of(cls, weights: str | Path, listing: Listing, score: float, precision: str, format: str) -> BulkPlan:
+    def of(
+        cls,
+        weights: str | Path,
+        listing: Listing,
+        score: float,
+        precision: str,
+        format: str,
+        settings: Mapping[str, Any],
+    ) -> BulkPlan:
         """The plan of these weights on these images.
 
         Raises:
-            DoubleheadError: there are no such weights.
+            DoubleheadError: there are no such weights, or no such option.
         """
-        digest = fingerprint(resolve(weights))
-        return cls(digest, sum(listing.sizes), listing.digest, listing.size, score, precision, format)
+        digest, options = fingerprint(resolve(weights)), json.dumps(option_names(settings), sort_keys=True)
+        return cls(digest, sum(listing.sizes), listing.digest, listing.size, score, precision, format, options)
 
 
 class BulkFolder:
@@ -78,7 +92,7 @@ class BulkFolder:
 
     def _require(self, plan: BulkPlan) -> None:
         try:
-            stored = json.loads(self.plan.read_text(encoding="utf-8"))
+            stored = BEFORE_OPTIONS | json.loads(self.plan.read_text(encoding="utf-8"))
             changed = {key: stored[key] for key, asked in asdict(plan).items() if stored[key] != asked}
         except (ValueError, KeyError, TypeError) as error:
             raise DoubleheadError(f"{self.plan}: is damaged ({error!r}); give another --output") from error

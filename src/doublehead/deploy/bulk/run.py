@@ -73,7 +73,7 @@ def predict_bulk(
     (place, shares), folder = parse_shard(shard), work.folder
     if engine not in ENGINES:
         raise DoubleheadError(f"--engine {engine}: there are {' and '.join(ENGINES)}")
-    folder.begin(BulkPlan.of(work.weights, listing, work.score, work.precision, work.format))
+    folder.begin(BulkPlan.of(work.weights, listing, work.score, work.precision, work.format, work.settings))
     done = folder.finished(len(listing))
     mine = {number for number in range(place, len(listing), shares) if number not in done}
     todo, waited = listing.chosen(mine.__contains__), None

@@ -255,7 +255,7 @@ def _describe(service: Service) -> ModelInfo:
         scores=[Head(name=name, reason=engine.lacks("scores", name)) for name in engine.names("scores")],
         boxes=[Head(name=name, reason=engine.lacks("boxes", name)) for name in engine.names("boxes")],
         own={"scores": own.scores, "boxes": own.boxes, "nms": own.nms, "limit": own.limit} if own else None,
-        score_threshold=config.roi.score_threshold if config else None,
+        score_threshold=predictor.options.score_threshold if config else None,
     )
 
 

@@ -7,7 +7,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 
-import torch
 from torch import Tensor
 
 from doublehead.common.errors import DoubleheadError
@@ -108,7 +107,7 @@ class Engine:
         wanted = [choice or self.own for choice in choices]
         order = sorted(range(len(images)), key=lambda i: wanted[i])  # type: ignore[arg-type,return-value]
         found: list[Detections] = []
-        with torch.autocast(predictor.device.type, predictor.precision, enabled=predictor.precision is not None):
+        with predictor.autocast():
             stage = model.first_stage([images[i] for i in order], predictor.options)
             for choice, places in groupby(range(len(order)), key=lambda place: wanted[order[place]]):
                 assert choice is not None

@@ -20,7 +20,7 @@ from doublehead.evaluation.analysis.proposals import Object, choose
 from doublehead.evaluation.analysis.report import write_report
 from doublehead.evaluation.analysis.result import Analysis
 from doublehead.evaluation.budget import QUICK, Budget
-from doublehead.evaluation.evaluate import require_known_classes
+from doublehead.evaluation.evaluate import for_classes, require_known_classes
 from doublehead.inference.predictor import Predictor, load
 
 
@@ -62,6 +62,7 @@ def analyze(
     predictors = [load(path, device, settings=settings) for path in paths]
     for predictor in predictors:
         require_known_classes(predictor.categories, found.categories)
+    predictors = [for_classes(predictor, found.categories) for predictor in predictors]
     records, objects = choose(found.records, budget)
     names = model_names(paths)
     chosen = replace(found, records=records)
@@ -91,8 +92,9 @@ def _show(
     for each in objects:
         by_image[each.image_id].append(each)
     for images, records in evaluation_loader(split, batch_size, workers):
-        stage = look.model.first_stage(images, look.options)
-        look.detect(stage, records)
-        for place, record in enumerate(records):
-            look.ask(stage, place, by_image[record.image_id])
-            advance(1 + len(by_image[record.image_id]))
+        with look.predictor.autocast():
+            stage = look.model.first_stage(images, look.options)
+            look.detect(stage, records)
+            for place, record in enumerate(records):
+                look.ask(stage, place, by_image[record.image_id])
+                advance(1 + len(by_image[record.image_id]))

@@ -59,7 +59,14 @@ def chosen(options: InferenceOptions, score: str, box: str) -> InferenceOptions:
 
 
 @torch.no_grad()
-def ask(model: Detector, stage: FirstStage, place: int, boxes: np.ndarray, labels: np.ndarray) -> Answers:
+def ask(
+    model: Detector,
+    stage: FirstStage,
+    place: int,
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    options: InferenceOptions | None = None,
+) -> Answers:
     """Ask every branch about boxes of one image, a part of them at a time.
 
     Args:
@@ -68,10 +75,12 @@ def ask(model: Detector, stage: FirstStage, place: int, boxes: np.ndarray, label
         place: of the image in the batch.
         boxes: (W, 4) xyxy in pixels of the image.
         labels: (W,) 1..C of the model: the class whose score and box are wanted.
+        options: how scores are fused; None: the model's own.
     """
     device = stage.levels[0].device
+    fusion = (options or model.options).fusion
     parts = [
-        _ask(model, stage, place, *pair)
+        _ask(model, stage, place, *pair, fusion)
         for pair in zip(
             torch.from_numpy(boxes).to(device).split(AT_ONCE),
             torch.from_numpy(labels).to(device).split(AT_ONCE),
@@ -95,7 +104,7 @@ def to_input(model: Detector, stage: FirstStage, place: int, boxes: Tensor) -> T
     return model.edges.rescale(boxes, 1 / stage.ratios[place])
 
 
-def _ask(model: Detector, stage: FirstStage, place: int, boxes: Tensor, labels: Tensor) -> Answers:
+def _ask(model: Detector, stage: FirstStage, place: int, boxes: Tensor, labels: Tensor, fusion: str) -> Answers:
     rows = torch.arange(len(boxes), device=boxes.device)
     probabilities: dict[str, Tensor] = {}
     regressed: dict[str, Tensor] = {}
@@ -111,7 +120,7 @@ def _ask(model: Detector, stage: FirstStage, place: int, boxes: Tensor, labels: 
             clipped = model.edges.clip(own, stage.sizes[place])
             regressed[name] = model.edges.rescale(clipped, stage.ratios[place])
     if len(probabilities) > 1:
-        probabilities[FUSED] = fuse(list(probabilities.values()), model.config.roi.fusion)
+        probabilities[FUSED] = fuse(list(probabilities.values()), fusion)
     scores = {name: table[rows, labels].cpu().numpy() for name, table in probabilities.items()}
     return Answers(scores, {name: table.cpu().numpy() for name, table in regressed.items()})
 

@@ -62,7 +62,7 @@ class Look:
     """Gathers what one model does, batch by batch.
 
     Args:
-        predictor: the model.
+        predictor: the model, which looks for the classes of the data alone.
         name: for people to read.
         weights: where it came from.
         categories: the classes of the data, all of them known to the model.
@@ -70,11 +70,12 @@ class Look:
     """
 
     def __init__(self, predictor: Predictor, name: str, weights: str, categories: Categories, windows: int) -> None:
-        self.model, self.name, self.weights = predictor.model, name, weights
+        self.predictor, self.model = predictor, predictor.model
+        self.name, self.weights = name, weights
         self.categories, self.windows = categories, windows
         known = predictor.categories.pairs
         self.to_model = np.array([0, *(known.index(pair) + 1 for pair in categories.pairs)])
-        self.to_data = np.zeros(len(known) + 1, np.int64)  # 0: a class that the data does not have
+        self.to_data = np.zeros(len(known) + 1, np.int64)  # 0: a class that the data does not have, never detected
         self.to_data[self.to_model[1:]] = np.arange(1, len(categories) + 1)
         self.options = predictor.options
         self.heads: Heads = heads_of(self.model, self.options)
@@ -94,9 +95,7 @@ class Look:
             options = chosen(self.options, score, box)
             for record, result in zip(records, self.model.second_stage(stage, options), strict=True):
                 boxes, scores, labels = (result[key].cpu().numpy() for key in ("boxes", "scores", "labels"))
-                labels = self.to_data[labels]
-                kept = labels > 0
-                found = Detections(boxes[kept], scores[kept], labels[kept], self.categories.names, self.categories.ids)
+                found = Detections(boxes, scores, self.to_data[labels], self.categories.names, self.categories.ids)
                 seen.images.append(judge(record, found.boxes, found.scores, found.labels))
                 seen.results += found.to_coco(record.image_id)
 
@@ -105,7 +104,7 @@ class Look:
         for each in objects:
             windows, ious = each.windows(self.windows)
             labels = np.full(len(windows), self.to_model[each.label])
-            self._note(each, windows, ious, ask(self.model, stage, place, windows, labels))
+            self._note(each, windows, ious, ask(self.model, stage, place, windows, labels, self.options))
         if objects:
             self._correlate(stage, place, np.stack([each.box for each in objects]).astype(np.float32))
 
@@ -114,7 +113,7 @@ class Look:
         combinations = []
         records = [image.record for image in self.seen[self.heads.own].images]
         for (score, box), seen in self.seen.items():
-            metrics = evaluate_detections(records, self.categories, seen.results)
+            metrics = evaluate_detections(records, self.categories, seen.results, self.options.detections)
             combinations.append(
                 Combination(score, box, metrics["AP"], metrics["AP75"], break_down(seen.images), seen.images)
             )

@@ -145,6 +145,7 @@ def _write_result(run: StudyRun, config: Config, weights: Path, found: Evaluatio
         "weights": os.path.relpath(weights, run.folder),
         "training_seconds": seconds,
         "metrics": {name: None if math.isnan(value) else value for name, value in found.metrics.totals.items()},
+        "max_detections": found.metrics.most,
         "config": config.model_dump(mode="json"),
     }
     with whole(run.result) as temporary:

@@ -24,6 +24,7 @@ from doublehead.data.images import read_image, to_tensor
 from doublehead.data.records import Split
 from doublehead.evaluation import plots
 from doublehead.evaluation.bootstrap import Matches, draws
+from doublehead.evaluation.coco import USUAL
 from doublehead.inference.predictor import Predictor
 from doublehead.model.checkpoint import load_checkpoint
 from doublehead.training.study.plan import StudyPlan, StudyRun
@@ -147,7 +148,8 @@ def summarise(plan: StudyPlan, runs: Sequence[StudyRun], split: Split, output: P
     with Console().progress("comparing", len(runs)) as advance:
         for run in runs:  # seed by seed
             found = json.loads((run.folder / plan.split / "predictions.json").read_text(encoding="utf-8"))
-            drawn.setdefault(run.row, []).append(Matches(split.records, split.categories, found).ap(weights))
+            most = results[run].get("max_detections", USUAL)
+            drawn.setdefault(run.row, []).append(Matches(split.records, split.categories, found, most).ap(weights))
             advance()
     base = [_number(result["metrics"]["AP"]) for run, result in results.items() if run.row == plan.baseline]
 
