@@ -245,7 +245,8 @@ def _from_yaml(path: Path) -> Dataset:
             f"{path}: `format` must be coco or voc, not {brief(values.get('format'))}; "
             "a data.yaml of YOLO has none, but `names`; any other format is found by its folder, given as `root`"
         )
-    model = {"coco": _CocoYaml, "voc": _VocYaml}.get(values.get("format", ""), _FolderYaml)
+    models: dict[str, type[_FolderYaml]] = {"coco": _CocoYaml, "voc": _VocYaml}
+    model = models.get(values.get("format", ""), _FolderYaml)
     try:
         description = model.model_validate(values)
     except ValidationError as error:
@@ -261,7 +262,7 @@ def _from_yaml(path: Path) -> Dataset:
     if isinstance(description, _VocYaml):
         folder = Folder(root)
         return _dataset(path, "voc", voc_splits(folder, folder.suffixed(".xml"), description.splits), shares=shares)
-    readers = {
+    readers: Splits = {
         name: partial(read_coco, annotations=root / split.annotations, images=root / split.images)
         for name, split in description.splits.items()
     }

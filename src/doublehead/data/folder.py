@@ -9,6 +9,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -275,7 +276,7 @@ class Pictures:
         found = [file for file in found if nearness(file) == best]
         if len({posixpath.splitext(file)[0] for file in found}) > 1:
             return None
-        self.doubles += [(one, other) for one, other in zip(found, found[1:], strict=False)]
+        self.doubles += [(one, other) for one, other in pairwise(found)]
         return found[-1]
 
     def _allowed(self, file: str) -> bool:

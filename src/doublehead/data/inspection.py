@@ -119,6 +119,8 @@ def inspect(path: str | Path, progress: bool = False) -> Inspection:
     splits: list[Split] = []
     with findings.collect("datasets that cannot be read"):
         dataset = open_dataset(path)
+        if dataset.note:
+            findings.warn("datasets without splits, shared out by content", dataset.note)
         for name in dataset.distinct:
             with findings.collect("splits that cannot be read"):
                 splits.append(dataset.look(name))

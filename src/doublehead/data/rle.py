@@ -22,7 +22,8 @@ def rle_box(mask: dict[str, Any], what: str) -> Box:
     Raises:
         DoubleheadError: the mask is malformed or empty.
     """
-    size, counts = mask.get("size"), mask.get("counts")
+    size: Any = mask.get("size")
+    counts: Any = mask.get("counts")
     sound = isinstance(size, list) and len(size) == 2 and all(type(side) is int and 0 < side < 2**20 for side in size)
     runs = _decompress(counts) if isinstance(counts, str) else counts
     if not sound or not isinstance(runs, list) or not all(type(run) is int and 0 <= run < 2**40 for run in runs):

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from io import BytesIO
+from pathlib import Path
 
 from PIL import Image
 
@@ -91,7 +92,7 @@ def _fraction(digest: bytes, seed: int) -> float:
     return int.from_bytes(mixed, "big") / 2**64
 
 
-def _hand_out(finding: Finding, of_image: dict[object, Split], parts: dict[str, Split]) -> None:
+def _hand_out(finding: Finding, of_image: dict[Path, Split], parts: dict[str, Split]) -> None:
     def put(split: Split, places: list[Place], count: int) -> None:
         if count:
             known = split.findings.by_kind.get(finding.kind, Finding(finding.kind, finding.error))
@@ -100,5 +101,5 @@ def _hand_out(finding: Finding, of_image: dict[object, Split], parts: dict[str, 
             )
 
     for place in finding.places:
-        put(of_image.get(place.image, parts["train"]), [place], 1)
+        put(of_image.get(place.image, parts["train"]) if place.image else parts["train"], [place], 1)
     put(parts["train"], [], finding.count - len(finding.places))
