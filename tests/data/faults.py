@@ -468,7 +468,7 @@ def _(root: Path) -> None:
     shutil.rmtree(root / "JPEGImages")
 
 
-@fault("VOC", "no object anywhere", "no XML file there holds an object", error=True)
+@fault("VOC", "no object anywhere", "no annotation there holds an object", error=True)
 def _(root: Path) -> None:
     for file in (root / "Annotations").glob("*.xml"):
         file.write_text(xml(""))

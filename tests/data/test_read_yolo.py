@@ -79,7 +79,6 @@ def test_where_labels_may_lie(tmp_path, image, labels):
         "train: ../images\nnames: [cat, dog]\n",  # as Roboflow writes it
         "train: images.txt\nnc: 2\nnames: [cat, dog]\n",
         "path: /content/drive/of/someone\ntrain: images\nnames: [cat, dog]\n",  # where the export was made
-        "nc: 2\nnames: [cat, dog]\n",  # as supervision writes it
     ],
 )
 def test_ways_to_say_where_images_are(tmp_path, text):

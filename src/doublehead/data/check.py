@@ -66,7 +66,7 @@ def read_record(record: Record) -> Image.Image:
 
 def read_record_picture(record: Record) -> Picture:
     """As `read_record`, with what the file was before."""
-    picture = read_picture(record.path)
+    picture = read_picture(record.path, record.encoded())
     _same_size(record, picture.rgb.size)
     return picture
 
@@ -91,7 +91,7 @@ def check_images(
             if how == "decode":
                 read_record(record)
             else:
-                _same_size(record, image_size(record.path))
+                _same_size(record, image_size(record.path, record.encoded()))
         except DoubleheadError as error:
             return str(error)
         return None

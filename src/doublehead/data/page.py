@@ -173,7 +173,7 @@ def _picture(place: Place, record: Record | None) -> str:
     if place.image is None:
         return ""
     try:
-        image = read_image(place.image)
+        image = read_image(place.image, record.encoded() if record else None)
     except DoubleheadError:
         return ""
     width, height = image.size
