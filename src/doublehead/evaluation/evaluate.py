@@ -14,12 +14,13 @@ from doublehead.common.console import Console
 from doublehead.common.distribution import Distribution
 from doublehead.common.errors import DoubleheadError
 from doublehead.common.faults import told
-from doublehead.config import LOADER_TIMEOUT
-from doublehead.data.dataset import open_dataset
+from doublehead.config import LOADER_TIMEOUT, SplitConfig
+from doublehead.data.dataset import open_dataset, summary
 from doublehead.data.loader import Waited, default_workers, evaluation_loader
 from doublehead.data.records import Split
 from doublehead.evaluation.coco import Metrics, evaluate_detections
 from doublehead.inference.predictor import Predictor, load
+from doublehead.model.checkpoint import read_notes
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ def evaluate(
     device: str = "auto",
     progress: bool = False,
     precision: str = "fp32",
+    shares: SplitConfig | None = None,
 ) -> Evaluation:
     """Run a model over one split of a dataset and measure it as COCO does.
 
@@ -99,12 +101,15 @@ def evaluate(
         device: where to compute, if `weights` is a path.
         progress: whether to show a bar.
         precision: as of `load`, if `weights` is a path.
+        shares: how to share out data without splits; None: as `weights` were trained, else as the dataset says.
 
     Raises:
         DoubleheadError: weights, data or split have a mistake, or the data has classes unknown to the weights.
         Fault: memory ran out, or a process of the run or of the loader was lost.
     """
-    chosen = open_dataset(data).read(split)
+    chosen = measured_split(weights, data, split, shares)
+    if chosen.made and progress:
+        Console().say(summary(chosen))
     smaller = f"try a batch size of {batch_size // 2}" if batch_size > 1 else "use a machine with more"
     processes = Distribution.start(device)
     try:
@@ -118,6 +123,22 @@ def evaluate(
     results = of_classes(found.results, chosen.categories)
     metrics = evaluate_detections(chosen.records, chosen.categories, results)
     return Evaluation(metrics, results, found.waited / max(found.seconds, 1e-9), processes.leads)
+
+
+def measured_split(
+    weights: str | Path | Predictor, data: str | Path, split: str, shares: SplitConfig | None = None
+) -> Split:
+    """Read the split to measure. Data without splits is shared out as it was when the weights were trained.
+
+    Raises:
+        DoubleheadError: data or split have a mistake.
+    """
+    dataset = open_dataset(data, shares)
+    if dataset.whole and shares is None and isinstance(weights, str | Path):
+        trained = read_notes(Path(weights)).get("split")
+        if trained:
+            dataset = open_dataset(data, SplitConfig.model_validate(trained))
+    return dataset.read(split)
 
 
 def of_classes(results: Sequence[dict[str, Any]], categories: Categories) -> list[dict[str, Any]]:

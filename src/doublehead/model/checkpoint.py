@@ -151,6 +151,16 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     return result
 
 
+def read_notes(path: Path) -> dict[str, Any]:
+    """A checkpoint's notes, without its tensors; empty where the file is no checkpoint."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            notes = json.loads((file.metadata() or {}).get("notes", "{}"))
+    except (SafetensorError, OSError, ValueError):
+        return {}
+    return notes if isinstance(notes, dict) else {}
+
+
 def load_model(path: str | Path) -> tuple[Detector, Checkpoint]:
     """A detector in inference mode, and the checkpoint it came from.
 
