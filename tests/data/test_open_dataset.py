@@ -42,16 +42,13 @@ def test_roboflow_layout(tmp_path):
 
 
 @pytest.mark.parametrize(("file", "folder"), [("instances.json", "images"), ("labels.json", "images"), ("l.json", ".")])
-def test_flat_layout_is_one_split_that_trains_but_is_not_measured_unawares(tmp_path, file, folder):
+def test_flat_layout_is_shared_out_and_can_be_read_whole(tmp_path, file, folder):
     one(tmp_path / file)
     picture(tmp_path / folder / "1.png")
     dataset = open_dataset(tmp_path)
-    assert list(dataset.splits) == ["all"]
-    assert dataset.read("train").name == "all"
+    assert list(dataset.splits) == ["train", "val", "test"]
+    assert [len(dataset.read(name).records) for name in dataset.splits] in ([1, 0, 0], [0, 1, 0], [0, 0, 1])
     assert dataset.read("all").records[0].path.is_file()
-    assert not dataset.has("val")
-    with pytest.raises(DoubleheadError, match="has no split `test`; it has all"):
-        dataset.read("test")
 
 
 def make_voc(root):
@@ -87,7 +84,7 @@ def test_yaml_names_format_and_splits(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("format: coco\nsplit: {}\n", "unknown key `split`"),
+        ("format: coco\nparts: {}\n", "unknown key `parts`"),
         ("format: coco\nsplits: {train: {annotation: x, images: y}}\n", "unknown key `splits.train.annotation`"),
         ("format: yolov9\nsplits: {}\n", "`format` must be coco or voc, not 'yolov9'"),
         ("format: voc\nroot: gone\nsplits: {train: x}\n", "`root` names .*gone, which is no folder"),
@@ -104,8 +101,14 @@ def test_mistakes_in_the_yaml_are_named(tmp_path, text, message):
         open_dataset(file)
 
 
-def test_a_folder_without_a_dataset_says_what_was_looked_for(tmp_path):
-    with pytest.raises(DoubleheadError, match=r"no dataset found there; looked for annotations/.*_annotations.*Main"):
+def test_a_folder_without_a_dataset_says_what_is_there_and_what_is_missing(tmp_path):
+    with pytest.raises(DoubleheadError, match="no dataset found there, but nothing"):
+        open_dataset(tmp_path)
+    for number in range(3):
+        picture(tmp_path / f"images/{number}.png")
+        (tmp_path / "labels").mkdir(exist_ok=True)
+        (tmp_path / f"labels/{number}.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    with pytest.raises(DoubleheadError, match=r"3 \.png, 3 \.txt; .*labels/0\.txt lacks .*classes\.txt"):
         open_dataset(tmp_path)
     with pytest.raises(DoubleheadError, match="there is no such dataset"):
         open_dataset(tmp_path / "gone")

@@ -4,7 +4,7 @@ import pytest
 from making import picture, thing, xml
 
 from doublehead.common.errors import DoubleheadError
-from doublehead.data.voc import read_voc
+from doublehead.data.dataset import open_dataset
 
 
 def voc(root: Path, files: dict[str, str], lists: dict[str, str]) -> Path:
@@ -19,7 +19,7 @@ def voc(root: Path, files: dict[str, str], lists: dict[str, str]) -> Path:
 
 
 def read(root: Path, split: str = "train"):
-    return read_voc(split, root, root / "ImageSets" / "Main" / f"{split}.txt")
+    return open_dataset(root).look(split)
 
 
 def test_classes_are_alphabetical_and_alike_in_every_split(tmp_path):
@@ -92,5 +92,6 @@ def test_what_the_list_names_must_be_there(tmp_path):
     root = voc(tmp_path, {"a": xml(thing("a", 1, 1, 2, 2))}, {"train": "a\nb"})
     with pytest.raises(DoubleheadError, match=r"b\.xml: there is no such file"):
         read(root).sound()
+    (root / "ImageSets/Main/test.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DoubleheadError, match=r"test\.txt: cannot be read"):
         read(root, "test")

@@ -6,7 +6,6 @@ from PIL import Image
 
 from doublehead.common.errors import DoubleheadError
 from doublehead.data.dataset import open_dataset
-from doublehead.data.yolo import label_file
 
 
 def read(root: Path, split: str = "train"):
@@ -51,11 +50,25 @@ def test_an_image_without_labels_is_background(tmp_path):
     assert split.findings.counts == {"images without a label file, taken as empty": 1}
 
 
-def test_the_last_folder_called_images_holds_the_pictures():
-    root = Path("/data/images")  # not this one, which is above the dataset
-    assert label_file(root / "images/a/images/b/x.y.jpg", root) == root / "images/a/labels/b/x.y.txt"
-    assert label_file(root / "train/x.jpg", root) == root / "train/x.txt"
-    assert label_file(root / "images.jpg", root) == root / "images.txt"
+@pytest.mark.parametrize(
+    ("image", "labels"),
+    [
+        ("images/a/images/b/x.y.jpg", "images/a/labels/b/x.y.txt"),  # the last folder called images
+        ("train/x.jpg", "train/x.txt"),
+        ("images/x.jpg", "images/x.txt"),
+        ("images/x.jpg", "labels/x.jpg.txt"),
+        ("Images/x.jpg", "Labels/x.txt"),
+        ("pictures/x.jpg", "labels/x.txt"),
+        ("train/x.jpg", "train/labels/x.txt"),
+    ],
+)
+def test_where_labels_may_lie(tmp_path, image, labels):
+    root = tmp_path / "images"  # this one is above the dataset
+    picture(root / image)
+    (root / labels).parent.mkdir(parents=True, exist_ok=True)
+    (root / labels).write_text("1 0.5 0.5 0.1 0.1\n")
+    (root / "data.yaml").write_text("train: .\nnames: [cat, dog]\n")
+    assert [record.labels.tolist() for record in read(root).records] == [[2]]
 
 
 @pytest.mark.parametrize(
@@ -65,6 +78,7 @@ def test_the_last_folder_called_images_holds_the_pictures():
         "path: .\ntrain: [images]\nnames: [cat, dog]\ndownload: https://example.com/x.zip\n",
         "train: ../images\nnames: [cat, dog]\n",  # as Roboflow writes it
         "train: images.txt\nnc: 2\nnames: [cat, dog]\n",
+        "path: /content/drive/of/someone\ntrain: images\nnames: [cat, dog]\n",  # where the export was made
     ],
 )
 def test_ways_to_say_where_images_are(tmp_path, text):
@@ -96,8 +110,8 @@ def test_folders_within_folders_are_searched(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("path: gone\ntrain: images\nnames: [a]\n", "`path` names .*gone, which is no folder"),
-        ("path: 3\ntrain: images\nnames: [a]\n", "`path` must be a folder, not 3"),
+        ("path: gone\ntrain: pictures\nnames: [a]\n", "`path` names .*gone, which is no folder"),
+        ("path: [3]\ntrain: images\nnames: [a]\n", "`path` must be a folder, not "),
         ("train: {a: b}\nnames: [a]\n", "`train` must be a folder or a list of such"),
         ("train: images\nnames: [a]\nnc: many\n", "`nc` must be the number of classes"),
         ("train: images\nnames: [a, [b]]\n", "class 1 under `names` needs a name"),

@@ -12,6 +12,7 @@ from PIL import Image
 
 from doublehead.common.categories import require_same_classes
 from doublehead.common.errors import DoubleheadError
+from doublehead.config import SplitConfig
 from doublehead.data.dataset import Dataset, open_dataset
 from doublehead.data.images import Picture, image_size, read_picture
 from doublehead.data.records import Record, Split
@@ -20,16 +21,27 @@ Seen = TypeVar("Seen")
 
 
 def read_for_training(
-    path: str | Path | Dataset, train: str = "train", val: str | None = "val"
+    path: str | Path | Dataset,
+    train: str = "train",
+    val: str | None = "val",
+    shares: SplitConfig | None = None,
 ) -> tuple[Split, Split | None]:
     """The splits to train on and to measure during training; None where the dataset has no such split to measure.
+
+    Args:
+        path: the dataset's folder or YAML.
+        train: the split to train on.
+        val: the split to measure; None: none.
+        shares: how to share out a dataset without splits; None: its own, else 80/10/10.
 
     Raises:
         DoubleheadError: the dataset or one of the two splits has a mistake, or they do not go together.
     """
-    dataset = path if isinstance(path, Dataset) else open_dataset(path)
+    dataset = path if isinstance(path, Dataset) else open_dataset(path, shares)
     split = dataset.read(train)
     measured = dataset.read(val) if val and dataset.has(val) else None
+    if measured and measured.made and not measured.records:  # a handful of images cannot be shared out
+        measured = None
     require_trainable(dataset.path, split, measured)
     return split, measured
 

@@ -17,11 +17,15 @@ from doublehead.common.errors import DoubleheadError, brief
 from doublehead.config import SplitConfig, Strict, read_yaml, sentence
 from doublehead.data.coco import find_coco, read_coco
 from doublehead.data.cvat import find_cvat
+from doublehead.data.fiftyone import find_fiftyone
 from doublehead.data.folder import Folder, canonical, split_of_folder
+from doublehead.data.huggingface import find_imagefolder, find_parquet
 from doublehead.data.labelme import find_labelme
 from doublehead.data.objects import NotMine, Splits
+from doublehead.data.open_images import find_open_images
 from doublehead.data.records import Split
 from doublehead.data.shares import share_out
+from doublehead.data.tables import find_csv
 from doublehead.data.voc import find_voc, voc_splits
 from doublehead.data.yolo import find_yolo, read_data_yaml, yolo_splits
 
@@ -34,6 +38,11 @@ READERS: dict[str, Reader] = {
     "yolo": find_yolo,
     "cvat": find_cvat,
     "labelme": find_labelme,
+    "fiftyone": find_fiftyone,
+    "open images": find_open_images,
+    "imagefolder": find_imagefolder,
+    "parquet": find_parquet,
+    "csv": find_csv,
 }
 
 _STRUCTURE = ("images", "labels", "annotations", "data", "jpegimages", "imagesets", "metadata")
@@ -245,8 +254,8 @@ def _from_yaml(path: Path) -> Dataset:
             f"{path}: `format` must be coco or voc, not {brief(values.get('format'))}; "
             "a data.yaml of YOLO has none, but `names`; any other format is found by its folder, given as `root`"
         )
-    kinds: dict[str, type[_FolderYaml]] = {"coco": _CocoYaml, "voc": _VocYaml}
-    model = kinds.get(values.get("format", ""), _FolderYaml)
+    models: dict[str, type[_FolderYaml]] = {"coco": _CocoYaml, "voc": _VocYaml}
+    model = models.get(values.get("format", ""), _FolderYaml)
     try:
         description = model.model_validate(values)
     except ValidationError as error:

@@ -104,8 +104,9 @@ class Folder:
         return self.suffixed(*IMAGE_SUFFIXES)
 
     def has_image(self, name: str) -> bool:
-        """Whether any image in the dataset is called like this, whatever its folder."""
-        return any(_plain(one.rpartition("/")[2]) in self._by_name for one in spellings(name))
+        """Whether any image in the dataset is called like this, with or without extension, whatever its folder."""
+        names = [_plain(one.rpartition("/")[2]) for one in spellings(name)]
+        return any(one in self._by_name or one in self._by_stem for one in names)
 
     def images_below(self, folder: str) -> list[str]:
         """Images in a folder and the folders in it."""
@@ -222,7 +223,7 @@ class Pictures:
         place = self.folder.place(name, self.beside if beside is None else beside)
         if not place or not place[0] or (_is_absolute(name) and not place[1]):
             raise DoubleheadError(
-                f"{where} lies outside {self.folder.root} (`{name}`); move it there, under a name of its own", OUTSIDE
+                f"{where} lies outside the dataset's folder {self.folder.root} (`{name}`); move it there", OUTSIDE
             )
         base = self.bases[0] if self.bases and not place[1] else ""
         return self.folder.path(posixpath.join(base, *place[0]))

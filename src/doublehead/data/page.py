@@ -139,7 +139,7 @@ def _picture(place: Place, record: Record | None) -> str | None:
     if place.image is None:
         return None
     try:
-        image = read_image(place.image)
+        image = read_image(place.image, record.encoded() if record else None)
     except DoubleheadError:
         return None
     width, height = image.size

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from bisect import bisect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from io import BytesIO
@@ -33,7 +33,7 @@ def share_out(whole: Split, config: SplitConfig) -> dict[str, Split]:
     for name in config.names:
         records = [record for record, split in zip(whole.records, home, strict=True) if split == name]
         parts[name] = Split(name, records, whole.categories, Findings(), str(config))
-    of_image: dict[Path | None, Split] = {
+    of_image = {
         record.path: parts[split] for record, split in zip(whole.records, home, strict=True)
     }
     for finding in whole.findings:
@@ -95,7 +95,7 @@ def _fraction(digest: bytes, seed: int) -> float:
     return int.from_bytes(mixed, "big") / 2**64
 
 
-def _hand_out(finding: Finding, of_image: Mapping[Path | None, Split], parts: dict[str, Split]) -> None:
+def _hand_out(finding: Finding, of_image: dict[Path, Split], parts: dict[str, Split]) -> None:
     def put(split: Split, places: list[Place], count: int) -> None:
         if count:
             known = split.findings.by_kind.get(finding.kind, Finding(finding.kind, finding.error))
@@ -104,5 +104,5 @@ def _hand_out(finding: Finding, of_image: Mapping[Path | None, Split], parts: di
             )
 
     for place in finding.places:
-        put(of_image.get(place.image, parts["train"]), [place], 1)
+        put(of_image.get(place.image, parts["train"]) if place.image else parts["train"], [place], 1)
     put(parts["train"], [], finding.count - len(finding.places))

@@ -41,7 +41,7 @@ def write_coco(data: str | Path, output: str | Path, link: bool = False, progres
         for split in splits:
             content = _content(split)
             for record, entry in zip(split.records, content["images"], strict=True):
-                _place(record.path, output / split.name / entry["file_name"], link)
+                _place(record, output / split.name / entry["file_name"], link)
                 advance()
             (output / "annotations" / f"instances_{split.name}.json").write_text(json.dumps(content), encoding="utf-8")
     return splits
@@ -84,12 +84,15 @@ def _annotations(record: Record, split: Split, first: int) -> list[dict[str, Any
     return found
 
 
-def _place(image: Path, copy: Path, link: bool) -> None:
+def _place(record: Record, copy: Path, link: bool) -> None:
+    image, content = record.path, record.encoded()
     copy.parent.mkdir(parents=True, exist_ok=True)
     if copy.exists():  # a file that is listed as two images
         return
     try:
-        if link:
+        if content is not None:
+            copy.write_bytes(content)
+        elif link:
             copy.symlink_to(image.resolve(strict=True))
         else:
             shutil.copyfile(image, copy)

@@ -322,9 +322,9 @@ def _listed(folder: Folder, file: str, split: str, findings: Findings) -> Iterat
     text = read_text(folder.path(file), "a list of images")
     lines = [line for line in map(str.strip, text.splitlines()) if line]
     pictures = Pictures(folder, lines, posixpath.dirname(file), split, ("",))
-    for line in lines:
+    for number, line in enumerate(lines, start=1):
         with findings.collect("images that cannot be used"):
-            yield pictures.find(line, str(folder.path(file)))
+            yield pictures.find(line, f"{folder.path(file)}: image {number}")
 
 
 def _note_orphans(data: YoloData, of: dict[Path, Path | None], findings: Findings) -> None:

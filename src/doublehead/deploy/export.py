@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ from doublehead.common.console import Console
 from doublehead.common.errors import DoubleheadError, require
 from doublehead.common.files import writing
 from doublehead.config import BranchConfig, InputConfig, ModelConfig, without_paths
+from doublehead.data.check import read_record
 from doublehead.data.dataset import open_dataset
 from doublehead.data.images import read_image, to_tensor
+from doublehead.data.records import Record
 from doublehead.data.synthetic import synthesize
 from doublehead.deploy.bulk.sources import find_files
 from doublehead.deploy.graph import Graph, write_onnx
@@ -165,18 +167,18 @@ def _require_format(output: Path, format: str | None, int8: str | Path | None) -
         require("nncf", "openvino")
 
 
-def _training_images(data: str | Path) -> list[Path]:
-    return [record.path for record in open_dataset(data).read("train").records]
+def _training_images(data: str | Path) -> list[Path | Record]:
+    return [*open_dataset(data).read("train").records]
 
 
-def _spread(files: Sequence[Path], most: int) -> list[Path]:
-    """At most so many of the files, evenly spaced."""
-    step = max(1, len(files) / most)
-    return [files[int(i * step)] for i in range(min(most, len(files)))]
+def _spread(images: Sequence[Path | Record], most: int) -> list[Path | Record]:
+    """At most so many of the images, evenly spaced."""
+    step = max(1, len(images) / most)
+    return [images[int(i * step)] for i in range(min(most, len(images)))]
 
 
-def _tensors(files: Sequence[Path]) -> list[Tensor]:
-    return [to_tensor(read_image(file)) for file in files]
+def _tensors(images: Iterable[Path | Record]) -> list[Tensor]:
+    return [to_tensor(read_record(image) if isinstance(image, Record) else read_image(image)) for image in images]
 
 
 def _drawn(folder: Path, config: InputConfig) -> list[Tensor]:

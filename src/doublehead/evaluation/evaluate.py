@@ -14,14 +14,15 @@ from doublehead.common.console import Console
 from doublehead.common.distribution import Distribution
 from doublehead.common.errors import DoubleheadError
 from doublehead.common.faults import told
-from doublehead.config import LOADER_TIMEOUT
-from doublehead.data.dataset import open_dataset
+from doublehead.config import LOADER_TIMEOUT, SplitConfig
+from doublehead.data.dataset import open_dataset, summary
 from doublehead.data.loader import Waited, default_workers, evaluation_loader
 from doublehead.data.own import is_own, own_dataset, own_split
 from doublehead.data.records import Split
 from doublehead.evaluation.coco import Metrics, evaluate_detections
 from doublehead.inference.exported import Exported
 from doublehead.inference.predictor import Predictor, load
+from doublehead.model.checkpoint import read_notes
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ def evaluate(
     precision: str = "fp32",
     settings: Mapping[str, Any] | None = None,
     classes: Sequence[str] | None = None,
+    shares: SplitConfig | None = None,
 ) -> Evaluation:
     """Run a model over one split of a dataset and measure it as COCO does.
 
@@ -106,12 +108,15 @@ def evaluate(
         precision: as of `load`, if `weights` is a path.
         settings: inference options by their names; see `config.InferenceOptions`.
         classes: names of the classes, if `data` is a dataset itself without `classes` of its own.
+        shares: how to share out data without splits; None: as `weights` were trained, else as the dataset says.
 
     Raises:
         DoubleheadError: weights, data or split have a mistake, or the data has classes unknown to the weights.
         Fault: memory ran out, or a process of the run or of the loader was lost.
     """
-    chosen = _read(data, split, classes)
+    chosen = measured_split(weights, data, split, shares, classes)
+    if chosen.made and progress:
+        Console().say(summary(chosen))
     smaller = f"try a batch size of {batch_size // 2}" if batch_size > 1 else "use a machine with more"
     processes = Distribution.start(device)
     try:
@@ -131,14 +136,6 @@ def evaluate(
     return Evaluation(metrics, results, found.waited / max(found.seconds, 1e-9), processes.leads)
 
 
-def _read(data: Any, split: str, classes: Sequence[str] | None) -> Split:
-    if not is_own(data):
-        return open_dataset(data).read(split)
-    if isinstance(data, Mapping):
-        return own_dataset(data, classes).read(split)
-    return own_split(split, data, classes).sound()
-
-
 def for_classes(predictor: Predictor, categories: Categories) -> Predictor:
     """The predictor looking for these classes alone, so that others take no place among an image's detections.
 
@@ -152,6 +149,29 @@ def for_classes(predictor: Predictor, categories: Categories) -> Predictor:
     result = predictor.with_options()
     result.options = result.options.model_copy(update={"classes": kept})
     return result
+
+
+def measured_split(
+    weights: str | Path | Predictor,
+    data: str | Path | Any,
+    split: str,
+    shares: SplitConfig | None = None,
+    classes: Sequence[str] | None = None,
+) -> Split:
+    """Read the split to measure. Data without splits is shared out as it was when the weights were trained.
+
+    Raises:
+        DoubleheadError: data or split have a mistake.
+    """
+    if is_own(data):
+        one = not isinstance(data, Mapping)
+        return own_split(split, data, classes).sound() if one else own_dataset(data, classes).read(split)
+    dataset = open_dataset(data, shares)
+    if dataset.whole and shares is None and isinstance(weights, str | Path):
+        trained = read_notes(Path(weights)).get("split")
+        if trained:
+            dataset = open_dataset(data, SplitConfig.model_validate(trained))
+    return dataset.read(split)
 
 
 def of_classes(results: Sequence[dict[str, Any]], categories: Categories) -> list[dict[str, Any]]:

@@ -162,6 +162,16 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     return result
 
 
+def read_notes(path: Path) -> dict[str, Any]:
+    """A checkpoint's notes, without its tensors; empty where the file is no checkpoint."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            notes = json.loads((file.metadata() or {}).get("notes", "{}"))
+    except (SafetensorError, OSError, ValueError):
+        return {}
+    return notes if isinstance(notes, dict) else {}
+
+
 class _Blank(TorchFunctionMode):
     """Inside, layers draw no random weights: these are replaced at once, and drawing them takes most of the time."""
 

@@ -156,7 +156,7 @@ class _Training:
         data = self.config.data
         if not data.path and self.dataset is None:
             raise DoubleheadError("which data? give the dataset's folder, or data.path in the config")
-        split, val = read_for_training(self.dataset or data.path, data.train_split, data.val_split)
+        split, val = read_for_training(self.dataset or data.path, data.train_split, data.val_split, data.split)
         for part in filter(None, (split, val)):
             self.console.say(summary(part))
         if val is None:

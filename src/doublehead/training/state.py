@@ -58,6 +58,8 @@ class TrainingState:
     ) -> None:
         """Write the weights for use, and unless `weights_only` the state; `keep` as in `save_checkpoint`."""
         notes: dict[str, Any] = {"step": self.step, "best": self.best}
+        if config.data.split:
+            notes["split"] = config.data.split.model_dump()
         tensors: dict[str, Tensor] = {}
         if not weights_only:
             tensors = {f"model/{key}": value for key, value in self.model.state_dict().items()} if self.average else {}

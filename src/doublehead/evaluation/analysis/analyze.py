@@ -11,7 +11,6 @@ from typing import Any
 
 from doublehead.common.console import Console
 from doublehead.common.errors import require
-from doublehead.data.dataset import open_dataset
 from doublehead.data.loader import default_workers, evaluation_loader
 from doublehead.data.records import Split
 from doublehead.evaluation.analysis.heads import model_names
@@ -20,7 +19,7 @@ from doublehead.evaluation.analysis.proposals import Object, choose
 from doublehead.evaluation.analysis.report import write_report
 from doublehead.evaluation.analysis.result import Analysis
 from doublehead.evaluation.budget import QUICK, Budget
-from doublehead.evaluation.evaluate import for_classes, require_known_classes
+from doublehead.evaluation.evaluate import for_classes, measured_split, require_known_classes
 from doublehead.inference.predictor import Predictor, load
 
 
@@ -58,7 +57,7 @@ def analyze(
         require("matplotlib", "plots")
     began = time.monotonic()
     paths = [str(w) for w in ([weights] if isinstance(weights, str | Path) else weights)]
-    found = open_dataset(data).read(split)
+    found = measured_split(paths[0], data, split)
     predictors = [load(path, device, settings=settings) for path in paths]
     for predictor in predictors:
         require_known_classes(predictor.categories, found.categories)

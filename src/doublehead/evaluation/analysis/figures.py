@@ -146,7 +146,7 @@ def gains(rows: Sequence[tuple[str, dict[str, float]]]) -> str:
 
 def picture(image: Judged, categories: Categories) -> str:
     """The image with its hits, its false detections of score 0.3 and more, and what was missed."""
-    full = read_image(image.record.path)
+    full = read_image(image.record.path, image.record.encoded())
     scale = _PICTURE / max(full.size)
     canvas = full.resize([max(1, round(side * scale)) for side in full.size])
     shown = [d for d, kind in enumerate(image.kinds) if kind in KINDS and image.scores[d] >= _DRAWN_SCORE]

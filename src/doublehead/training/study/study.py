@@ -65,9 +65,9 @@ def study(
         asked = asked.model_copy(update={"baseline": baseline})
     every = runs(asked, output)
     mine = _share(asked, every, shard)
-    split = open_dataset(data).read(asked.split)
     configs = {run: _config(asked, run, data, dict(settings or {})) for run in mine}  # mistakes before the first run
     any_config = next(iter(configs.values()))
+    split = open_dataset(data, any_config.data.split).read(asked.split)
     processes = Distribution.start(any_config.train.device, any_config.train.timeout)
     try:
         _do_all(asked, configs, output, processes)
@@ -130,7 +130,14 @@ def _do(plan: StudyPlan, run: StudyRun, config: Config, output: Path, processes:
         seconds = load_checkpoint(folder.last).notes["seconds"]
     checkpoint = replace(load_checkpoint(weights), config=config.model)
     predictor = Predictor(checkpoint.build(), checkpoint.categories, processes.device)
-    found = evaluate(predictor, config.data.path, plan.split, workers=config.data.workers, device=config.train.device)
+    found = evaluate(
+        predictor,
+        config.data.path,
+        plan.split,
+        workers=config.data.workers,
+        device=config.train.device,
+        shares=config.data.split,
+    )
     if processes.leads:
         found.save(run.folder / plan.split)
         _write_result(run, config, weights, found, seconds)

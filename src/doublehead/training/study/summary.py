@@ -182,7 +182,7 @@ def _inference_times(
     plan: StudyPlan, runs: Sequence[StudyRun], results: dict[StudyRun, dict[str, Any]], split: Split
 ) -> dict[str, float]:
     """Milliseconds per image of each row's first seed, one image at a time; the rows take turns."""
-    images = [to_tensor(read_image(record.path)) for record in split.records[:TIMED_IMAGES]]
+    images = [to_tensor(read_image(record.path, record.encoded())) for record in split.records[:TIMED_IMAGES]]
     if not images:
         raise DoubleheadError(f"split `{split.name}` holds no images")
     calls, device = {}, pick_device("cpu")

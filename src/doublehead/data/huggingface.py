@@ -1,0 +1,215 @@
+"""Datasets of Hugging Face to records: image folders with metadata, and Parquet files that hold their images."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import posixpath
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+from doublehead.common.errors import DoubleheadError, brief, require
+from doublehead.data.folder import Folder, split_in_name, split_of_folder
+from doublehead.data.objects import Item, NotMine, Parse, Splits, Thing, number, size_of, splits_by_name
+from doublehead.data.records import Findings
+from doublehead.data.text import is_set, read_text
+
+_BOXES = ("bbox", "bboxes", "boxes", "box")
+_CLASSES = ("categories", "category", "labels", "label", "class_labels", "category_id", "class", "classes", "name")
+_METADATA = ("metadata.jsonl", "metadata.csv")
+
+
+def find_imagefolder(folder: Folder) -> Splits | NotMine | None:
+    """Splits of `metadata.jsonl` or `metadata.csv` with `file_name` and `objects`: by folders, else one."""
+    sources: dict[str, list[tuple[str, int, dict[str, Any]]]] = {}
+    files = [file for file in folder.suffixed(*_METADATA) if posixpath.basename(file).lower() in _METADATA]
+    for file in files:
+        for line, row in _rows(folder.path(file)):
+            if "objects" not in row:
+                return NotMine(f"{file} with {', '.join(map(str, row))[:200]}", "`objects`, with `bbox` and `category`")
+            split = split_of_folder(f"{posixpath.dirname(file)}/{row.get('file_name')}") or "all"
+            sources.setdefault(split, []).append((file, line, row))
+    parse: dict[str, Parse] = {split: partial(_listed, folder, rows) for split, rows in sources.items()}
+    return splits_by_name(folder, parse) if parse else None
+
+
+def find_parquet(folder: Folder) -> Splits | NotMine | None:
+    """Splits of Parquet files with the columns `image` and `objects`: by the names of the files or their folders."""
+    files = folder.suffixed(".parquet")
+    if not files:
+        return None
+    parquet: Any = require("pyarrow.parquet", "bulk")
+    sources: dict[str, list[str]] = {}
+    names: set[str] = set()
+    for file in files:
+        with _told(folder.path(file)):
+            schema = parquet.read_schema(folder.path(file))
+        if not {"image", "objects"} <= set(schema.names):
+            return NotMine(f"{file} with {', '.join(schema.names)[:200]}", "the columns `image` and `objects`")
+        split = split_of_folder(file) or split_in_name(Path(file).stem) or "all"
+        sources.setdefault(split, []).append(file)
+        names.update(_class_names(schema))
+    parse: dict[str, Parse] = {split: partial(_in_parquet, folder, found) for split, found in sources.items()}
+    return splits_by_name(folder, parse, (lambda: names) if names else None)
+
+
+@dataclass(frozen=True)
+class ParquetImage:
+    """An image in a cell of a Parquet file."""
+
+    path: Path
+    group: int
+    row: int  # in its group
+
+    def read(self) -> bytes:
+        """Its bytes, encoded as they were.
+
+        Raises:
+            DoubleheadError: the file has changed or the cell is empty.
+        """
+        with _told(self.path):
+            content = _bytes(_images(self.path, self.group)[self.row].as_py())
+        if content is None:
+            raise DoubleheadError(f"{self.path}: row {self.row} of group {self.group} holds no image")
+        return content
+
+
+class _told:
+    """Tells what pyarrow raises on a damaged file in one sentence."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, DoubleheadError):
+            cause = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            raise DoubleheadError(
+                f"{self.path}: cannot be read as Parquet ({cause})", "annotation files unreadable"
+            ) from error
+
+
+@lru_cache(maxsize=2)
+def _images(path: Path, group: int) -> Any:
+    parquet: Any = require("pyarrow.parquet", "bulk")
+    return parquet.ParquetFile(path).read_row_group(group, columns=["image"]).column("image")
+
+
+def _bytes(cell: Any) -> bytes | None:
+    content = cell.get("bytes") if isinstance(cell, dict) else cell
+    return content if isinstance(content, bytes) else None
+
+
+def _class_names(schema: Any) -> list[str]:
+    """Names of the ClassLabel among the features that `datasets` writes into the schema."""
+    try:
+        about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        features = about["info"]["features"]["objects"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return []
+    waiting = [features]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, dict):
+            names = node.get("names")
+            if node.get("_type") == "ClassLabel" and isinstance(names, list):
+                return [str(name) for name in names]
+        waiting += node.values() if isinstance(node, dict) else node if isinstance(node, list) else []
+    return []
+
+
+def _in_parquet(folder: Folder, files: list[str], findings: Findings) -> Iterator[Item]:
+    parquet: Any = require("pyarrow.parquet", "bulk")
+    for file in files:
+        path = folder.path(file)
+        place = 0
+        with findings.collect("annotation files unreadable"), _told(path):
+            content = parquet.ParquetFile(path)
+            names = _class_names(content.schema_arrow)
+            extra = [name for name in ("width", "height") if name in content.schema_arrow.names]
+            for group in range(content.num_row_groups):
+                rows = content.read_row_group(group, columns=["objects", *extra]).to_pylist()
+                images = _images(path, group)
+                for row, values in enumerate(rows):
+                    name = _name(images[row].as_py(), place)
+                    item = Item([f"{file}/{name}"], f"{path}: row {place}", posixpath.dirname(file))
+                    item.size = size_of(values.get("width"), values.get("height"))
+                    item.content = ParquetImage(path, group, row)
+                    _add_objects(item, values["objects"], names, findings)
+                    place += 1
+                    yield item
+
+
+def _name(cell: Any, place: int) -> str:
+    """A name for the image of a row that no other has."""
+    path = cell.get("path") if isinstance(cell, dict) else None
+    name = posixpath.basename(path.replace("\\", "/")) if isinstance(path, str) else "image.png"
+    return f"{place:06d}-{name}"
+
+
+def _listed(folder: Folder, rows: list[tuple[str, int, dict[str, Any]]], findings: Findings) -> Iterator[Item]:
+    for file, line, row in rows:
+        where = f"{folder.path(file)}: line {line}"
+        with findings.collect("images that cannot be used"):
+            name = row.get("file_name")
+            if not isinstance(name, str) or not name:
+                raise DoubleheadError(f"{where} has no `file_name`")
+            item = Item([name], where, posixpath.dirname(file), size_of(row.get("width"), row.get("height")))
+            _add_objects(item, row["objects"], [], findings)
+            yield item
+
+
+def _rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    text = read_text(path, "metadata of images")
+    try:
+        if path.suffix.lower() == ".csv":
+            table = csv.DictReader(io.StringIO(text, newline=""))
+            rows = [(line, _with_objects(row)) for line, row in enumerate(table, 2)]
+        else:
+            rows = [(line, json.loads(row)) for line, row in enumerate(text.split("\n"), 1) if row.strip()]
+    except (ValueError, RecursionError, csv.Error) as error:
+        raise DoubleheadError(f"{path}: cannot be read as JSON lines or CSV ({error})") from error
+    for line, row in rows:
+        if not isinstance(row, dict):
+            raise DoubleheadError(f"{path}: line {line} is no mapping with `file_name` and `objects`")
+    return rows
+
+
+def _with_objects(row: dict[Any, Any]) -> dict[str, Any]:
+    return row | {"objects": json.loads(row["objects"])} if isinstance(row.get("objects"), str) else row
+
+
+def _add_objects(item: Item, objects: Any, names: list[str], findings: Findings) -> None:
+    """Objects as a mapping of lists or a list of mappings; boxes are x, y, width, height in pixels, as in COCO."""
+    for one in _each(objects, item.where):
+        with findings.collect("boxes that cannot be read"):
+            box = next((one[key] for key in _BOXES if key in one), None)
+            category = next((one[key] for key in _CLASSES if key in one), None)
+            if not isinstance(box, list | tuple) or len(box) != 4:
+                raise DoubleheadError(f"{item.where}: `bbox` must be four numbers, not {brief(box)}")
+            x, y, w, h = (number(value, f"{item.where}: `bbox`") for value in box)
+            if type(category) is int:
+                category = names[category] if 0 <= category < len(names) else f"class {category}"
+            if not isinstance(category, str) or not category.strip():
+                raise DoubleheadError(f"{item.where}: a box has no category, but {brief(category)}")
+            item.things.append(Thing(category, (x, y, x + w, y + h), is_set(one.get("iscrowd"))))
+
+
+def _each(objects: Any, where: str) -> Iterable[dict[str, Any]]:
+    if isinstance(objects, list) and all(isinstance(one, dict) for one in objects):
+        return objects
+    if objects is None:
+        return []
+    columns = (
+        {key: value for key, value in objects.items() if isinstance(value, list)} if isinstance(objects, dict) else {}
+    )
+    kept = {key: columns[key] for key in (*_BOXES, *_CLASSES, "iscrowd") if key in columns}
+    if not kept or len({len(column) for column in kept.values()}) != 1:
+        raise DoubleheadError(f"{where}: `objects` must hold lists of the same length, `bbox` and `category`")
+    return [dict(zip(kept, values, strict=True)) for values in zip(*kept.values(), strict=True)]

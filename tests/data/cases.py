@@ -1,0 +1,723 @@
+"""Small datasets as annotation tools export them: each shows the same pictures, so that all must read alike."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+WIDTH, HEIGHT = 96, 72
+NAMES = ("car", "dog")
+TRAIN, VAL = tuple(range(8)), tuple(range(100, 104))
+ALL = TRAIN + VAL
+Row = tuple[str, int, int, int, int]  # class, xyxy
+
+
+@dataclass(frozen=True)
+class Case:
+    write: Callable[[Path], object]
+    splits: dict[str, tuple[int, ...]]  # split -> pictures; of `all`: shared out
+    kinds: tuple[str, ...] = ()  # of findings that tell what was left out or changed
+    names: tuple[str, ...] = NAMES
+    crowds: int = 0
+    lossy: float = 1e-3  # of the coordinates in pixels
+
+
+CASES: dict[str, Case] = {}
+BOTH = {"train": TRAIN, "val": VAL}
+WHOLE = {"all": ALL}
+
+
+def case(splits: dict[str, tuple[int, ...]], *kinds: str, **more: Any) -> Callable[..., Any]:
+    def enter(write: Callable[[Path], object]) -> Callable[[Path], object]:
+        CASES[write.__name__] = Case(write, splits, kinds, **more)
+        return write
+
+    return enter
+
+
+@cache
+def encoded(k: int) -> bytes:
+    pixels = np.random.default_rng(k).integers(0, 256, (HEIGHT // 8, WIDTH // 8, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).resize((WIDTH, HEIGHT)).save(file, "PNG")
+    return file.getvalue()
+
+
+@cache
+def rows(k: int) -> tuple[Row, ...]:
+    """Three objects, none of them a square."""
+    random = np.random.default_rng(k + 1000)
+    found = []
+    for place in range(3):
+        x, y, w, h = (int(random.integers(low, high)) for low, high in ((0, 60), (0, 40), (12, 20), (21, 31)))
+        found.append((NAMES[(k + place) % 2], x, y, x + w, y + h))
+    return tuple(found)
+
+
+def save(path: Path, k: int) -> str:
+    """Write a picture, whatever its suffix as PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encoded(k))
+    return path.name
+
+
+def put(path: Path, text: str | list[str] | dict[str, Any], encoding: str = "utf-8") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(text) if isinstance(text, dict) else "\n".join(text) + "\n" if isinstance(text, list) else text
+    path.write_text(text, encoding=encoding)
+
+
+# COCO
+
+
+def coco(pictures: Iterable[tuple[str, int]], first: int = 1, **more: Any) -> dict[str, Any]:
+    """Of (file name, picture); `more` goes into every annotation."""
+    images, annotations = [], []
+    for number, (name, k) in enumerate(pictures, first):
+        images.append({"id": number, "file_name": name, "width": WIDTH, "height": HEIGHT})
+        for c, x1, y1, x2, y2 in rows(k):
+            annotations.append(
+                {"id": len(annotations) + first, "image_id": number, "category_id": first + NAMES.index(c),
+                 "bbox": [x1, y1, x2 - x1, y2 - y1], "iscrowd": 0, **more}
+            )  # fmt: skip
+    return {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": first + i, "name": name} for i, name in enumerate(NAMES)],
+    }
+
+
+def coco_splits(root: Path, name: str = "{split}/p{k}.png", listed: str = "p{k}.png", **more: Any) -> None:
+    for split, ks in BOTH.items():
+        for k in ks:
+            save(root / name.format(split=split, k=k), k)
+        pictures = [(listed.format(split=split, k=k), k) for k in ks]
+        put(root / f"annotations/instances_{split}.json", coco(pictures, **more))
+
+
+@case(WHOLE, "category id 0, which some programs take for the background")
+def label_studio_coco(root: Path) -> None:
+    put(root / "result.json", coco([(f"images/{save(root / f'images/{k:08x}-p{k}.png', k)}", k) for k in ALL], first=0))
+
+
+@case(WHOLE)
+def label_studio_windows_coco(root: Path) -> None:
+    """Names with a prefix that is not there, and backslashes."""
+    put(root / "result.json", coco([(f"upload\\1\\{save(root / f'images/p{k}.png', k)}", k) for k in ALL]))
+
+
+@case(WHOLE)
+def fiftyone_coco(root: Path) -> None:
+    put(root / "labels.json", coco([(save(root / f"data/p{k}.png", k), k) for k in ALL]))
+
+
+@case(WHOLE)
+def coco_of_any_name_beside_its_folder(root: Path) -> None:
+    put(root / "export.json", coco([(save(root / f"my pictures/p{k}.png", k), k) for k in ALL]))
+
+
+@case(BOTH)
+def cvat_coco(root: Path) -> None:
+    for split, ks in (("Train", TRAIN), ("Validation", VAL)):
+        pictures = [(save(root / f"images/{split}/p{k}.png", k), k) for k in ks]
+        put(root / f"annotations/instances_{split}.json", coco(pictures))
+
+
+@case(BOTH)
+def coco_files_at_the_top(root: Path) -> None:
+    for split, ks in (("training", TRAIN), ("dev", VAL)):
+        put(root / f"{split}.json", coco([(save(root / f"all/p{k}.png", k), k) for k in ks]))
+
+
+@case(BOTH)
+def coco_in_a_folder_per_split(root: Path) -> None:
+    for split, ks in (("TRAIN", TRAIN), ("Valid", VAL)):
+        pictures = [(save(root / f"{split}/images/{i}.png", k), k) for i, k in enumerate(ks)]  # same names in both
+        put(root / f"{split}/annotations.json", coco(pictures))
+
+
+@case(BOTH)
+def coco_unpacked_to_a_folder_of_its_own(root: Path) -> None:
+    coco_splits(root / "archive (1)")
+    put(root / "README.md", "readme")
+
+
+@case(BOTH)
+def coco_split_in_file_name(root: Path) -> None:
+    coco_splits(root, listed="{split}/p{k}.png")
+
+
+@case(BOTH)
+def coco_percent_encoded(root: Path) -> None:
+    coco_splits(root, "{split}/my p{k}.png", "my%20p{k}.png")
+
+
+@case(BOTH)
+def coco_other_case_of_the_extension(root: Path) -> None:
+    coco_splits(root, "{split}/p{k}.JPG", "p{k}.jpg")
+
+
+@case(BOTH)
+def coco_other_extension(root: Path) -> None:
+    coco_splits(root, "{split}/p{k}.jpeg", "p{k}.png")
+
+
+@case(BOTH)
+def coco_decomposed_umlauts(root: Path) -> None:
+    coco_splits(root, "{split}/a\u0308{k}.png", "\u00e4{k}.png")
+
+
+@case(BOTH, "polygons reduced to the box around them")
+def coco_polygons_only(root: Path) -> None:
+    coco_splits(root)
+    for split in BOTH:
+        change(root / f"annotations/instances_{split}.json", outlined)
+
+
+def outlined(values: dict[str, Any]) -> None:
+    for annotation in values["annotations"]:
+        x, y, w, h = annotation.pop("bbox")
+        annotation["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+
+
+@case(BOTH, "masks reduced to the box around them")
+def coco_masks_only(root: Path) -> None:
+    coco_splits(root)
+    for split in BOTH:
+        change(root / f"annotations/instances_{split}.json", masked)
+
+
+def masked(values: dict[str, Any]) -> None:
+    for place, annotation in enumerate(values["annotations"]):
+        x, y, w, h = annotation.pop("bbox")
+        counts = [x * HEIGHT + y, *[h, HEIGHT - h] * (w - 1), h]
+        counts.append(WIDTH * HEIGHT - sum(counts))
+        annotation["segmentation"] = {
+            "size": [HEIGHT, WIDTH],
+            "counts": compressed(counts) if place % 2 else counts,
+        }
+
+
+def compressed(counts: list[int]) -> str:
+    """As pycocotools writes it (maskApi.c, rleToString)."""
+    text = ""
+    for place, count in enumerate(counts):
+        value = count - counts[place - 2] if place > 2 else count
+        more = True
+        while more:
+            five, value = value & 31, value >> 5
+            more = value != (-1 if five & 16 else 0)
+            text += chr(48 + (five | 32 * more))
+    return text
+
+
+@case(BOTH, "objects with `ignore` set, treated as crowds", crowds=6)
+def coco_ignore_flag(root: Path) -> None:
+    coco_splits(root)
+    change(root / "annotations/instances_train.json", lambda v: [a.update(ignore=1) for a in v["annotations"][:6]])
+
+
+@case(BOTH, crowds=6)
+def coco_crowd_as_text(root: Path) -> None:
+    coco_splits(root, iscrowd="0")
+    change(root / "annotations/instances_train.json", lambda v: [a.update(iscrowd="1") for a in v["annotations"][:6]])
+
+
+@case(BOTH, "class names without their invisible characters")
+def coco_invisible_in_names(root: Path) -> None:
+    coco_splits(root)
+    for split in BOTH:
+        change(
+            root / f"annotations/instances_{split}.json", lambda v: v["categories"][0].update(name="car\u200b\n\xa0")
+        )
+
+
+@case(BOTH)
+def coco_byte_order_mark(root: Path) -> None:
+    coco_splits(root)
+    for file in (root / "annotations").iterdir():
+        put(file, file.read_text(), "utf-8-sig")
+
+
+def change(file: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    values = json.loads(file.read_text())
+    edit(values)
+    put(file, values)
+
+
+# Pascal VOC
+
+
+def voc_xml(
+    name: str, k: int, box: str = "<bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox>"
+) -> str:
+    objects = "".join(f"<object><name>{c}</name>{box.format(*edges)}</object>" for c, *edges in rows(k))
+    return f"<annotation><filename>{name}</filename>{objects}</annotation>"
+
+
+def voc(root: Path, inner: str = "", line: str = "{inner}p{k}", lists: Iterable[str] = ("train", "val")) -> None:
+    for name, ks in zip(lists, BOTH.values(), strict=True):
+        for k in ks:
+            save(root / f"JPEGImages/{inner}p{k}.jpg", k)
+            put(root / f"Annotations/{inner}p{k}.xml", voc_xml(f"p{k}.jpg", k))
+        put(root / f"ImageSets/Main/{name}.txt", [line.format(inner=inner, k=k) for k in ks])
+
+
+@case(BOTH)
+def cvat_voc(root: Path) -> None:
+    voc(root, lists=("Train", "Validation"))
+    for name, ks in (("Train", TRAIN), ("Validation", VAL)):
+        put(root / f"ImageSets/Main/car_{name}.txt", [f"p{k}  1" for k in ks])
+    put(root / "labelmap.txt", "# label:color_rgb:parts:actions\ncar:250,50,83::\n")
+
+
+@case(BOTH)
+def voc_in_subfolders(root: Path) -> None:
+    voc(root, "camera1/")
+
+
+@case(BOTH)
+def voc_lists_with_extensions(root: Path) -> None:
+    voc(root, line="p{k}.jpg")
+
+
+@case(BOTH)
+def voc_lists_of_windows(root: Path) -> None:
+    voc(root, "camera1/", line="camera1\\p{k}.jpg\r")
+
+
+@case(BOTH)
+def voc_lists_with_a_byte_order_mark(root: Path) -> None:
+    voc(root)
+    for file in (root / "ImageSets/Main").iterdir():
+        put(file, file.read_text(), "utf-16")
+
+
+@case(BOTH)
+def voc_lists_at_the_top(root: Path) -> None:
+    voc(root)
+    for file in (root / "ImageSets/Main").iterdir():
+        file.rename(root / file.name)
+
+
+@case({"train": TRAIN, "test": VAL})
+def voc_trainval_test(root: Path) -> None:
+    voc(root, lists=("trainval", "test"))
+
+
+@case(BOTH)
+def roboflow_voc(root: Path) -> None:
+    for split, ks in (("train", TRAIN), ("valid", VAL)):
+        for k in ks:
+            name = save(root / split / f"p{k}_png.rf.{k:032x}.jpg", k)
+            put((root / split / name).with_suffix(".xml"), voc_xml(name, k))
+
+
+@case(WHOLE)
+def labelimg_flat(root: Path) -> None:
+    for k in ALL:
+        put(root / f"p{k}.xml", voc_xml(save(root / f"p{k}.jpg", k), k))
+
+
+@case(WHOLE)
+def kaggle_voc(root: Path) -> None:
+    for k in ALL:
+        put(root / f"annotations/p{k}.xml", voc_xml(save(root / f"images/p{k}.png", k), k))
+
+
+@case(WHOLE)
+def voc_of_two_cameras_with_the_same_names(root: Path) -> None:
+    for place, k in enumerate(ALL):
+        camera, number = divmod(place, 6)
+        put(root / f"camera{camera}/xml/{number}.xml", voc_xml(save(root / f"camera{camera}/img/{number}.png", k), k))
+
+
+@case(WHOLE, "polygons reduced to the box around them")
+def voc_polygons(root: Path) -> None:
+    box = "<polygon><x1>{0}</x1><y1>{1}</y1><x2>{2}</x2><y2>{1}</y2><x3>{2}</x3><y3>{3}</y3></polygon>"
+    for k in ALL:
+        put(root / f"p{k}.xml", voc_xml(save(root / f"p{k}.jpg", k), k, box))
+
+
+# YOLO
+
+
+def line(row: Row) -> str:
+    c, x1, y1, x2, y2 = row
+    values = ((x1 + x2) / 2 / WIDTH, (y1 + y2) / 2 / HEIGHT, (x2 - x1) / WIDTH, (y2 - y1) / HEIGHT)
+    return f"{NAMES.index(c)} " + " ".join(f"{value:.6f}" for value in values)
+
+
+def lines(k: int) -> list[str]:
+    return [line(row) for row in rows(k)]
+
+
+def yolo(root: Path, yaml: str = "train: images/train\nval: images/val\nnames: [car, dog]\n") -> None:
+    for split, ks in BOTH.items():
+        for k in ks:
+            save(root / f"images/{split}/p{k}.png", k)
+            put(root / f"labels/{split}/p{k}.txt", lines(k))
+    if yaml:
+        put(root / "data.yaml", yaml)
+
+
+@case(WHOLE)
+def label_studio_yolo(root: Path) -> None:
+    for k in ALL:
+        save(root / f"images/p{k}.png", k)
+        put(root / f"labels/p{k}.txt", lines(k))
+    put(root / "classes.txt", list(NAMES))
+    put(root / "notes.json", {"categories": [{"id": i, "name": name} for i, name in enumerate(NAMES)]})
+
+
+@case(WHOLE)
+def yolo_names_in_notes_alone(root: Path) -> None:
+    label_studio_yolo(root)
+    (root / "classes.txt").unlink()
+
+
+@case(WHOLE)
+def labelimg_yolo(root: Path) -> None:
+    """All in one folder."""
+    for k in ALL:
+        save(root / f"p{k}.jpg", k)
+        put(root / f"p{k}.txt", lines(k))
+    put(root / "classes.txt", list(NAMES))
+
+
+@case(BOTH)
+def cvat_yolo_1_1(root: Path) -> None:
+    for split, ks in BOTH.items():
+        for k in ks:
+            save(root / f"obj_{split}_data/p{k}.png", k)
+            put(root / f"obj_{split}_data/p{k}.txt", lines(k))
+        put(root / f"{split}.txt", [f"data/obj_{split}_data/p{k}.png" for k in ks])
+    put(root / "obj.names", list(NAMES))
+    put(root / "obj.data", "classes = 2\ntrain = data/train.txt\nnames = data/obj.names\nbackup = backup/\n")
+
+
+@case(BOTH)
+def cvat_ultralytics(root: Path) -> None:
+    yolo(root, "names:\n  0: car\n  1: dog\npath: .\ntrain: train.txt\nval: val.txt\n")
+    for split, ks in BOTH.items():
+        put(root / f"{split}.txt", [f"data/images/{split}/p{k}.png" for k in ks])
+
+
+@case(BOTH)
+def roboflow_yolo(root: Path) -> None:
+    for split, ks in (("train", TRAIN), ("valid", VAL)):
+        for k in ks:
+            save(root / f"{split}/images/p{k}_jpg.rf.{k:032x}.jpg", k)
+            put(root / f"{split}/labels/p{k}_jpg.rf.{k:032x}.txt", lines(k))
+    put(root / "data.yaml", "train: ../train/images\nval: ../valid/images\n\nnc: 2\nnames: ['car', 'dog']\n")
+
+
+@case(BOTH)
+def yolo_without_data_yaml(root: Path) -> None:
+    yolo(root, "")
+    put(root / "classes.txt", list(NAMES))
+
+
+@case(BOTH)
+def supervision_yolo(root: Path) -> None:
+    yolo(root, "nc: 2\nnames:\n- car\n- dog\n")
+
+
+@case(BOTH)
+def yolo_of_another_machine(root: Path) -> None:
+    yolo(root, "path: /content/datasets/mine\ntrain: images/train\nval: images/val\nnames: {0: car, 1: dog}\n")
+
+
+@case(BOTH)
+def yolo_absolute_list(root: Path) -> None:
+    yolo(root, "train: train.txt\nval: val.txt\nnames: [car, dog]\n")
+    for split, ks in BOTH.items():
+        put(root / f"{split}.txt", [f"{root.resolve()}/images/{split}/p{k}.png" for k in ks])
+
+
+@case(BOTH)
+def yolo_absolute_folders(root: Path) -> None:
+    images = root.resolve() / "images"
+    yolo(root, f"train: {images}/train\nval: {images}/val\nnames: [car, dog]\n")
+
+
+@case(BOTH)
+def yolo_byte_order_mark(root: Path) -> None:
+    yolo(root)
+    for file in [*(root / "labels").rglob("*.txt"), root / "data.yaml"]:
+        put(file, file.read_text(), "utf-8-sig")
+
+
+@case(BOTH, "hidden files and folders skipped")
+def yolo_appledouble(root: Path) -> None:
+    yolo(root)
+    for file in [*(root / "images").rglob("*.png"), *(root / "labels").rglob("*.txt")]:
+        (file.parent / f"._{file.name}").write_bytes(bytes.fromhex("0005160700020000") + bytes(100))
+
+
+@case(BOTH, "hidden files and folders skipped")
+def yolo_ipynb_checkpoints(root: Path) -> None:
+    yolo(root)
+    save(root / "images/train/.ipynb_checkpoints/p0-checkpoint.png", 0)
+
+
+@case(BOTH, "hidden files and folders skipped")
+def yolo_macosx(root: Path) -> None:
+    yolo(root)
+    save(root / "__MACOSX/images/train/p0.png", 0)
+
+
+@case(BOTH)
+def yolo_labels_beside_images(root: Path) -> None:
+    yolo(root)
+    for k in TRAIN:
+        (root / f"labels/train/p{k}.txt").rename(root / f"images/train/p{k}.txt")
+
+
+@case(BOTH)
+def yolo_labels_with_the_extension_of_the_image(root: Path) -> None:
+    yolo(root)
+    for file in [*(root / "labels").rglob("*.txt")]:
+        file.rename(file.with_suffix(".png.txt"))
+
+
+@case(BOTH, names=("010", "12:30"))
+def yolo_names_that_yaml_changes(root: Path) -> None:
+    yolo(root, "train: images/train\nval: images/val\nnames: [010, 12:30]\n")
+
+
+@case(BOTH, names=("no", "null"))
+def yolo_names_that_yaml_takes_for_values(root: Path) -> None:
+    yolo(root, "train: images/train\nval: images/val\nnames:\n  0: no\n  1: null\n")
+
+
+@case(BOTH)
+def yolo_linked_folder(root: Path) -> None:
+    yolo(root)
+    store = root.parent / f"{root.name}-store"
+    (root / "images/train").rename(store)
+    (root / "images/train").symlink_to(store.resolve())
+
+
+@case(BOTH)
+def yolo_folder_linked_to_itself(root: Path) -> None:
+    yolo(root)
+    (root / "images/loop").symlink_to(root.resolve())
+
+
+# Formats of one file
+
+
+def cvat_image(name: str, k: int, more: str = "", shape: str = "") -> str:
+    shape = shape or '<box label="{}" xtl="{}" ytl="{}" xbr="{}" ybr="{}" occluded="0"/>'
+    shapes = "".join(shape.format(*row) for row in rows(k))
+    return f'<image id="{k}" name="{name}" width="{WIDTH}" height="{HEIGHT}" {more}>{shapes}</image>'
+
+
+def cvat_xml(images: Iterable[str]) -> str:
+    labels = "".join(f"<label><name>{name}</name></label>" for name in NAMES)
+    return f"<annotations><meta><job><labels>{labels}</labels></job></meta>{''.join(images)}</annotations>"
+
+
+@case(WHOLE)
+def cvat_images(root: Path) -> None:
+    put(root / "annotations.xml", cvat_xml(cvat_image(save(root / f"images/p{k}.png", k), k) for k in ALL))
+
+
+@case(BOTH, "polygons reduced to the box around them", "annotations without a box left out (polyline)")
+def cvat_images_with_subsets(root: Path) -> None:
+    polygon = '<polygon label="{0}" points="{1},{2};{3},{2};{3},{4}"/>'
+    images = []
+    for subset, ks in (("Train", TRAIN), ("Validation", VAL)):
+        for k in ks:
+            name = f"{subset}/{save(root / f'images/{subset}/p{k}.png', k)}"
+            images.append(cvat_image(name, k, f'subset="{subset}"', polygon))
+    images[0] = images[0].replace("</image>", '<polyline label="car" points="1,2;3,4"/></image>')
+    images[8] = images[8].replace("</image>", '<polyline label="car" points="1,2;3,4"/></image>')
+    put(root / "annotations.xml", cvat_xml(images))
+
+
+def labelme(root: Path, ks: Iterable[int], more: Callable[[int], dict[str, Any]] = lambda k: {}) -> None:
+    for k in ks:
+        shapes = [
+            {"label": c, "points": [[x2, y1], [x1, y2]], "shape_type": "rectangle", "group_id": None}
+            for c, x1, y1, x2, y2 in rows(k)
+        ]
+        about = {"imagePath": f"p{k}.png", "imageData": None, "imageHeight": HEIGHT, "imageWidth": WIDTH}
+        put(root / f"p{k}.json", {"version": "5.4.1", "flags": {}, "shapes": shapes, **about, **more(k)})
+
+
+@case(WHOLE)
+def labelme_flat(root: Path) -> None:
+    labelme(root, ALL)
+    for k in ALL:
+        save(root / f"p{k}.png", k)
+
+
+@case(BOTH)
+def labelme_in_folders(root: Path) -> None:
+    for split, ks in BOTH.items():
+        labelme(root / split / "json", ks, lambda k: {"imagePath": f"..\\img\\p{k}.png"})
+        for k in ks:
+            save(root / split / f"img/p{k}.png", k)
+
+
+@case(WHOLE, "polygons reduced to the box around them", "annotations without a box left out (point)")
+def labelme_shapes(root: Path) -> None:
+    def shapes(k: int) -> dict[str, Any]:
+        polygons = [
+            {"label": c, "points": [[x1, y1], [x2, y1], [x2, y2]], "shape_type": "polygon"}
+            for c, x1, y1, x2, y2 in rows(k)
+        ]
+        return {"shapes": [*polygons, {"label": "car", "points": [[1, 1]], "shape_type": "point"}]}
+
+    labelme(root, ALL, shapes)
+    for k in ALL:
+        save(root / f"p{k}.png", k)
+
+
+@case(WHOLE)
+def labelme_with_its_images(root: Path) -> None:
+    labelme(root, ALL, lambda k: {"imageData": base64.b64encode(encoded(k)).decode()})
+
+
+def csv_lines(ks: Iterable[int], row: str, split: str = "") -> list[str]:
+    return [
+        row.format(
+            k=k, split=split, c=c, x1=x1, y1=y1, x2=x2, y2=y2, w=x2 - x1, h=y2 - y1,
+            fx1=x1 / WIDTH, fy1=y1 / HEIGHT, fx2=x2 / WIDTH, fy2=y2 / HEIGHT, width=WIDTH, height=HEIGHT,
+        )
+        for k in ks for c, x1, y1, x2, y2 in rows(k)
+    ]  # fmt: skip
+
+
+def images(root: Path, ks: Iterable[int] = ALL, name: str = "images/p{k}.png") -> None:
+    for k in ks:
+        save(root / name.format(k=k), k)
+
+
+@case(BOTH)
+def csv_tensorflow(root: Path) -> None:
+    images(root)
+    for split, ks in BOTH.items():
+        body = csv_lines(ks, "p{k}.png,{width},{height},{c},{x1},{y1},{x2},{y2}")
+        put(root / f"{split}_labels.csv", ["filename,width,height,class,xmin,ymin,xmax,ymax", *body])
+
+
+@case(BOTH)
+def csv_roboflow(root: Path) -> None:
+    for split, ks in (("train", TRAIN), ("valid", VAL)):
+        images(root, ks, split + "/p{k}.jpg")
+        body = csv_lines(ks, "p{k}.jpg;{c};{x1};{y1};{x2};{y2}\r")
+        put(root / f"{split}/_annotations.csv", ["filename;class;xmin;ymin;xmax;ymax\r", *body], "utf-8-sig")
+
+
+@case(WHOLE)
+def csv_retinanet(root: Path) -> None:
+    images(root)
+    put(root / "annotations.csv", csv_lines(ALL, "/home/me/data/images/p{k}.png,{x1},{y1},{x2},{y2},{c}"))
+    put(root / "classes.csv", ["car,0", "dog,1"])
+
+
+@case(WHOLE, names=("object",))
+def csv_kaggle(root: Path) -> None:
+    """Global Wheat: no class, a box in one cell, images without extension."""
+    images(root, name="train/p{k}.png")
+    body = csv_lines(ALL, 'p{k},{width},{height},"[{x1}.0, {y1}.0, {w}.0, {h}.0]",arvalis_1')
+    put(root / "boxes.csv", ["image_id,width,height,bbox,source", *body])
+
+
+@case(WHOLE)
+def csv_of_corner_and_size(root: Path) -> None:
+    images(root)
+    put(root / "boxes.csv", ["image,x,y,width,height,label", *csv_lines(ALL, "p{k}.png,{x1},{y1},{w},{h},{c}")])
+
+
+@case(BOTH)
+def csv_automl(root: Path) -> None:
+    images(root)
+    row = "{split},gs://bucket/folder/p{k}.png,{c},{fx1},{fy1},,,{fx2},{fy2},,"
+    put(root / "export.csv", csv_lines(TRAIN, row, "TRAIN") + csv_lines(VAL, row, "VALIDATION"))
+
+
+@case(BOTH, "boxes of images that are not in the folder left out")
+def open_images(root: Path) -> None:
+    head = (
+        "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,IsDepiction,IsInside"
+    )
+    row = "{k:016x},xclick,/m/{c},1,{fx1},{fx2},{fy1},{fy2},0,0,0,0,0"
+    for split, ks in (("train", TRAIN), ("validation", VAL)):
+        images(root, ks, split + "/{k:016x}.jpg")
+        gone = "ffff,xclick,/m/car,1,0.1,0.2,0.1,0.2,0,0,0,0,0"
+        put(root / f"oidv6-{split}-annotations-bbox.csv", [head, *csv_lines(ks, row), gone])
+    put(root / "class-descriptions-boxable.csv", [f"/m/{name},{name}" for name in NAMES])
+
+
+def fractions(k: int) -> list[dict[str, Any]]:
+    return [
+        {"label": c, "bounding_box": [x1 / WIDTH, y1 / HEIGHT, (x2 - x1) / WIDTH, (y2 - y1) / HEIGHT]}
+        for c, x1, y1, x2, y2 in rows(k)
+    ]
+
+
+@case(WHOLE)
+def fiftyone_image_detection(root: Path) -> None:
+    images(root, name="data/p{k}.png")
+    labels = {f"p{k}": [one | {"label": NAMES.index(one["label"])} for one in fractions(k)] for k in ALL}
+    put(root / "labels.json", {"classes": list(NAMES), "labels": labels})
+
+
+@case(BOTH)
+def fiftyone_dataset(root: Path) -> None:
+    images(root, name="data/p{k}.png")
+    samples = [
+        {"filepath": f"data/p{k}.png", "tags": [tag], "metadata": {"width": WIDTH, "height": HEIGHT},
+         "ground_truth": {"_cls": "Detections", "detections": fractions(k)}}
+        for tag, ks in (("train", TRAIN), ("validation", VAL)) for k in ks
+    ]  # fmt: skip
+    put(root / "samples.json", {"samples": samples})
+    put(root / "metadata.json", {"name": "mine"})
+
+
+def columns(k: int) -> dict[str, Any]:
+    boxes = [[x1, y1, x2 - x1, y2 - y1] for _, x1, y1, x2, y2 in rows(k)]
+    return {"bbox": boxes, "categories": [c for c, *_ in rows(k)]}
+
+
+@case(BOTH)
+def imagefolder(root: Path) -> None:
+    for split, ks in (("train", TRAIN), ("validation", VAL)):
+        images(root, ks, split + "/p{k}.png")
+        put(
+            root / split / "metadata.jsonl", [json.dumps({"file_name": f"p{k}.png", "objects": columns(k)}) for k in ks]
+        )
+
+
+@case(BOTH, names=NAMES)
+def parquet(root: Path) -> None:
+    import pyarrow as pa
+    from pyarrow.parquet import write_table
+
+    label = {"names": list(NAMES), "_type": "ClassLabel"}
+    about = {"info": {"features": {"objects": {"feature": {"bbox": {}, "category": label}, "_type": "Sequence"}}}}
+    for split, ks in (("train", TRAIN), ("validation", VAL)):
+        table = pa.table(
+            {
+                "image": [{"bytes": encoded(k), "path": f"p{k}.png"} for k in ks],
+                "objects": [
+                    {"bbox": columns(k)["bbox"], "category": [NAMES.index(c) for c in columns(k)["categories"]]}
+                    for k in ks
+                ],
+            }
+        ).replace_schema_metadata({"huggingface": json.dumps(about)})
+        (root / "data").mkdir(parents=True, exist_ok=True)
+        write_table(table, root / f"data/{split}-00000-of-00001.parquet", row_group_size=3)
