@@ -13,9 +13,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from doublehead.common.errors import DoubleheadError
+from doublehead.common.errors import sentence as sentence
+from doublehead.common.strict import Strict
+from doublehead.common.tables import row_of
+from doublehead.data.steps import AugmentConfig
+from doublehead.training.recorders import RECORDERS
 
 Block = Literal["up", "bottleneck", "non-local"]
 
@@ -26,12 +31,6 @@ CONV_HEAD_FORMS: dict[str, tuple[Block, ...]] = {
     "paper": ("up", "non-local", "bottleneck", "non-local", "bottleneck"),
     "mmdetection": ("up", "bottleneck", "bottleneck", "bottleneck", "bottleneck"),
 }
-
-
-class Strict(BaseModel):
-    """Refuses unknown keys and cannot be changed once made."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class BranchConfig(Strict):
@@ -235,18 +234,6 @@ class ModelConfig(Strict):
         return tuple(t if trunks.count(t) == 1 else f"{t}{trunks[: i + 1].count(t)}" for i, t in enumerate(trunks))
 
 
-class AugmentConfig(Strict):
-    """Augmentation of training images, done by torchvision.transforms.v2."""
-
-    short_sides: tuple[int, ...] | None = Field(
-        default=None, description="Short sides to choose from at random; None: the model's own input size."
-    )
-    horizontal_flip: float = Field(default=0.5, ge=0, le=1, description="Probability.")
-    vertical_flip: float = Field(default=0.0, ge=0, le=1, description="Probability.")
-    colour: float = Field(default=0.0, ge=0, le=1, description="Strength of the change of colour; 0: none.")
-    iou_crop: float = Field(default=0.0, ge=0, le=1, description="Probability of a crop that keeps some object whole.")
-
-
 def absolute(path: str) -> str:
     """The path as it is from any folder, so that a run can be resumed from another one."""
     return str(Path(os.path.expanduser(path)).absolute())
@@ -258,7 +245,9 @@ class DataConfig(Strict):
     path: str = Field(default="", description="The dataset: a folder, or a YAML file that names its splits.")
     train_split: str = "train"
     val_split: str | None = Field(default="val", description="Split measured during training; null: none.")
-    augment: AugmentConfig = AugmentConfig()
+    augment: AugmentConfig = Field(
+        default=AugmentConfig(), description="Steps in order, such as [{flip: {p: 0.5}}, {colour: {strength: 0.3}}]."
+    )
     workers: int | None = Field(default=None, ge=0, description="Loader processes per rank; None: by the cores.")
     timeout: float = Field(
         default=LOADER_TIMEOUT, ge=0, description="Longest wait for a batch from a loader process, in seconds; 0: none."
@@ -305,15 +294,24 @@ class TrainConfig(Strict):
     )
     save_minutes: float = Field(default=10.0, gt=0, description="Longest time between two savings of `last`.")
     skip_not_finite: int = Field(
-        default=0, ge=0, description="How many steps whose loss or gradient is not finite are left out before it ends."
+        default=0, ge=0, description="Steps skipped for a loss or gradient that is not finite before the run ends."
     )
     timeout: float = Field(default=1800.0, gt=0, description="Longest wait for another process of the run, in seconds.")
+    sync_batch_norm: bool = Field(
+        default=False, description="Share the backbone's batch statistics among the processes of a run; needs CUDA."
+    )
     log_every: int = Field(default=20, ge=1, description="Steps between rows of training.csv.")
+    recorders: tuple[str, ...] = Field(default=("csv",), description="Rows of RECORDERS that follow the run.")
 
     @field_validator("weights")
     @classmethod
     def _from_anywhere(cls, path: str | None) -> str | None:
         return path and absolute(path)
+
+    @field_validator("recorders")
+    @classmethod
+    def _known(cls, recorders: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(row_of("recorder", name, RECORDERS) for name in dict.fromkeys(recorders))
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainConfig:
@@ -328,18 +326,6 @@ class Config(Strict):
     model: ModelConfig
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
-
-
-def sentence(error: ValidationError) -> str:
-    """Pydantic's findings as one sentence: each names its key and what is wrong with it."""
-    findings = []
-    for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "extra_forbidden":
-            findings.append(f"unknown key `{key}`")
-        else:
-            findings.append(f"`{key}`: {item['msg'].removeprefix('Value error, ')}" if key else item["msg"])
-    return "; ".join(findings)
 
 
 def parse_settings(assignments: Iterable[str]) -> dict[str, Any]:

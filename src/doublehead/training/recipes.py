@@ -9,8 +9,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from doublehead.common.errors import DoubleheadError
-from doublehead.config import Config, merge, override, read_yaml, sentence
+from doublehead.common.errors import DoubleheadError, sentence
+from doublehead.config import Config, merge, override, read_yaml
+from doublehead.data.steps import listed
 from doublehead.model.checkpoint import load_checkpoint
 from doublehead.model.interop.published import PUBLISHED
 from doublehead.model.interop.published import resolve as published_path
@@ -79,7 +80,7 @@ def resolve(
         raise DoubleheadError(
             "which model? give --model, such as --model double-head-r50; `doublehead models` lists them"
         )
-    said = override(merge(_model(model) if model else {}, from_file), settings)
+    said = _override(merge(_model(model) if model else {}, from_file), settings)
     if recipe is None and not from_file.get("train"):
         backbone = _part(_part(said, "model"), "backbone")
         recipe = "scratch" if backbone.get("weights", "imagenet") is None else "finetune"
@@ -99,6 +100,16 @@ def resolve(
         keys = {".".join(map(str, item["loc"])) for item in error.errors()}
         where = file if file and not keys <= settings.keys() else "settings"
         raise DoubleheadError(f"{where}: {sentence(error)}") from error
+
+
+def _override(values: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """`override`, to which a listed `data.augment` shows its steps by their names."""
+    augment = _part(values, "data").get("augment")
+    if not isinstance(augment, list):
+        return override(values, settings)
+    said = override(merge(values, {"data": {"augment": {"steps": augment}}}), settings)
+    said["data"]["augment"] = listed(said["data"]["augment"])
+    return said
 
 
 def _part(values: dict[str, Any], key: str) -> dict[str, Any]:
