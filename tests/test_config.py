@@ -49,9 +49,9 @@ def test_later_words_win(file):
     ("text", "value"), [("1e-3", 1e-3), ("0.5", 0.5), ("null", None), ("", None), ("[320, 480]", (320, 480))]
 )
 def test_values_are_read_as_yaml(text, value):
-    key = "data.augment.short_sides" if isinstance(value, tuple) else "train.clip_norm"
+    key = "model.rpn.aspect_ratios" if isinstance(value, tuple) else "train.clip_norm"
     config = resolve("double-head-tiny", settings=parse_settings([f"{key}={text}"]))
-    assert (config.data.augment.short_sides if isinstance(value, tuple) else config.train.clip_norm) == value
+    assert (config.model.rpn.aspect_ratios if isinstance(value, tuple) else config.train.clip_norm) == value
 
 
 def test_one_branch_of_several_can_be_set():

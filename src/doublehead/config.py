@@ -17,8 +17,12 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from doublehead.common.errors import DoubleheadError
+from doublehead.common.errors import sentence as sentence
 from doublehead.common.strict import Count, Fraction, NotNegative, Positive, Sectioned, Share, Strict
-from doublehead.model.parts import BACKBONES, RGB, TRUNKS, row_of
+from doublehead.common.tables import row_of
+from doublehead.data.steps import AugmentConfig
+from doublehead.model.parts import BACKBONES, RGB, TRUNKS
+from doublehead.training.recorders import RECORDERS
 
 Fusion = Literal["complementary", "average", "maximum"]
 
@@ -362,20 +366,6 @@ def _labels(classes: Any, names: Sequence[str]) -> tuple[int, ...]:
     return tuple(label for label, name in enumerate(names, 1) if name in wanted)
 
 
-class AugmentConfig(Strict):
-    """Augmentation of training images, done by torchvision.transforms.v2."""
-
-    short_sides: tuple[Count, ...] | None = Field(
-        default=None,
-        min_length=1,
-        description="Short sides to choose from at random; None: the model's own input size.",
-    )
-    horizontal_flip: Fraction = Field(default=0.5, description="Probability.")
-    vertical_flip: Fraction = Field(default=0.0, description="Probability.")
-    colour: Fraction = Field(default=0.0, description="Strength of the change of colour; 0: none.")
-    iou_crop: Fraction = Field(default=0.0, description="Probability of a crop that keeps some object whole.")
-
-
 def absolute(path: str) -> str:
     """The path as it is from any folder, so that a run can be resumed from another one."""
     return str(Path(os.path.expanduser(path)).absolute())
@@ -426,7 +416,9 @@ class DataConfig(Strict):
     split: SplitConfig | None = Field(
         default=None, description="Shares of a dataset without splits, such as [0.7, 0.2, 0.1]; None: 80/10/10."
     )
-    augment: AugmentConfig = AugmentConfig()
+    augment: AugmentConfig = Field(
+        default=AugmentConfig(), description="Steps in order, such as [{flip: {p: 0.5}}, {colour: {strength: 0.3}}]."
+    )
     workers: int | None = Field(
         default=None, ge=0, lt=2**31, description="Loader processes per rank; None: by the cores."
     )
@@ -484,12 +476,16 @@ class TrainConfig(Strict):
         default=0,
         ge=0,
         lt=2**31,
-        description="How many steps whose loss or gradient is not finite are left out before it ends.",
+        description="Steps skipped for a loss or gradient that is not finite before the run ends.",
     )
     timeout: float = Field(
         default=1800.0, gt=0, le=1e6, description="Longest wait for another process of the run, in seconds."
     )
+    sync_batch_norm: bool = Field(
+        default=False, description="Share the backbone's batch statistics among the processes of a run; needs CUDA."
+    )
     log_every: Count = Field(default=20, description="Steps between rows of training.csv.")
+    recorders: tuple[str, ...] = Field(default=("csv",), description="Rows of RECORDERS that follow the run.")
 
     @field_validator("weights")
     @classmethod
@@ -502,6 +498,11 @@ class TrainConfig(Strict):
         if list(milestones) != sorted(set(milestones)):
             raise ValueError("give milestones in rising order, such as [0.67, 0.89]")
         return milestones
+
+    @field_validator("recorders")
+    @classmethod
+    def _known(cls, recorders: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(row_of("recorder", name, RECORDERS) for name in dict.fromkeys(recorders))
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainConfig:
@@ -529,18 +530,6 @@ def without_paths(model: ModelConfig) -> ModelConfig:
 def file_name(path: str) -> str:
     """The last part of a path of any system."""
     return path.replace("\\", "/").rstrip("/").rpartition("/")[2]
-
-
-def sentence(error: ValidationError) -> str:
-    """Pydantic's findings as one sentence: each names its key and what is wrong with it."""
-    findings = []
-    for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "extra_forbidden":
-            findings.append(f"unknown key `{key}`")
-        else:
-            findings.append(f"`{key}`: {item['msg'].removeprefix('Value error, ')}" if key else item["msg"])
-    return "; ".join(findings)
 
 
 def parse_settings(assignments: Iterable[str]) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import doublehead
 from doublehead.common.device import pick_device
 from doublehead.data.dataset import open_dataset
 from doublehead.deploy.parity import compare
-from doublehead.training.signals import Interrupted
 from small import SMALL, rows
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA card")
@@ -69,14 +68,11 @@ def test_it_finds_what_the_cpu_finds(trained: Path, images: list[Any], precision
     assert parity.share > (0.98 if precision == "fp32" else 0.8)
 
 
-def test_a_resumed_run_goes_on(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from whole_runs import stop_at  # type: ignore[import-not-found]
-
-    with pytest.raises(Interrupted):
-        stop_at(monkeypatch, 5)
-        doublehead.train(dataset, "double-head-tiny", tmp_path / "run", settings=RUN)
-    monkeypatch.undo()
-    doublehead.resume(tmp_path / "run")
+def test_a_resumed_run_goes_on(dataset: Path, tmp_path: Path) -> None:
+    best = doublehead.train(dataset, "double-head-tiny", tmp_path / "run", settings=RUN | {"train.steps": 6})
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace("steps: 6", "steps: 12"))
+    assert doublehead.resume(tmp_path / "run") == best
     assert [row["step"] for row in rows(tmp_path / "run" / "training.csv")] == list(range(1, 13))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from doublehead.model.checkpoint import load_checkpoint
-from doublehead.training import loop
+from doublehead.training import csv_files
 from small import SMALL
 
 MODEL = "double-head-tiny"
@@ -32,12 +32,12 @@ def assert_same_run(run, whole):
 
 def stop_at(monkeypatch, step, what):
     """Do `what` in place of going on, once the row of that step is written."""
-    append = loop.append_row
+    append = csv_files.append_row
 
     def appended(path, row):
         append(path, row)
         if row["step"] == step and path.name == "training.csv":
-            monkeypatch.setattr(loop, "append_row", append)
+            monkeypatch.setattr(csv_files, "append_row", append)
             what()
 
-    monkeypatch.setattr(loop, "append_row", appended)
+    monkeypatch.setattr(csv_files, "append_row", appended)

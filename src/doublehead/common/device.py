@@ -7,22 +7,42 @@ import torch
 from doublehead.common.errors import DoubleheadError
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+KINDS = ("cpu", "cuda")
+"""Kinds of devices the package computes on. MPS, for one, has no float64, which NMS needs."""
 
 
 def pick_device(name: str = "auto") -> torch.device:
     """The device of that name; `auto` is CUDA where there is a card, else the CPU.
 
     Raises:
-        DoubleheadError: there is no such device here.
+        DoubleheadError: the device is unknown, not supported or not available; the sentence says why.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+    except RuntimeError as error:
+        raise DoubleheadError(f'Device "{name}" is unknown: use auto, cpu, cuda or a card such as cuda:1.') from error
+    if device.type not in KINDS:
+        raise DoubleheadError(f'Device "{name}" is not supported: use {" or ".join(KINDS)}.')
+    cause = _cause(device)
+    if cause:
+        raise DoubleheadError(f'Device "{name}" is not available: {cause}. Use --device auto or cpu.')
+    return device
+
+
+def _cause(device: torch.device) -> str:
+    """Why nothing can be put on a device; empty if something can."""
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return "no CUDA device found" if torch.version.cuda else "this PyTorch is built without CUDA"
+    count = torch.cuda.device_count() if device.type == "cuda" else 0
+    if device.type == "cuda" and (device.index or 0) >= count:
+        return f"only {count} CUDA device{'s' * (count != 1)} found"
+    try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise DoubleheadError(f"device {name} is not to be had here; use --device auto or cpu") from error
-    return device
+        return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return ""
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype | None:
@@ -36,9 +56,13 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype | None:
     if name not in ("auto", *PRECISIONS):
         raise DoubleheadError(f"precision {name} is not known; use {', '.join(PRECISIONS)} or auto")
     if name == "auto":
-        native = {"cuda": torch.cuda.is_bf16_supported, "cpu": _cpu_has_bf16}.get(device.type, lambda: False)()
+        native = {"cuda": _cuda_has_bf16, "cpu": _cpu_has_bf16}[device.type]()
         name = "bf16" if native else "fp32"
     return PRECISIONS[name]
+
+
+def _cuda_has_bf16() -> bool:
+    return torch.cuda.is_bf16_supported(including_emulation=False)  # cards before Ampere emulate it, slowly
 
 
 def _cpu_has_bf16() -> bool:

@@ -17,7 +17,10 @@ from torch import nn
 
 from doublehead.common.device import pick_device
 from doublehead.common.errors import DoubleheadError, Fault
-from doublehead.common.faults import told
+from doublehead.common.faults import refuse_second_import, told
+
+JOINING = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What torchrun tells a process of the others."""
 
 STARTED_AGAIN = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 """How often torchrun has started these processes again, and SLURM this job."""
@@ -31,6 +34,7 @@ class Distribution:
     world: int
     device: torch.device
     joined: bool = False  # whether this is what joined the others, and not something around it
+    local: int = 1  # processes on this machine
 
     @classmethod
     def start(cls, device: str, timeout: float = 1800) -> Distribution:
@@ -41,13 +45,22 @@ class Distribution:
             timeout: seconds for which the others are waited for.
 
         Raises:
-            DoubleheadError: the device is not to be had here.
+            DoubleheadError: the device is not available, several processes were given one card, or WORLD_SIZE is set
+                without what torchrun sets beside it.
             Fault: the others could not be joined.
         """
+        refuse_second_import()
         if not cls.many():
             return cls(0, 1, pick_device(device))
+        needed = {} if dist.is_initialized() else {name: _environment(name) for name in JOINING}
+        world = int(needed.get("WORLD_SIZE", os.environ["WORLD_SIZE"]))
+        local = int(_environment("LOCAL_WORLD_SIZE", str(world)))
         if device in ("auto", "cuda") and torch.cuda.is_available():
-            device = f"cuda:{os.environ['LOCAL_RANK']}"
+            device = f"cuda:{_environment('LOCAL_RANK')}"
+        elif device.startswith("cuda:") and local > 1:
+            raise DoubleheadError(
+                f'Device "{device}" would be shared by {local} processes: use --device cuda, which gives each its own.'
+            )
         chosen = pick_device(device)
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)
@@ -60,7 +73,7 @@ class Distribution:
                 dist.init_process_group(
                     backend, store=own, rank=rank, world_size=world, timeout=timedelta(seconds=timeout)
                 )
-        return cls(dist.get_rank(), dist.get_world_size(), chosen, joined)
+        return cls(dist.get_rank(), dist.get_world_size(), chosen, joined, local)
 
     @staticmethod
     def many() -> bool:
@@ -90,19 +103,31 @@ class Distribution:
         if self.world == 1:
             return list(flags)
         tensor = torch.tensor(flags, dtype=torch.float32, device=self.device)
-        dist.all_reduce(tensor, dist.ReduceOp.MAX)
-        return [bool(value) for value in tensor.tolist()]
+        return [bool(value) for value in self.largest(tensor).tolist()]
+
+    def largest(self, values: torch.Tensor) -> torch.Tensor:
+        """Each value's largest in all processes, in place; the host does not wait for it."""
+        if self.world > 1:
+            dist.all_reduce(values, dist.ReduceOp.MAX)
+        return values
 
     def lead(self, work: Callable[[], object]) -> None:
-        """Let the first process do something; a mistake that it finds stops all with one sentence."""
-        faults = []
+        """Let the first process do something; whatever it raises stops all of them.
+
+        Raises:
+            DoubleheadError: the first process's own; or, in the others, a Fault that names its error of another type.
+        """
+        if self.world == 1:
+            work()
+            return
+        raised: list[Exception] = []
         if self.leads:
             try:
                 work()
-            except DoubleheadError as error:
-                faults.append(error)
-        for fault in self.gather(faults):
-            raise fault
+            except Exception as error:
+                raised.append(error)
+        for fault in self.gather([_for_others(error) for error in raised]):
+            raise raised[0] if raised else fault
 
     def require_same(self, value: object, otherwise: str) -> None:
         """Refuse to go on where the processes have different values.
@@ -124,6 +149,30 @@ class Distribution:
         """Leave the other processes, unless something around this goes on with them."""
         if self.joined:
             dist.destroy_process_group()
+
+
+def _for_others(error: Exception) -> DoubleheadError:
+    """An error as the other processes raise it, which know nothing of its type."""
+    if isinstance(error, DoubleheadError):
+        return error
+    return Fault(f"the first process of this run failed ({type(error).__name__}: {error}); see what it says")
+
+
+def _environment(name: str, default: str | None = None) -> str:
+    """A variable that torchrun sets in each process; all but MASTER_ADDR are numbers.
+
+    Raises:
+        DoubleheadError: it is not set and has no default, or is not a number.
+    """
+    value = os.environ.get(name, default)
+    if value is None:
+        raise DoubleheadError(
+            f"WORLD_SIZE is set, but {name} is not: start the processes with torchrun, which sets both, or unset "
+            "WORLD_SIZE to run in one process"
+        )
+    if name != "MASTER_ADDR" and not value.isdecimal():
+        raise DoubleheadError(f"{name}={value}: must be a whole number; torchrun sets it")
+    return value
 
 
 def _meet(store: dist.Store, rank: int, world: int, timeout: float) -> str:

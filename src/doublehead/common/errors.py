@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib
 import reprlib
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class DoubleheadError(Exception):
@@ -23,6 +26,18 @@ class DoubleheadError(Exception):
 
 class Fault(DoubleheadError):
     """What happened to the machine - memory, disk, network, a process - and no mistake of the user's: try again."""
+
+
+def sentence(error: ValidationError) -> str:
+    """Pydantic's findings as one sentence: each names its key and what is wrong with it."""
+    findings = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            findings.append(f"unknown key `{key}`")
+        else:
+            findings.append(f"`{key}`: {item['msg'].removeprefix('Value error, ')}" if key else item["msg"])
+    return "; ".join(findings)
 
 
 def require(module: str, extra: str) -> ModuleType:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,19 @@ from doublehead.config import TrainConfig
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 _LASTING = ("CUDA error", "device-side assert", "HIP error", "illegal memory access")
 _NO_PEER = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
+
+SECOND_IMPORT = 77
+"""Exit code of a loader process that was about to run the user's script a second time."""
+
+
+def refuse_second_import() -> None:
+    """End a loader process that, while it starts, runs the user's script in place of loading images.
+
+    Under the start methods spawn and forkserver a new process imports the script. One that calls `train` without asking
+    for `__name__ == "__main__"` would begin another run there.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # as multiprocessing itself asks
+        raise SystemExit(SECOND_IMPORT)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,14 +15,41 @@ from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 
 from doublehead.common.errors import DoubleheadError, Fault
+from doublehead.common.faults import SECOND_IMPORT
 from doublehead.config import LOADER_TIMEOUT
 from doublehead.data.check import read_record
 from doublehead.data.images import to_tensor
 from doublehead.data.records import Record, Split
+from doublehead.data.transforms import Sample, Step
 
 Key = tuple[int, int]  # epoch, index of the record: all that an augmented image depends on, besides the seed
 Target = dict[str, Any]
 Item = TypeVar("Item")
+
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+UNGUARDED = (
+    "the script ran a second time in a process that was to load images, as the start methods spawn and forkserver do: "
+    'put what it does under `if __name__ == "__main__":`, or set data.workers to 0'
+)
+
+
+class Samples(Sequence[Sample]):
+    """The images of a split as they are, with the boxes and labels to train on."""
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        self.records = records
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: Any) -> Any:
+        record = self.records[index]
+        image = tv_tensors.Image(to_tensor(read_record(record)))
+        xyxy, labels = record.training_boxes()
+        size = (record.height, record.width)
+        boxes = tv_tensors.BoundingBoxes(torch.from_numpy(xyxy), format="XYXY", canvas_size=size)
+        return image, boxes, torch.from_numpy(labels)
 
 
 class DetectionDataset(torch.utils.data.Dataset[tuple[torch.Tensor, Target]]):
@@ -32,8 +59,9 @@ class DetectionDataset(torch.utils.data.Dataset[tuple[torch.Tensor, Target]]):
     and `index` of the record.
     """
 
-    def __init__(self, split: Split, transform: Callable[..., Any], seed: int) -> None:
+    def __init__(self, split: Split, transform: Step, seed: int) -> None:
         self.records = split.records
+        self.samples = Samples(split.records)
         self.transform = transform
         self.seed = seed
 
@@ -42,19 +70,15 @@ class DetectionDataset(torch.utils.data.Dataset[tuple[torch.Tensor, Target]]):
 
     def __getitem__(self, key: Key) -> tuple[torch.Tensor, Target]:
         epoch, index = key
-        record = self.records[index]
-        image = tv_tensors.Image(to_tensor(read_record(record)))
-        xyxy, labels = record.training_boxes()
-        size = (record.height, record.width)
-        boxes = tv_tensors.BoundingBoxes(torch.from_numpy(xyxy), format="XYXY", canvas_size=size)
+        image, boxes, labels = self.samples[index]
         with torch.random.fork_rng(devices=[]):
             # the CPU's generator alone: torch.manual_seed would also reset the devices' without giving them back
             torch.default_generator.manual_seed(_mix(self.seed, epoch, index))
-            image, boxes, chosen = self.transform(image, boxes, torch.from_numpy(labels))
+            image, boxes, labels = self.transform(image, boxes, labels, self.samples)
         return image.as_subclass(torch.Tensor), {
             "boxes": boxes.as_subclass(torch.Tensor),
-            "labels": chosen,
-            "image_id": record.image_id,
+            "labels": labels,
+            "image_id": self.records[index].image_id,
             "index": index,
         }
 
@@ -103,11 +127,13 @@ def training_loader(
     steps: int,
     workers: int,
     timeout: float = LOADER_TIMEOUT,
+    pin: bool = False,
 ) -> Iterator[tuple[list[torch.Tensor], list[Target]]]:
     """Micro-batches (images, targets) of one rank, from `start_step` up to, not including, `steps`.
 
     Step s takes batch s of the endless row of epochs, whatever came before: resuming needs nothing but the step.
     A rank takes its contiguous part of each batch of `batch_size` images, in `batch_size / world / micro_batch` pieces.
+    With `pin` they lie in pinned memory, from which a CUDA device copies without waiting.
 
     Raises:
         DoubleheadError: there are no images, the batch cannot be shared out, or an image cannot be read.
@@ -121,7 +147,7 @@ def training_loader(
             f"make it a multiple of {world * micro_batch}"
         )
     plan = _BatchSchedule(dataset, batch_size, micro_batch, rank, world, seed, start_step, steps)
-    return _load(_Guarded(dataset.__getitem__), plan, workers, timeout)
+    return _load(_Guarded(dataset.__getitem__), plan, workers, timeout, pin)
 
 
 def evaluation_loader(
@@ -158,10 +184,14 @@ class Waited(Iterator[Item]):
             self.seconds += time.monotonic() - began
 
 
-def default_workers(world: int = 1) -> int:
-    """Loader processes per rank: the cores this process may use, shared among ranks, one left to compute; 1 to 8."""
+def default_workers(local: int = 1) -> int:
+    """Loader processes per rank, 1 to 8: the cores this process may use, shared with the machine's other ranks.
+
+    Args:
+        local: ranks on this machine. One core is left to each of them to compute.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(8, cores // world - 1))
+    return max(1, min(8, cores // local - 1))
 
 
 class _BatchSchedule:
@@ -222,7 +252,7 @@ class _Guarded(torch.utils.data.Dataset[Any]):
 
 
 def _load(
-    items: _Guarded, batches: Any, workers: int, timeout: float
+    items: _Guarded, batches: Any, workers: int, timeout: float, pin: bool = False
 ) -> Iterator[tuple[list[torch.Tensor], list[Any]]]:
     loader = DataLoader(
         items,
@@ -232,25 +262,48 @@ def _load(
         collate_fn=_as_is,
         worker_init_fn=_quiet,
         timeout=timeout if workers else 0,
+        pin_memory=pin,
         generator=torch.Generator(),  # or it would draw from the global one, and a resumed run would differ
     )
-    iterator = iter(loader)
+    iterator: Any = None
     try:
+        with _signals_later():
+            iterator = iter(loader)
         for batch in iterator:
             if isinstance(batch, DoubleheadError):
                 raise batch
             yield batch
     except RuntimeError as error:
-        for worker in getattr(iterator, "_workers", ()):  # one that hangs would keep this process from ending
+        processes = getattr(iterator, "_workers", ())
+        for worker in processes:  # one that hangs would keep this process from ending
             with suppress(RuntimeError):  # torch says of each that it was killed
                 worker.kill()
                 worker.join()
+        if any(worker.exitcode == SECOND_IMPORT for worker in processes):
+            raise DoubleheadError(UNGUARDED) from error
         if "timed out" in str(error):
             raise Fault(
                 f"loading one batch took more than {timeout:g} seconds: see whether the disk or the network that holds "
                 "the images hangs, or set data.timeout higher"
             ) from error
         raise
+
+
+@contextmanager
+def _signals_later() -> Iterator[None]:
+    """Hold back Ctrl-C and SIGTERM while loader processes start, which inherit that until they can ignore both.
+
+    Under the start methods spawn and forkserver they first import for seconds, and would die there of a Ctrl-C that
+    asks the run to stop and save.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _as_is(batch: Any) -> Any:
@@ -262,8 +315,10 @@ def _quiet(_: int) -> None:
 
     (Workers compute with one thread: torch sees to it.)
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in _STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
 
 
 def _mix(*parts: int) -> int:

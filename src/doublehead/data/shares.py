@@ -33,9 +33,7 @@ def share_out(whole: Split, config: SplitConfig) -> dict[str, Split]:
     for name in config.names:
         records = [record for record, split in zip(whole.records, home, strict=True) if split == name]
         parts[name] = Split(name, records, whole.categories, Findings(), str(config))
-    of_image = {
-        record.path: parts[split] for record, split in zip(whole.records, home, strict=True)
-    }
+    of_image = {record.path: parts[split] for record, split in zip(whole.records, home, strict=True)}
     for finding in whole.findings:
         _hand_out(finding, of_image, parts)
     return parts

@@ -66,7 +66,7 @@ def predict_split(
     """
     results: list[dict[str, Any]] = []
     rank, world = (processes.rank, processes.world) if processes else (0, 1)
-    workers = default_workers(world) if workers is None else workers
+    workers = default_workers(processes.local if processes else 1) if workers is None else workers
     began, loader = time.monotonic(), Waited(evaluation_loader(split, batch_size, workers, rank, world, timeout))
     for images, records in loader:
         for record, detections in zip(records, predictor.detect(images), strict=True):

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
 from doublehead.common.errors import DoubleheadError
+from doublehead.common.tables import imported
 from doublehead.config import BackboneConfig, FPNConfig
 from doublehead.model.norms import NORMS
-from doublehead.model.parts import BACKBONES, imported
+from doublehead.model.parts import BACKBONES
 from doublehead.model.weights import read_weights
 
 

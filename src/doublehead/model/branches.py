@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from doublehead.common.tables import imported
 from doublehead.config import BranchConfig, ModelConfig
-from doublehead.model.parts import TRUNKS, imported
+from doublehead.model.parts import TRUNKS
 from doublehead.model.trunks import Trunk
 
 

@@ -5,8 +5,7 @@ Settings and names are needed without torch, so a row names its module and impor
 
 from __future__ import annotations
 
-import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -131,19 +130,3 @@ TRUNKS: dict[str, TrunkRow] = {
     "convfc": TrunkRow("doublehead.model.trunks:ConvFCHead", ConvFCHeadConfig),
 }
 """The two trunks of the paper (section 4.1), and that of torchvision's second Faster R-CNN."""
-
-
-def row_of(kind: str, name: str, table: Mapping[str, Any]) -> str:
-    """The name, if the table has a row of it.
-
-    Raises:
-        ValueError: it has none; the sentence lists the rows.
-    """
-    if name not in table:
-        raise ValueError(f"unknown {kind} `{name}`; choose {', '.join(table)}")
-    return name
-
-
-def imported(part: str | Callable[..., Any]) -> Callable[..., Any]:
-    """The class or function of a row, imported if the row only names it."""
-    return pkgutil.resolve_name(part) if isinstance(part, str) else part

@@ -7,13 +7,12 @@ import math
 import shlex
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from doublehead.common.categories import require_same_classes
 from doublehead.common.console import Console
@@ -35,11 +34,16 @@ from doublehead.model.checkpoint import adopt
 from doublehead.model.detector import Detector
 from doublehead.training.bad_batch import keep_batch
 from doublehead.training.environment import environment, fingerprint
+from doublehead.training.parallel import learner, no_sync, share_batch_norm
 from doublehead.training.pictures import draw_run
-from doublehead.training.run import RunFolder, append_row
+from doublehead.training.recorders import Recorders
+from doublehead.training.run import RunFolder
 from doublehead.training.schedule import learning_rate
 from doublehead.training.signals import Interrupted, stop_signals
 from doublehead.training.state import TrainingState
+
+Batch = tuple[list[Tensor], list[dict[str, Any]]]
+"""Images, uint8 (3, H, W), and their targets, as `DetectionDataset` gives them."""
 
 MEASUREMENTS = 20
 """How often a run is measured where `train.evaluate_every` does not say: so many times, each epoch at most once."""
@@ -98,6 +102,7 @@ class _Training:
         self.run_folder = RunFolder(output)
         self.console = Console(processes.leads)
         settings = config.train
+        self.recorders = Recorders(settings.recorders if processes.leads else (), self.console.say)
         if settings.batch_size % (processes.world * settings.accumulate):
             raise DoubleheadError(
                 f"train.batch_size {settings.batch_size} cannot be shared among {processes.world} processes with "
@@ -132,6 +137,7 @@ class _Training:
             layers = sorted({key.rpartition(".")[0] for key in new})
             self.console.say(f"starting from {settings.weights}; new are {', '.join(layers) or 'no layers'}")
         model.to(processes.device).to(memory_format=torch.channels_last)
+        share_batch_norm(model, settings, processes, self.console.say)
         self.state = TrainingState.create(model, settings, processes.device, precision is torch.float16)
         state = self.state
         if checkpoint:
@@ -145,9 +151,10 @@ class _Training:
         def write() -> None:
             about = environment(processes, state.step, fingerprints)
             if resume:
-                self.run_folder.go_on(state.step, state.measured, about)
+                self.run_folder.go_on(about)
             else:
                 self.run_folder.begin(config, about)
+            self.recorders.begin(config, output, state.step, state.measured)
 
         processes.lead(write)
         self.saved, self.saved_at = time.monotonic(), (state.step, state.measured)
@@ -184,6 +191,15 @@ class _Training:
 
     def run(self) -> Path:
         """Train to the end."""
+        done = False
+        try:
+            self._train()
+            done = True
+        finally:
+            self.recorders.end(done)
+        return self.run_folder.best
+
+    def _train(self) -> None:
         state, console = self.state, self.console
         console.say(
             f"training {self.config.model.preset} for {self.total} steps "
@@ -201,34 +217,31 @@ class _Training:
             self._save_best()
         if self.processes.leads:
             with writing(self.run_folder.path):
-                draw_run(self.run_folder, self.val or self.split, self._predictor(), console)
+                drawn = draw_run(self.run_folder, self.val or self.split, self._predictor(), console)
                 self.run_folder.previous.unlink(missing_ok=True)
+            for path in drawn:
+                self.recorders.picture(state.step, path.stem, path)
             best = f", best AP {state.best:.3f}" if state.best >= 0 else ""
             console.say(f"done in {state.seconds / 60:.1f} minutes{best}; everything is in {self.run_folder.path}:")
             for path in sorted(self.run_folder.path.iterdir()):
                 console.say(f"  {path}")
-        return self.run_folder.best
 
     def _learn(self) -> None:
         state = self.state
         if self._due(state.step):  # stopped while measuring
             self._measure()
-        learner: nn.Module = state.model
-        if self.processes.world > 1:
-            learner = DistributedDataParallel(state.model)
+        module = learner(state.model, self.processes)
         with self.console.training(self.total, state.step) as show:
             batches, before = Waited(self._batches()), state.seconds
             for step in range(state.step, self.total):
                 began = time.monotonic()
-                losses = self._step(learner, step, batches)
+                losses, stop, save = self._step(module, step, batches)
                 state.step = step + 1
                 state.seconds += time.monotonic() - began
                 if losses:
                     self._log(losses)
                     show(state.step, losses, state.best)
-                late = time.monotonic() - self.saved > 60 * self.config.train.save_minutes
-                stop, save = self.processes.any(self.asked_to_stop(), late)
-                if stop:
+                if stop or (self.processes.world == 1 and self.asked_to_stop()):
                     raise Interrupted
                 if self._due(state.step):
                     self._measure()
@@ -244,7 +257,9 @@ class _Training:
         size = self.config.model.input
         return training_loader(
             DetectionDataset(
-                self.split, training_transform(data.augment, size.short_side, size.long_side), settings.seed
+                self.split,
+                training_transform(data.augment, size.short_side, size.long_side, size.antialias),
+                settings.seed,
             ),
             settings.batch_size,
             settings.batch_size // (processes.world * settings.accumulate),
@@ -253,73 +268,100 @@ class _Training:
             settings.seed,
             self.state.step,
             self.total,
-            default_workers(processes.world) if data.workers is None else data.workers,
+            default_workers(processes.local) if data.workers is None else data.workers,
             data.timeout,
+            pin=processes.device.type == "cuda",
         )
 
-    def _step(
-        self, learner: nn.Module, step: int, batches: Iterator[tuple[list[Tensor], list[dict[str, Any]]]]
-    ) -> dict[str, float]:
-        """One optimiser step; the losses by name, averaged over the accumulated parts; none where it is left out."""
+    def _step(self, module: nn.Module, step: int, batches: Iterator[Batch]) -> tuple[dict[str, float], bool, bool]:
+        """One optimiser step.
+
+        Returns:
+            The losses by name, averaged over the accumulated parts, none where the step is left out; whether some
+            process was asked to stop; whether it is time to save.
+        """
         settings, state = self.config.train, self.state
         # Each step draws its own numbers, so that a resumed run draws the same.
         torch.manual_seed((settings.seed * 1_000_003 + step) * 1_009 + self.processes.rank)
         state.model.train()
         buffers = [buffer.clone() for buffer in state.model.buffers()] if settings.skip_not_finite else []
-        sums: dict[str, float] = {}
+        parts: list[Batch] = []
+        found: list[Tensor] = []
         for part in range(settings.accumulate):
-            images, targets = next(batches)
-            truth = [{k: target[k].to(self.processes.device) for k in ("boxes", "labels")} for target in targets]
-            last = part == settings.accumulate - 1
-            with _no_sync(learner, wait=not last):
+            parts.append(next(batches))
+            with no_sync(module, wait=part < settings.accumulate - 1):
                 with self.autocast:
-                    losses = learner(images, truth)
+                    losses = module(*self._on_device(*parts[-1]))
                 loss = torch.stack(list(losses.values())).sum()
-                for name, value in zip(["loss", *losses], torch.stack([loss, *losses.values()]).tolist(), strict=True):
-                    sums[name] = sums.get(name, 0.0) + value / settings.accumulate
-                if any(self.processes.any(not math.isfinite(sums["loss"]))):
-                    bad = [name for name, value in sums.items() if not math.isfinite(value) and name != "loss"]
-                    self._not_finite(step, bad, sums, images, targets)
-                    for _ in range(part + 1, settings.accumulate):
-                        next(batches)
-                    return self._leave_out(buffers)
                 state.scaler.scale(loss / settings.accumulate).backward()
+            found.append(torch.stack([loss, *losses.values()]).detach())
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(settings, step, self.total)
         state.scaler.unscale_(state.optimizer)
         norm = nn.utils.get_total_norm([p.grad for p in state.model.parameters() if p.grad is not None])
         if settings.clip_norm:
             nn.utils.clip_grads_with_norm_(state.model.parameters(), settings.clip_norm, norm)
-        if not state.scaler.is_enabled() and not norm.isfinite():  # a scaler leaves such a step out by itself
-            self._not_finite(step, ["gradient"], sums, images, targets)
-            return self._leave_out(buffers)
-        state.scaler.step(state.optimizer)
+        values, norm_value, (sick, stop, save) = self._agree(torch.stack(found), norm)
+        sums = {name: sum(row[i] / settings.accumulate for row in values) for i, name in enumerate(["loss", *losses])}
+        finite = not sick and math.isfinite(norm_value)
+        rescaled = not finite and not sick and state.rescales()
+        if finite:
+            state.optimizer.step()
+            state.halvings = 0
         state.scaler.update()
+        if not finite and not rescaled:
+            bad = [name for name, value in sums.items() if not math.isfinite(value)]
+            suspects = [part for part, row in zip(parts, values, strict=True) if not math.isfinite(row[0])]
+            self._not_finite(step, bad if sick else ["gradient"], sums, suspects or parts)
+            return self._leave_out(buffers), stop, save
         state.optimizer.zero_grad(set_to_none=True)
-        if state.average is not None:
-            state.average.update_parameters(state.model)
-        return sums
+        if finite and state.average is not None:
+            state.average.update(state.model)
+        return sums, stop, save
 
-    def _not_finite(
-        self,
-        step: int,
-        bad: list[str],
-        losses: dict[str, float],
-        images: list[Tensor],
-        targets: list[dict[str, Any]],
-    ) -> None:
+    def _on_device(
+        self, images: list[Tensor], targets: list[dict[str, Any]]
+    ) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+        device = self.processes.device
+        truth = [{key: target[key].to(device, non_blocking=True) for key in ("boxes", "labels")} for target in targets]
+        return [image.to(device, non_blocking=True) for image in images], truth
+
+    def _agree(self, losses: Tensor, norm: Tensor) -> tuple[list[list[float]], float, list[bool]]:
+        """Bring a step's figures to this process; it is the step's one exchange, and its one wait for the device.
+
+        Args:
+            losses: (parts, 1 + names of losses).
+            norm: of the gradient.
+
+        Returns:
+            Losses and norm as numbers; and whether in any process a loss is not finite, a stop was asked for, and
+            saving is due.
+        """
+        late = time.monotonic() - self.saved > 60 * self.config.train.save_minutes
+        own = torch.tensor([self.asked_to_stop(), late], dtype=losses.dtype, device=losses.device)
+        sick = ~losses[:, 0].isfinite().all()
+        flags = self.processes.largest(torch.cat([sick[None].to(losses.dtype), own]))
+        figures = torch.cat([losses.flatten(), norm[None], flags]).tolist()
+        count = losses.shape[1]
+        rows = [figures[start : start + count] for start in range(0, losses.numel(), count)]
+        return rows, figures[losses.numel()], [bool(flag) for flag in figures[losses.numel() + 1 :]]
+
+    def _not_finite(self, step: int, bad: list[str], losses: dict[str, float], parts: list[Batch]) -> None:
         """Keep the batch of each process that has something `bad`; stop all with one sentence if there were too many.
 
         Raises:
             DoubleheadError: names the images.
         """
         folder = self.run_folder.not_finite / f"step-{step}"
+        images = [image for part in parts for image in part[0]]
+        targets = [target for part in parts for target in part[1]]
         files = [str(self.split.records[target["index"]].path) for target in targets] if bad else []
         if bad:
             with suppress(Fault):  # a disk too full for pictures
                 keep_batch(folder, self.processes.rank, images, targets, self.split.records, losses)
         bad, files = self.processes.gather(bad), self.processes.gather(files)
-        what = "the gradient" if "gradient" in bad else f"the loss ({', '.join(dict.fromkeys(bad))})"
+        names = ", ".join(name for name in dict.fromkeys(bad) if name != "loss") or "loss"
+        what = "the gradient" if "gradient" in bad else f"the loss ({names})"
         found = f"{what} is not finite at step {step} on {', '.join(files)}"
         if self.state.skipped >= self.config.train.skip_not_finite:
             raise DoubleheadError(
@@ -356,6 +398,7 @@ class _Training:
                     raise Interrupted
 
             data = self.config.data
+            # always 4 images at once: padding has a part in the last digits, which shall not depend on the batch
             found = predict_split(self._predictor(), self.val, 4, data.workers, processes, went_on, data.timeout)
         most = self.config.model.roi.detections
         metrics = evaluate_detections(self.val.records, self.val.categories, found.results, most)
@@ -371,22 +414,22 @@ class _Training:
 
     def _report(self, metrics: Metrics) -> None:
         state = self.state
-        row = {"step": state.step, "epoch": state.step / self.per_epoch, **metrics.totals}
-        self.processes.lead(lambda: append_row(self.run_folder.validation, row))
+        self.processes.lead(lambda: self.recorders.metrics(state.step, state.step / self.per_epoch, metrics.totals))
         self.console.say(
             f"step {state.step} of {self.total}, {state.seconds / 60:.1f} minutes: AP {metrics['AP']:.3f}, "
             f"AP50 {metrics['AP50']:.3f}, AP75 {metrics['AP75']:.3f} on {self.val.name if self.val else ''}"
         )
 
     def _predictor(self) -> Predictor:
-        return Predictor(self.state.for_use, self.split.categories, self.processes.device)
+        """The model to measure, in the precision of the run."""
+        precision = self.config.train.precision
+        return Predictor(self.state.for_use, self.split.categories, self.processes.device, precision)
 
     def _log(self, losses: dict[str, float]) -> None:
         state = self.state
         if state.step % self.config.train.log_every == 0 or state.step == self.total:
-            rate = state.optimizer.param_groups[0]["lr"]
-            row = {"step": state.step, "epoch": state.step / self.per_epoch, "lr": rate, **losses}
-            self.processes.lead(lambda: append_row(self.run_folder.training, row))
+            values = {"lr": state.optimizer.param_groups[0]["lr"], **losses}
+            self.processes.lead(lambda: self.recorders.losses(state.step, state.step / self.per_epoch, values))
 
     def _save(self) -> None:
         """Write `last`, unless it holds just this state."""
@@ -403,13 +446,3 @@ class _Training:
 def _resume_command(folder: Path, world: int) -> str:
     program = "doublehead" if world == 1 else "torchrun ... -m doublehead.cli"
     return f"{program} resume {shlex.quote(str(folder))}"
-
-
-@contextmanager
-def _no_sync(learner: nn.Module, wait: bool) -> Iterator[None]:
-    """Let DistributedDataParallel exchange gradients only with the last of the accumulated parts."""
-    if wait and isinstance(learner, DistributedDataParallel):
-        with learner.no_sync():
-            yield
-    else:
-        yield

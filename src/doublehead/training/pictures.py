@@ -17,13 +17,14 @@ from doublehead.training.run import RunFolder
 ROWS = 8
 
 
-def draw_run(run: RunFolder, split: Split, predictor: Predictor, console: Console) -> None:
-    """Draw curves.png (where matplotlib is installed) and predictions.jpg."""
+def draw_run(run: RunFolder, split: Split, predictor: Predictor, console: Console) -> list[Path]:
+    """Draw curves.png (where matplotlib is installed) and predictions.jpg; gives the files drawn."""
+    drawn = []
     try:
-        training_curves(run.training, run.validation, run.curves)
+        drawn.append(training_curves(run.training, run.validation, run.curves))
     except DoubleheadError as error:
         console.say(f"no curves drawn: {error}")
-    draw_predictions(split, predictor, run.pictures)
+    return [*drawn, draw_predictions(split, predictor, run.pictures)]
 
 
 def draw_predictions(split: Split, predictor: Predictor, path: Path) -> Path:

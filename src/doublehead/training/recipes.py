@@ -92,7 +92,7 @@ def resolve(
             "which model? give --model, such as --model double-head-r50; `doublehead models` lists them"
         )
     chosen = merge(_model(model) if model else {}, {"model": _backbone(backbone)} if backbone else {})
-    said = override(merge(chosen, from_file), settings)
+    said = _override(merge(chosen, from_file), settings)
     if recipe is None and not from_file.get("train"):
         recipe = _recipe(_part(said, "model"))
     if recipe is not None and recipe not in RECIPES:
@@ -118,6 +118,19 @@ def _recipe(model: dict[str, Any]) -> str:
     if _part(model, "backbone").get("weights", "imagenet") is None:
         return "scratch"
     return "small" if _part(model, "input").get("short_side", 800) <= SMALL_SIDE else "finetune"
+
+
+def _override(values: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """`override`, to which a listed `data.augment` shows its steps by their names."""
+    from doublehead.config import merge, override
+    from doublehead.data.steps import listed
+
+    augment = _part(values, "data").get("augment")
+    if not isinstance(augment, list):
+        return override(values, settings)
+    said = override(merge(values, {"data": {"augment": {"steps": augment}}}), settings)
+    said["data"]["augment"] = listed(said["data"]["augment"])
+    return said
 
 
 def _part(values: dict[str, Any], key: str) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 config.yaml           the resolved config; where it stands, a run has begun
 environment.json      versions, command, git state and data, for each time the run was started
-training.csv          losses every `train.log_every` steps
-validation.csv        the twelve COCO figures, every measurement
+training.csv          losses every `train.log_every` steps (the recorder `csv`)
+validation.csv        the twelve COCO figures, every measurement (the same)
 last.safetensors      the newest weights and the state that resumes the run
 previous.safetensors  the one before, until the run is done
 best.safetensors      the weights with the highest AP on the val split
@@ -13,9 +13,7 @@ curves.png, predictions.jpg
 
 from __future__ import annotations
 
-import csv
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,10 +21,11 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from doublehead.common.errors import DoubleheadError
+from doublehead.common.errors import DoubleheadError, sentence
 from doublehead.common.files import remove_unfinished, whole, writing
-from doublehead.config import Config, read_yaml, sentence
+from doublehead.config import Config, read_yaml
 from doublehead.model.checkpoint import Checkpoint, load_checkpoint
+from doublehead.training.csv_files import TRAINING, VALIDATION
 
 
 class RunFolder:
@@ -36,8 +35,8 @@ class RunFolder:
         self.path = path
         self.config = path / "config.yaml"
         self.environment = path / "environment.json"
-        self.training = path / "training.csv"
-        self.validation = path / "validation.csv"
+        self.training = path / TRAINING
+        self.validation = path / VALIDATION
         self.last = path / "last.safetensors"
         self.previous = path / "previous.safetensors"
         self.best = path / "best.safetensors"
@@ -78,20 +77,13 @@ class RunFolder:
         with whole(self.config) as path:
             path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
 
-    def go_on(self, step: int, measured: int, environment: Mapping[str, Any]) -> None:
-        """Undo what was written after the checkpoint: the run will write it again.
-
-        Args:
-            step: of the checkpoint.
-            measured: the last step that it has measured.
-            environment: of the run as it goes on.
+    def go_on(self, environment: Mapping[str, Any]) -> None:
+        """Remove unfinished files and note with what the run continues.
 
         Raises:
             Fault: the folder cannot be written.
         """
         remove_unfinished(self.path)
-        cut_rows(self.training, step)
-        cut_rows(self.validation, measured)
         self._write_environment([*self.environments(), environment])
 
     def environments(self) -> list[dict[str, Any]]:
@@ -175,36 +167,3 @@ class RunFolder:
         while (path := Path("runs") / (name if number == 1 else f"{name}-{number}")).exists():
             number += 1
         return path
-
-
-def append_row(path: Path, row: Mapping[str, float | int]) -> None:
-    """Add a row to a CSV and bring it to the disk; the first one brings the header.
-
-    Raises:
-        Fault: it cannot be written.
-    """
-    with writing(path), path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(row))
-        if not file.tell():
-            writer.writeheader()
-        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def cut_rows(path: Path, step: int) -> None:
-    """Drop the rows after a step, which a run resumed from there will write again, and those not written to the end.
-
-    Raises:
-        Fault: the file cannot be written.
-    """
-    if not path.exists():
-        return
-    header, *lines = path.read_bytes().splitlines(keepends=True) or [b""]
-    steps = [line.partition(b",")[0] if line.endswith(b"\n") else b"" for line in lines]
-    rows = [line for line, number in zip(lines, steps, strict=True) if number.isdigit() and int(number) <= step]
-    if rows:
-        with whole(path) as temporary:
-            temporary.write_bytes(b"".join([header, *rows]))
-    else:
-        path.unlink()

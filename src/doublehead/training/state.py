@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from doublehead.common.categories import Categories
 from doublehead.common.errors import DoubleheadError
@@ -17,7 +18,8 @@ from doublehead.config import Config, TrainConfig
 from doublehead.model.checkpoint import Checkpoint, save_checkpoint
 from doublehead.model.detector import Detector
 
-Tensors = list[Tensor] | tuple[Tensor, ...]
+HALVINGS = 5
+"""Steps in a row that an fp16 scaler may skip while it looks for its scale: from 65536 down to 2048."""
 
 
 @dataclass
@@ -28,7 +30,7 @@ class TrainingState:
     """
 
     model: Detector
-    average: AveragedModel | None
+    average: MovingAverage | None
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     step: int = 0
@@ -36,17 +38,28 @@ class TrainingState:
     best: float = -1.0  # the highest AP so far
     seconds: float = 0.0  # of training, over all resumptions
     skipped: int = 0  # steps left out since their loss or gradient was not finite
+    halvings: int = 0  # steps in a row that the scaler has skipped, which do not count as such
 
     @classmethod
     def create(cls, model: Detector, config: TrainConfig, device: torch.device, fp16: bool) -> TrainingState:
         """The state before the first step."""
-        average = AveragedModel(model, multi_avg_fn=warm_average(config.ema), use_buffers=True) if config.ema else None
+        average = MovingAverage(model, config.ema) if config.ema else None
         return cls(model, average, make_optimizer(model, config), torch.amp.GradScaler(device.type, enabled=fp16))
 
     @property
     def for_use(self) -> Detector:
         """The model to measure and to keep: the average where there is one."""
-        return self.average.module if self.average is not None else self.model  # type: ignore[return-value]
+        return self.average.module if self.average is not None else self.model
+
+    def rescales(self) -> bool:
+        """Whether a gradient that is not finite is put down to the fp16 scaler's scale, which it then halves.
+
+        Any gradient is too large for some scale. One that is not finite after `HALVINGS` halvings, or unscaled, counts
+        as the model's own.
+        """
+        found = self.scaler.is_enabled() and self.halvings < HALVINGS and self.scaler.get_scale() > 1
+        self.halvings += found
+        return found
 
     def save(
         self,
@@ -64,11 +77,12 @@ class TrainingState:
         if not weights_only:
             tensors = {f"model/{key}": value for key, value in self.model.state_dict().items()} if self.average else {}
             if self.average is not None:
-                tensors["averaged"] = self.average.n_averaged
+                tensors["averaged"] = torch.tensor(self.average.updates)
             optimizer = self.optimizer.state_dict()
             for index, values in optimizer["state"].items():
                 tensors |= {f"optimizer/{index}/{k}": v for k, v in values.items() if isinstance(v, Tensor)}
             notes |= {"measured": self.measured, "seconds": self.seconds, "skipped": self.skipped}
+            notes |= {"halvings": self.halvings}
             notes |= {"scaler": self.scaler.state_dict()}
         save_checkpoint(path, config.model, categories, self.for_use.state_dict(), notes, tensors, keep)
 
@@ -84,31 +98,51 @@ class TrainingState:
         self.for_use.load_state_dict(checkpoint.weights)
         if self.average is not None:
             self.model.load_state_dict(_under(tensors, "model/"))
-            self.average.n_averaged.copy_(tensors["averaged"])
+            self.average.updates = int(tensors["averaged"])
+        learning = [p for group in self.optimizer.param_groups for p in group["params"]]
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in _under(tensors, "optimizer/").items():
             index, name = key.split("/")
-            state.setdefault(int(index), {})[name] = value
+            like = learning[int(index)]
+            laid = torch.empty_like(like).copy_(value) if value.shape == like.shape else value  # channels last
+            state.setdefault(int(index), {})[name] = laid
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
         if notes["scaler"]:
             self.scaler.load_state_dict(notes["scaler"])
         self.step, self.measured, self.best = notes["step"], notes["measured"], notes["best"]
         self.seconds, self.skipped = notes["seconds"], notes.get("skipped", 0)
+        self.halvings = notes.get("halvings", 0)
 
 
-def warm_average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
-    """A moving average whose decay grows to `decay`, as (1 + n) / (10 + n), so that it forgets the first weights."""
+class MovingAverage:
+    """A copy of a model that follows it: parameters and running statistics averaged, counters copied.
+
+    The decay grows to `decay` as (1 + n) / (10 + n) after n updates, so that the first weights are forgotten. (Of
+    torch's AveragedModel, each update would wait for a GPU.)
+    """
+
+    def __init__(self, model: Detector, decay: float) -> None:
+        self.module = copy.deepcopy(model)
+        self.decay = decay
+        self.updates = 0
 
     @torch.no_grad()
-    def update(averaged: Tensors, current: Tensors, updates: Tensor | int) -> None:
-        n = int(updates)
-        weight = 1 - min(decay, (1 + n) / (10 + n))
-        if averaged[0].is_floating_point():
+    def update(self, model: Detector) -> None:
+        """Follow one step."""
+        weight = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.updates else 1.0
+        pairs = list(zip(_tensors(self.module), _tensors(model), strict=True))
+        floats = [pair for pair in pairs if pair[0].is_floating_point() and weight < 1]
+        copied = [pair for pair in pairs if not (pair[0].is_floating_point() and weight < 1)]
+        if floats:
+            averaged, current = map(list, zip(*floats, strict=True))
             torch._foreach_lerp_(averaged, current, weight)
-        else:  # counters
-            torch._foreach_copy_(averaged, current)
+        for average, value in copied:
+            average.copy_(value)
+        self.updates += 1
 
-    return update
+
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    return itertools.chain(model.parameters(), model.buffers())
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
