@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
-from doublehead.common.files import whole
+from doublehead.common.files import remove_unfinished, whole
 
 
 @pytest.mark.parametrize("names", [("a", "b"), ("a", "a")])
@@ -31,3 +34,36 @@ def test_what_is_not_finished_leaves_nothing(tmp_path):
     with pytest.raises(RuntimeError):
         stopped()
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a", "before")]
+
+
+def test_what_is_being_written_is_not_removed_as_left_over(tmp_path):
+    with whole(tmp_path / "a") as first:
+        first.write_text("first")
+        remove_unfinished(tmp_path)  # as another shard that has just ended does
+        assert first.read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from doublehead.common.files import whole
+with whole(Path(sys.argv[1]) / "killed") as path:
+    path.write_text("half")
+    print("writing", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_what_a_kill_left_is_removed_and_what_another_process_writes_is_not(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", KILLED, tmp_path], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "writing\n"
+        remove_unfinished(tmp_path)
+        assert list(tmp_path.rglob("killed"))
+    finally:
+        process.kill()
+        process.wait()
+    (tmp_path / ".writing" / "half").write_text("of an earlier version")
+    remove_unfinished(tmp_path)
+    assert list(tmp_path.iterdir()) == []
