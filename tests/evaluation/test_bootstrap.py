@@ -1,11 +1,13 @@
 """AP under weights of images is COCO's AP of a dataset in which each image stands so many times."""
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_metrics import random_case
+from test_metrics import random_case, record, result
 
+from doublehead.common.categories import Categories
 from doublehead.evaluation.bootstrap import Matches, draws
 from doublehead.evaluation.coco import evaluate_detections
 
@@ -33,3 +35,33 @@ def test_draws_take_as_many_images_as_there_are() -> None:
     assert drawn.shape == (500, 7)
     assert (drawn.sum(1) == 7).all()
     assert drawn.mean(0) == pytest.approx(1, abs=0.2)
+
+
+def test_draws_are_those_of_one_multinomial() -> None:
+    whole = np.random.default_rng(3).multinomial(40, np.full(40, 1 / 40), 25)
+    assert (draws(40, 25, np.random.default_rng(3)) == whole).all()
+
+
+def many_detections() -> Matches:
+    """20,000 detections of one class in 200 images."""
+    records = [record(number, [[10, 10, 60, 60]], [1]) for number in range(1, 201)]
+    scores = np.random.default_rng(0).random((200, 100))
+    results = [
+        result(number, 5, [10 + place, 10, 60 + place, 60], scores[number - 1, place])
+        for number in range(1, 201)
+        for place in range(100)
+    ]
+    return Matches(records, Categories(("thing",), (5,)), results)
+
+
+def test_memory_does_not_grow_with_draws_times_detections(monkeypatch) -> None:
+    matches, weights = many_detections(), draws(200, 250, np.random.default_rng(0))
+    tracemalloc.start()
+    try:
+        aps = matches.ap(weights)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 100e6  # one array of (draws, detections) has 40 MB, and there were six
+    monkeypatch.setattr("doublehead.evaluation.bootstrap.CELLS", 10**9)
+    assert (matches.ap(weights) == aps).all()

@@ -15,6 +15,9 @@ from doublehead.evaluation.coco import RECALLS, truth
 
 MOST_PER_IMAGE = 100  # detections per image and class, as COCO counts them
 
+CELLS = 2**20
+"""Weights of detections that are held at once: some 50 MB for any number of images, detections and draws."""
+
 
 @dataclass(frozen=True)
 class _ClassMatches:
@@ -57,7 +60,10 @@ class Matches:
 
 def draws(images: int, number: int, rng: np.random.Generator) -> np.ndarray:
     """How often each image is drawn, `number` times over: (number, images), each row summing to `images`."""
-    return rng.multinomial(images, np.full(images, 1 / images), number)
+    result = np.empty((number, images), np.min_scalar_type(images))
+    for row in result:
+        row[:] = rng.multinomial(images, np.full(images, 1 / images))
+    return result
 
 
 def _joined(matches: list[dict[str, Any]], place: dict[int, int]) -> _ClassMatches:
@@ -76,6 +82,13 @@ def _joined(matches: list[dict[str, Any]], place: dict[int, int]) -> _ClassMatch
 
 def _class_ap(matches: _ClassMatches, weights: np.ndarray) -> np.ndarray:
     """AP of one class, (W,)."""
+    rows = max(1, CELLS // max(1, len(matches.image)))
+    parts = [weights[start : start + rows] for start in range(0, len(weights), rows)]
+    return np.concatenate([_ap_of_rows(matches, part.astype(np.float64)) for part in parts])
+
+
+def _ap_of_rows(matches: _ClassMatches, weights: np.ndarray) -> np.ndarray:
+    """AP of one class under a few weights, (W,)."""
     objects = weights @ matches.objects
     times = weights[:, matches.image]  # (W, D)
     sums = np.zeros(len(weights))
