@@ -5,7 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_metrics import random_case, record, result
+from test_metrics import random_case
+from test_metrics import record as made_record
+from test_metrics import result as made_result
 
 from doublehead.common.categories import Categories
 from doublehead.evaluation.bootstrap import Matches, draws
@@ -44,10 +46,10 @@ def test_draws_are_those_of_one_multinomial() -> None:
 
 def many_detections() -> Matches:
     """20,000 detections of one class in 200 images."""
-    records = [record(number, [[10, 10, 60, 60]], [1]) for number in range(1, 201)]
+    records = [made_record(number, [[10, 10, 60, 60]], [1]) for number in range(1, 201)]
     scores = np.random.default_rng(0).random((200, 100))
     results = [
-        result(number, 5, [10 + place, 10, 60 + place, 60], scores[number - 1, place])
+        made_result(number, 5, [10 + place, 10, 60 + place, 60], scores[number - 1, place])
         for number in range(1, 201)
         for place in range(100)
     ]

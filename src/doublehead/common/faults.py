@@ -14,6 +14,7 @@ from doublehead.config import TrainConfig
 
 # What torch says, in RuntimeErrors without a type of their own.
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+_NO_DEVICE = ("CUDA error", "HIP error", "device-side assert")
 _NO_PEER = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
 
 
@@ -47,6 +48,12 @@ def less_memory(settings: TrainConfig, world: int) -> str:
         f"set train.accumulate to {parts} in the run's config.yaml, for {share // parts} images at a time in place of "
         f"{at_once}, or train anew with train.batch_size={settings.batch_size // 2}"
     )
+
+
+def loses_device(error: BaseException) -> bool:
+    """Whether an error leaves the device unusable for the rest of the process, as a device-side assert does."""
+    text = str(error)
+    return any(words in text for words in _NO_DEVICE) and not any(words in text for words in _NO_MEMORY)
 
 
 def _sentence(error: Exception, memory: str) -> str | None:

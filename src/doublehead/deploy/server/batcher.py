@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from doublehead.common.faults import loses_device
 from doublehead.deploy.server.engine import Choice
 from doublehead.deploy.server.refusals import Refused
 from doublehead.inference.detections import Detections
@@ -51,6 +52,7 @@ class Batcher:
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
         self._thread.start()
         self.pace = 0.0  # seconds per image, lately
+        self.lost: Refused | None = None  # set once the device is unusable, which only a new process changes
 
     @property
     def alive(self) -> bool:
@@ -88,14 +90,12 @@ class Batcher:
         if not batch:
             return
         began = time.monotonic()
-        try:
-            results = self._run([job.image for job in batch], [job.choice for job in batch])
-        except Exception as error:
-            if len(batch) == 1:
-                log.exception("an image of shape %s could not be answered", tuple(batch[0].image.shape))
-                batch[0].promise.set_exception(error)
+        outcome = self._outcome(batch)
+        if isinstance(outcome, Exception):
+            if len(batch) == 1 or self.lost is not None:
+                for job in batch:
+                    job.promise.set_exception(outcome)
             else:  # one of them, or the memory that they need together: each for itself
-                log.warning("a batch of %d failed (%s), and is run image by image", len(batch), error)
                 for job in batch:
                     self._answer([job])
             return
@@ -103,8 +103,26 @@ class Batcher:
         each = seconds / len(batch)
         self.pace = 0.8 * self.pace + 0.2 * each if self.pace else each
         self._seen(len(batch), seconds)
-        for job, result in zip(batch, results, strict=True):
+        for job, result in zip(batch, outcome, strict=True):
             job.promise.set_result(result)
+
+    def _outcome(self, batch: list[Job]) -> list[Detections] | Exception:
+        """What the model gives, or a new error: its own would keep the failed batch in memory during the retries."""
+        if self.lost is not None:
+            return self.lost
+        try:
+            return self._run([job.image for job in batch], [job.choice for job in batch])
+        except Exception as error:
+            cause = (str(error).splitlines() or [type(error).__name__])[0]
+            if loses_device(error):
+                log.critical("the device failed; restart the server", exc_info=error)
+                self.lost = Refused(503, "device_lost", f"the device failed ({cause}): restart the server")
+                return self.lost
+            if len(batch) > 1:
+                log.warning("a batch of %d failed (%s), and is run image by image", len(batch), cause)
+            else:
+                log.exception("an image of shape %s could not be answered", tuple(batch[0].image.shape))
+            return RuntimeError(cause)
 
 
 class Room:
