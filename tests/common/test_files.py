@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 
@@ -38,20 +36,34 @@ def test_what_is_not_finished_leaves_nothing(tmp_path):
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a", "before")]
 
 
-def test_only_what_dead_processes_were_writing_is_removed(tmp_path):
-    """Two shards end together: one cleans up while the other still writes."""
-    script = "import sys, time\nfrom pathlib import Path\nfrom doublehead.common.files import whole\n"
-    script += "with whole(Path(sys.argv[1])):\n    print('writing', flush=True)\n    time.sleep(60)\n"
-    killed = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "b")], stdout=subprocess.PIPE)
-    assert killed.stdout.readline() == b"writing\n"
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.wait()
-    killed.stdout.close()
-    with whole(tmp_path / "a") as path:
-        path.write_text("to the end")
-        assert len(list((tmp_path / ".writing").iterdir())) == 2
+def test_what_is_being_written_is_not_removed_as_left_over(tmp_path):
+    with whole(tmp_path / "a") as first:
+        first.write_text("first")
+        remove_unfinished(tmp_path)  # as another shard that has just ended does
+        assert first.read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from doublehead.common.files import whole
+with whole(Path(sys.argv[1]) / "killed") as path:
+    path.write_text("half")
+    print("writing", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_what_a_kill_left_is_removed_and_what_another_process_writes_is_not(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", KILLED, tmp_path], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "writing\n"
         remove_unfinished(tmp_path)
-        assert len(list((tmp_path / ".writing").iterdir())) == 1
-    assert (tmp_path / "a").read_text() == "to the end"
+        assert list(tmp_path.rglob("killed"))
+    finally:
+        process.kill()
+        process.wait()
+    (tmp_path / ".writing" / "half").write_text("of an earlier version")
     remove_unfinished(tmp_path)
-    assert [file.name for file in tmp_path.iterdir()] == ["a"]
+    assert list(tmp_path.iterdir()) == []

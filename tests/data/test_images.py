@@ -5,9 +5,10 @@ import pytest
 from making import picture
 from PIL import Image
 
+import doublehead
 from doublehead.common.errors import DoubleheadError
 from doublehead.data.check import check_images
-from doublehead.data.images import image_size, read_image, to_rgb, to_tensor
+from doublehead.data.images import FORMATS, image_size, read_image, to_rgb, to_tensor
 from doublehead.data.records import Record
 
 
@@ -125,3 +126,29 @@ def test_check_compares_sizes_and_knows_an_exchange(tmp_path, how):
         check_images([record(path, 30, 40)], how)
     with pytest.raises(DoubleheadError, match=r"x.png: is 40x30, but the annotations say 80x60; put back"):
         check_images([record(path, 80, 60)], how)
+
+
+@pytest.mark.parametrize("form", ["EPS", "TGA", "PCX", "SGI"])
+def test_a_file_of_another_format_never_reaches_its_decoder(tmp_path, monkeypatch, form):
+    path = tmp_path / "x.jpg"
+    Image.new("RGB", (8, 6), "red").save(path, form)
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was called"))
+    for read in (read_image, image_size):
+        with pytest.raises(DoubleheadError, match=r"x\.jpg: is not an image that can be read"):
+            read(path)
+        with pytest.raises(DoubleheadError, match=r"photo\.jpg: is not an image that can be read"):
+            read(Path("photo.jpg"), path.read_bytes())
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_format_is_read_whatever_its_suffix(tmp_path, form):
+    path = tmp_path / "x.jpg"
+    Image.new("RGB", (8, 6), (250, 5, 5)).save(path, form)
+    assert image_size(path) == (8, 6)
+    assert np.abs(np.array(read_image(path)).astype(int) - [250, 5, 5]).max() < 12
+
+
+def test_pillow_opens_files_in_one_place():
+    source = Path(doublehead.__file__).parent
+    callers = [path.name for path in source.rglob("*.py") if "Image.open(" in path.read_text()]
+    assert callers == ["images.py"]

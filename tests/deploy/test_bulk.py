@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +22,7 @@ from pycocotools.coco import COCO
 from small_bulk import folder_of, jpeg, tar_of
 
 import doublehead
+from doublehead.common.files import whole
 from doublehead.deploy.bulk.sources import Listing, parts
 
 MANY = 10
@@ -173,6 +176,34 @@ def test_killed_again_and_again_every_image_is_there_once(checkpoint, photos, bu
     assert not (output / ".writing").exists()
     assert bulk(photos, tmp_path / "never", tar).code == 0
     assert read(output) == read(tmp_path / "never")
+
+
+def test_a_shard_that_ends_leaves_alone_what_another_still_writes(photos, bulk, tmp_path):
+    output = tmp_path / "out"
+    (output / "parts").mkdir(parents=True)
+    with whole(output / "predictions.json") as theirs, whole(output / "parts" / "part-000000.parquet") as part:
+        theirs.write_text("{}")
+        assert bulk(photos, output, form="coco").code == 0
+        part.write_bytes((output / "parts" / "part-000000.parquet").read_bytes())
+    assert (output / "predictions.json").read_text() == "{}"
+    assert not list(output.rglob(".writing"))
+
+
+def test_a_shard_may_begin_while_another_finishes_its_first_part(photos, bulk, tmp_path, monkeypatch):
+    assert bulk(photos, tmp_path / "whole").code == 0
+    output, exists = tmp_path / "out", Path.exists
+
+    def and_then_another_shard_works(path, **words):
+        answer = exists(path, **words)
+        if path == output / "_plan.json":
+            monkeypatch.setattr(Path, "exists", exists)
+            for name in ("_plan.json", "part-000000.parquet"):
+                shutil.copy(tmp_path / "whole" / name, output)
+        return answer
+
+    monkeypatch.setattr(Path, "exists", and_then_another_shard_works)
+    assert bulk(photos, output).code == 0
+    assert read(output) == read(tmp_path / "whole")
 
 
 def test_a_part_that_is_there_is_not_done_again(photos, bulk, tmp_path, monkeypatch):

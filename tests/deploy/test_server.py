@@ -235,21 +235,3 @@ def test_an_exported_model_answers_and_leaves_no_choice(exported):
         for query in ("nms=0.3", "limit=5", "scores=fc"):
             detail = problem(sent(client, picture(), query), 422, "no_such_choice")
             assert detail.startswith(f"`{query.split('=')[0]}` is fixed in an exported model")
-
-
-def test_a_server_whose_device_no_longer_computes_is_not_ready(served):
-    client = served()
-    assert client.get("/ready").status_code == 200
-    service = client.app.state.service
-    service.batcher._run = fail_for_good
-    assert sent_raw(client).status_code == 500
-    problem(client.get("/ready"), 503, "not_ready")
-    assert client.get("/health").status_code == 200
-
-
-def fail_for_good(images, choices):
-    raise RuntimeError("CUDA error: device-side assert triggered")
-
-
-def sent_raw(client):
-    return client.post(DETECT, content=encoded(picture()), headers={"Content-Type": "image/jpeg"})

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import struct
 import sys
 import threading
+import weakref
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 from PIL import Image
 from serving import DETECT, JPEG, encoded, files, picture, problem, sent, small_app, until, waiting
 
 from doublehead.common.errors import DoubleheadError
 from doublehead.data.images import to_tensor
 from doublehead.deploy.server import app as routes
+from doublehead.deploy.server.batcher import Batcher
 from doublehead.deploy.server.settings import make_settings
 
 
@@ -181,6 +185,68 @@ def test_an_image_that_the_model_fails_on_harms_no_other(served, monkeypatch):
         answers = list(pool.map(lambda width: sent(client, picture(size=(width, 72))), widths))
     assert [answer.status_code for answer in answers] == [200, 500, 200]
     assert problem(answers[1], 500, "failed") == "the server failed; its log says how"
+
+
+def test_a_failed_batch_is_freed_before_its_images_are_run_again(caplog):
+    caplog.set_level(logging.CRITICAL)  # a record of a log may keep the error
+    kept = []
+
+    def run(images, choices):
+        if len(images) > 1:
+            activations = torch.zeros(9)
+            kept.append(weakref.ref(activations))
+            try:
+                raise ValueError("inside")
+            except ValueError as error:
+                raise RuntimeError(f"out of memory with {len(activations)}") from error
+        assert kept[0]() is None
+        return [None]
+
+    batcher = Batcher(run, 2, 60.0, lambda *_: None)
+    promises = [batcher.submit(torch.zeros(3, 4, 4), None) for _ in range(2)]
+    assert [promise.result(60) for promise in promises] == [None, None]
+    batcher.close()
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA error: device-side assert triggered\nCUDA kernel errors might be asynchronously reported",
+        "CUDA error: an illegal memory access was encountered",
+    ],
+)
+def test_after_a_device_error_the_server_is_neither_ready_nor_healthy(served, monkeypatch, message):
+    client, calls = served(batch_size=2, batch_wait=500), []
+
+    def failing(images, choices):
+        calls.append(len(images))
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(client.app.state.service.batcher, "_run", failing)
+    assert client.get("/ready").status_code == 200
+    with ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(lambda _: sent(client, picture()), range(2)))
+    for answer in [*answers, client.get("/ready"), client.get("/health")]:
+        assert message.splitlines()[0] in problem(answer, 503, "device_lost")
+        assert "Retry-After" not in answer.headers
+    assert sent(client, picture()).status_code == 503
+    assert len(calls) == 1  # neither was tried again, nor any request after it
+
+
+@pytest.mark.parametrize("message", ["CUDA out of memory. Tried to allocate 2 GiB", "CUDA error: out of memory"])
+def test_out_of_memory_leaves_the_server_ready(served, monkeypatch, message):
+    client = served(batch_size=1)
+    batcher = client.app.state.service.batcher
+    run = batcher._run
+
+    def failing(images, choices):
+        monkeypatch.setattr(batcher, "_run", run)
+        raise torch.OutOfMemoryError(message)
+
+    monkeypatch.setattr(batcher, "_run", failing)
+    assert sent(client, picture()).status_code == 500
+    assert client.get("/ready").status_code == client.get("/health").status_code == 200
+    assert sent(client, picture()).status_code == 200
 
 
 @pytest.mark.parametrize("module", ["fastapi", "uvicorn", "python_multipart", "prometheus_client"])

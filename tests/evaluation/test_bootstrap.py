@@ -1,14 +1,16 @@
 """AP under weights of images is COCO's AP of a dataset in which each image stands so many times."""
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from test_metrics import random_case
 from test_metrics import record as image_with
+from test_metrics import record as made_record
+from test_metrics import result as made_result
 
 from doublehead.common.categories import Categories
-from doublehead.evaluation import bootstrap
 from doublehead.evaluation.bootstrap import Matches, draws
 from doublehead.evaluation.coco import evaluate_detections
 
@@ -56,16 +58,31 @@ def test_draws_take_as_many_images_as_there_are() -> None:
     assert drawn.mean(0) == pytest.approx(1, abs=0.2)
 
 
-def test_few_draws_at_a_time_give_the_same(monkeypatch):
-    random = np.random.default_rng(0)
-    matches = bootstrap._ClassMatches(
-        random.integers(0, 20, 300), random.random((10, 300)) < 0.5, random.random((10, 300)) < 0.9, np.full(20, 9.0)
-    )
-    weights = bootstrap.draws(20, 50, random)
-    expected = bootstrap._class_ap(matches, weights)
-    sizes = []
-    whole = bootstrap._class_ap
-    monkeypatch.setattr(bootstrap, "_class_ap", lambda m, w: sizes.append(len(w) * len(m.image)) or whole(m, w))
-    monkeypatch.setattr(bootstrap, "AT_ONCE", 2000)
-    np.testing.assert_array_equal(bootstrap._in_parts(matches, weights), expected)
-    assert max(sizes) <= 2000
+def test_draws_are_those_of_one_multinomial() -> None:
+    whole = np.random.default_rng(3).multinomial(40, np.full(40, 1 / 40), 25)
+    assert (draws(40, 25, np.random.default_rng(3)) == whole).all()
+
+
+def many_detections() -> Matches:
+    """20,000 detections of one class in 200 images."""
+    records = [made_record(number, [[10, 10, 60, 60]], [1]) for number in range(1, 201)]
+    scores = np.random.default_rng(0).random((200, 100))
+    results = [
+        made_result(number, 5, [10 + place, 10, 60 + place, 60], scores[number - 1, place])
+        for number in range(1, 201)
+        for place in range(100)
+    ]
+    return Matches(records, Categories(("thing",), (5,)), results)
+
+
+def test_memory_does_not_grow_with_draws_times_detections(monkeypatch) -> None:
+    matches, weights = many_detections(), draws(200, 250, np.random.default_rng(0))
+    tracemalloc.start()
+    try:
+        aps = matches.ap(weights)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 100e6  # one array of (draws, detections) has 40 MB, and there were six
+    monkeypatch.setattr("doublehead.evaluation.bootstrap.CELLS", 10**9)
+    assert (matches.ap(weights) == aps).all()

@@ -15,7 +15,7 @@ from doublehead.config import TrainConfig
 
 # What torch says, in RuntimeErrors without a type of their own.
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
-_LASTING = ("CUDA error", "device-side assert", "HIP error", "illegal memory access")
+_NO_DEVICE = ("CUDA error", "HIP error", "device-side assert")
 _NO_PEER = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
 
 SECOND_IMPORT = 77
@@ -51,12 +51,6 @@ def told(memory: str = "use a machine with more") -> Iterator[None]:
         raise Fault(sentence) from error
 
 
-def is_lasting(error: BaseException) -> bool:
-    """Whether an error of a device will meet every later call of this process too, unlike a lack of memory."""
-    accelerator = getattr(torch, "AcceleratorError", ())
-    return not _no_memory(error) and (isinstance(error, accelerator) or any(words in str(error) for words in _LASTING))
-
-
 def _no_memory(error: BaseException) -> bool:
     known = isinstance(error, torch.OutOfMemoryError | MemoryError)
     return known or any(words in str(error) for words in _NO_MEMORY)
@@ -73,6 +67,12 @@ def less_memory(settings: TrainConfig, world: int) -> str:
         f"set train.accumulate to {parts} in the run's config.yaml, for {share // parts} images at a time in place of "
         f"{at_once}, or train anew with train.batch_size={settings.batch_size // 2}"
     )
+
+
+def loses_device(error: BaseException) -> bool:
+    """Whether an error leaves the device unusable for the rest of the process, as a device-side assert does."""
+    text = str(error)
+    return any(words in text for words in _NO_DEVICE) and not any(words in text for words in _NO_MEMORY)
 
 
 def _sentence(error: Exception, memory: str) -> str | None:

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import IO
 
 from doublehead.common.errors import DoubleheadError, Fault
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 _WRITING = ".writing"
+_LOCK = ".lock"
 
 
 @contextmanager
@@ -29,24 +35,18 @@ def whole(path: Path, keep: Path | None = None) -> Iterator[Path]:
     Raises:
         Fault: the disk is full, or the folder is gone or may not be written to; the file from before still stands.
     """
-    with writing(path):
-        own = _own_folder(path.parent)  # a folder, since safetensors has temporary files of its own
-        try:
-            temporary = own / path.name
-            temporary.touch()
-            mode = temporary.stat().st_mode
-            yield temporary
-            temporary.chmod(mode)  # safetensors lets nobody but the owner read its files
-            _to_disk(temporary, os.O_RDWR)
-            if keep and path.exists():
-                os.replace(path, keep)
-            os.replace(temporary, path)
-            if os.name == "posix":  # elsewhere a folder cannot be opened
-                _to_disk(path.parent, os.O_RDONLY)
-        finally:
-            shutil.rmtree(own, ignore_errors=True)
-            with suppress(OSError):  # others write there
-                own.parent.rmdir()
+    with writing(path), _own_folder(path.parent) as own:  # a folder: safetensors has temporary files of its own
+        temporary = own / path.name
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        yield temporary
+        temporary.chmod(mode)  # safetensors lets nobody but the owner read its files
+        _to_disk(temporary, os.O_RDWR)
+        if keep and path.exists():
+            os.replace(path, keep)
+        os.replace(temporary, path)
+        if os.name == "posix":  # elsewhere a folder cannot be opened
+            _to_disk(path.parent, os.O_RDONLY)
 
 
 @contextmanager
@@ -66,12 +66,16 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what `whole` was writing there when its process was killed; what other processes write stays."""
-    for own in (folder / _WRITING).glob("*"):
-        host, _, process = own.name.rpartition("-")[0].rpartition("-")
-        if host == _host() and process.isdigit() and not _alive(int(process)):
-            shutil.rmtree(own, ignore_errors=True)
-    with suppress(OSError):  # others write there, or nobody did
+    """Remove what `whole` left when its process was killed. What another process is writing stays."""
+    for left in (folder / _WRITING).glob("*"):
+        with suppress(OSError):  # another process has just removed it
+            if not left.is_dir():
+                left.unlink()
+                continue
+            with (left / _LOCK).open("a") as lock:
+                if _locked(lock, wait=False):
+                    shutil.rmtree(left, ignore_errors=True)
+    with suppress(OSError):  # others write there
         (folder / _WRITING).rmdir()
 
 
@@ -91,26 +95,38 @@ def free_name(name: str, taken: set[str]) -> str:
     return free
 
 
-def _own_folder(parent: Path) -> Path:
-    """A new folder in `.writing`, for one writer alone."""
-    while True:
-        (parent / _WRITING).mkdir(exist_ok=True)
-        with suppress(FileNotFoundError):  # another process has just removed the empty `.writing`
-            return Path(mkdtemp(prefix=f"{_host()}-{os.getpid()}-", dir=parent / _WRITING))
+@contextmanager
+def _own_folder(parent: Path) -> Iterator[Path]:
+    """A new folder in `.writing` for one writer, who holds its lock until the folder is removed."""
+    with ExitStack() as stack:
+        own = None
+        while own is None:
+            (parent / _WRITING).mkdir(exist_ok=True)
+            with suppress(FileNotFoundError):  # another process has just removed `.writing`, or the unlocked folder
+                made = Path(mkdtemp(dir=parent / _WRITING))
+                lock = stack.enter_context((made / _LOCK).open("a"))
+                _locked(lock, wait=True)
+                own = made if made.exists() else None
+        try:
+            yield own
+        finally:
+            shutil.rmtree(own, ignore_errors=True)
+            with suppress(OSError):  # others write there
+                own.parent.rmdir()
 
 
-def _host() -> str:
-    return platform.node().replace("/", "_")
+def _locked(file: IO[str], wait: bool) -> bool:
+    """Lock a file until it is closed, at the latest by the end of the process.
 
-
-def _alive(process: int) -> bool:
-    """Whether a process of this machine runs."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
+    Returns:
+        False where another process holds the lock, or the file system has no locks.
+    """
+    if fcntl is None:
         return False
-    except OSError:  # another user's
-        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        return False
     return True
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,12 +17,24 @@ from doublehead.common.errors import DoubleheadError
 if TYPE_CHECKING:
     from torch import Tensor
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".jp2")
+FORMATS: dict[str, tuple[str, ...]] = {
+    "JPEG": (".jpg", ".jpeg"),
+    "PNG": (".png",),
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "PPM": (".ppm", ".pgm"),
+    "TIFF": (".tif", ".tiff"),
+    "WEBP": (".webp",),
+    "JPEG2000": (".jp2",),
+}
+"""Pillow's names of the formats that are read, whatever a file is called, and their suffixes.
 
-FORMATS = ("JPEG", "PNG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000")
-"""Formats that are read, whatever a file is called. Pillow knows others, some of which start another program.
+Pillow hands PostScript to Ghostscript, which runs programs: a format that is not listed never reaches its decoder.
+"""
+if find_spec("PIL.AvifImagePlugin"):  # Pillow 11.3 and later
+    FORMATS["AVIF"] = (".avif",)
 
-MPO, as phones write it, is opened as a JPEG."""
+IMAGE_SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 
 _ORIENTATION = 0x0112  # the EXIF tag; its values 5..8 exchange width and height
 
@@ -35,6 +49,19 @@ class Picture:
     several: bool  # frames or pages, of which the first is read
 
 
+def open_image(source: Path | BytesIO, formats: Iterable[str] = FORMATS) -> Image.Image:
+    """Open an image file, its header read and its pixels not yet decoded. All files are opened here.
+
+    Args:
+        source: the file, or its bytes.
+        formats: keys of FORMATS; no other decoder sees the file.
+
+    Raises:
+        Exception: as `PIL.Image.open`; `unreadable` puts it in a sentence.
+    """
+    return Image.open(source, formats=[name.upper() for name in formats])
+
+
 def read_picture(path: Path, data: bytes | None = None) -> Picture:
     """Read an image file.
 
@@ -47,7 +74,7 @@ def read_picture(path: Path, data: bytes | None = None) -> Picture:
             179 million pixels).
     """
     try:
-        with Image.open(path if data is None else BytesIO(data), formats=FORMATS) as image:
+        with open_image(path if data is None else BytesIO(data)) as image:
             several = image.format != "MPO" and getattr(image, "is_animated", False)  # MPO: a photo with its preview
             orientation = image.getexif().get(_ORIENTATION, 1)
             return Picture(to_rgb(image), image.mode, orientation, several)
@@ -75,7 +102,7 @@ def image_size(path: Path, data: bytes | None = None) -> tuple[int, int]:
         DoubleheadError: the file is missing or its header is no image's.
     """
     try:
-        with Image.open(path if data is None else BytesIO(data), formats=FORMATS) as image:
+        with open_image(path if data is None else BytesIO(data)) as image:
             width, height = image.size
             return (height, width) if image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8) else (width, height)
     except Exception as error:
@@ -125,7 +152,8 @@ def unreadable(path: Path | str, error: Exception) -> DoubleheadError:
         return DoubleheadError(f"{path}: {error}", "images with 32-bit values")
     if isinstance(error, Image.UnidentifiedImageError):
         return DoubleheadError(
-            f"{path}: is not an image that can be read; replace the file or leave it out", "files that are no images"
+            f"{path}: is not an image that can be read ({', '.join(FORMATS)}); convert the file or leave it out",
+            "files that are no images",
         )
     if isinstance(error, Image.DecompressionBombError):
         return DoubleheadError(

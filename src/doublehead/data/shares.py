@@ -11,10 +11,8 @@ from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
-from PIL import Image
-
 from doublehead.config import SplitConfig
-from doublehead.data.images import FORMATS
+from doublehead.data.images import open_image
 from doublehead.data.near_copies import group, near_pairs, original_name, perceptual_hash
 from doublehead.data.records import Finding, Findings, Place, Record, Split
 
@@ -80,7 +78,7 @@ def _look(record: Record) -> tuple[bytes, int | None]:
         content = record.path.name.encode("utf-8", "surrogateescape")
     digest = hashlib.blake2b(content, digest_size=16).digest()
     try:
-        with Image.open(BytesIO(content), formats=FORMATS) as image:
+        with open_image(BytesIO(content)) as image:
             image.draft("L", (72, 64))  # a JPEG is then decoded at an eighth of its size
             return digest, perceptual_hash(image)
     except Exception:  # as decoders do on damaged bytes, which `check` and training tell

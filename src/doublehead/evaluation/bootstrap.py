@@ -13,8 +13,8 @@ from doublehead.common.categories import Categories
 from doublehead.data.records import Record
 from doublehead.evaluation.coco import RECALLS, USUAL, truth
 
-AT_ONCE = 2**23
-"""Numbers held at once in each array over draws and detections."""
+CELLS = 2**20
+"""Weights of detections that are held at once: some 50 MB for any number of images, detections and draws."""
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,17 @@ class Matches:
         Returns:
             (W,), each in 0..1; NaN where no object is left.
         """
-        per_class = np.stack([_in_parts(matches, weights) for matches in self.classes])
+        per_class = np.stack([_class_ap(matches, weights) for matches in self.classes])
         known = ~np.isnan(per_class)
         return np.where(known.any(0), np.nansum(per_class, 0) / np.maximum(known.sum(0), 1), np.nan)
 
 
 def draws(images: int, number: int, rng: np.random.Generator) -> np.ndarray:
     """How often each image is drawn, `number` times over: (number, images), each row summing to `images`."""
-    return rng.multinomial(images, np.full(images, 1 / images), number)
+    result = np.empty((number, images), np.min_scalar_type(images))
+    for row in result:
+        row[:] = rng.multinomial(images, np.full(images, 1 / images))
+    return result
 
 
 def _joined(matches: list[dict[str, Any]], place: dict[int, int], most: int) -> _ClassMatches:
@@ -90,14 +93,15 @@ def _joined(matches: list[dict[str, Any]], place: dict[int, int], most: int) -> 
     return _ClassMatches(image[order], rows("dtMatches"), ~rows("dtIgnore"), objects)
 
 
-def _in_parts(matches: _ClassMatches, weights: np.ndarray) -> np.ndarray:
-    """`_class_ap` of a few draws at a time, whose arrays have an entry for each detection."""
-    rows = max(1, AT_ONCE // max(1, len(matches.image)))
-    return np.concatenate([_class_ap(matches, weights[start : start + rows]) for start in range(0, len(weights), rows)])
-
-
 def _class_ap(matches: _ClassMatches, weights: np.ndarray) -> np.ndarray:
     """AP of one class, (W,)."""
+    rows = max(1, CELLS // max(1, len(matches.image)))
+    parts = [weights[start : start + rows] for start in range(0, len(weights), rows)]
+    return np.concatenate([_ap_of_rows(matches, part.astype(np.float64)) for part in parts])
+
+
+def _ap_of_rows(matches: _ClassMatches, weights: np.ndarray) -> np.ndarray:
+    """AP of one class under a few weights, (W,)."""
     objects = weights @ matches.objects
     times = weights[:, matches.image]  # (W, D)
     sums = np.zeros(len(weights))

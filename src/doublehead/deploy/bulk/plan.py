@@ -83,8 +83,9 @@ class BulkFolder:
         """
         with writing(self.path):
             self.parts.mkdir(parents=True, exist_ok=True)
+        has_parts = any(self.parts.glob("part-*.parquet"))  # before the plan, which another shard writes first
         if not self.plan.exists():
-            if any(self.parts.glob("part-*.parquet")):
+            if has_parts:
                 raise DoubleheadError(f"{self.path}: has parts, but no {self.plan.name}; give another --output")
             with whole(self.plan) as temporary:
                 temporary.write_text(json.dumps(asdict(plan), indent=1), encoding="utf-8")

@@ -270,19 +270,21 @@ async def metrics(service: Serving) -> Response:
     return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
-@_public.get("/health", responses=problems(500), summary="Whether the process is alive")
-async def health() -> State:
-    """Answers as long as the process does."""
+@_public.get("/health", responses=problems(500, 503), summary="Whether the process can go on")
+async def health(service: Serving) -> State:
+    """Answers 503 once the device has failed, which only a restart of the process changes."""
+    if service.batcher.lost:
+        raise service.batcher.lost
     return State(status="alive")
 
 
 @_public.get("/ready", responses=problems(500, 503), summary="Whether images can be answered")
 async def ready(service: Serving) -> State:
-    """Answers 503 where the model no longer runs, or its device met an error that only a new process gets rid of."""
+    """Answers 503 where the model no longer runs, and says why."""
+    if service.batcher.lost:
+        raise service.batcher.lost
     if not service.batcher.alive:
         raise Refused(503, "not_ready", "the model does not run", 1)
-    if service.batcher.broken:
-        raise Refused(503, "not_ready", f"the device no longer computes ({service.batcher.broken})", 1)
     return State(status="ready")
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from doublehead.common.faults import is_lasting
+from doublehead.common.faults import loses_device
 from doublehead.deploy.server.engine import Choice
 from doublehead.deploy.server.refusals import Refused
 from doublehead.inference.detections import Detections
@@ -52,7 +52,7 @@ class Batcher:
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
         self._thread.start()
         self.pace = 0.0  # seconds per image, lately
-        self.broken = ""  # what the device said that will not compute again in this process
+        self.lost: Refused | None = None  # set once the device is unusable, which only a new process changes
 
     @property
     def alive(self) -> bool:
@@ -89,37 +89,40 @@ class Batcher:
     def _answer(self, batch: list[Job]) -> None:
         if not batch:
             return
-        began, failure = time.monotonic(), None
-        try:
-            results = self._run([job.image for job in batch], [job.choice for job in batch])
-        except Exception as error:
-            failure = error
-            if len(batch) == 1:
-                log.exception("an image of shape %s could not be answered", tuple(batch[0].image.shape))
-        if failure is not None:
-            self._failed(batch, failure)
+        began = time.monotonic()
+        outcome = self._outcome(batch)
+        if isinstance(outcome, Exception):
+            if len(batch) == 1 or self.lost is not None:
+                for job in batch:
+                    job.promise.set_exception(outcome)
+            else:  # one of them, or the memory that they need together: each for itself
+                for job in batch:
+                    self._answer([job])
             return
         seconds = time.monotonic() - began
         each = seconds / len(batch)
         self.pace = 0.8 * self.pace + 0.2 * each if self.pace else each
         self._seen(len(batch), seconds)
-        for job, result in zip(batch, results, strict=True):
+        for job, result in zip(batch, outcome, strict=True):
             job.promise.set_result(result)
 
-    def _failed(self, batch: list[Job], failure: Exception) -> None:
-        """Tell, or try again image by image, with nothing kept of the batch that failed: its traceback holds it."""
-        failure.__traceback__ = failure.__context__ = failure.__cause__ = None
-        if is_lasting(failure):
-            self.broken = str(failure).splitlines()[0]
-            log.error("the device no longer computes: start the server again")
-        if len(batch) == 1 or self.broken:
-            for job in batch:
-                job.promise.set_exception(failure)
-            return
-        # one of them is at fault, or the memory that they need together
-        log.warning("a batch of %d failed (%s), and is run image by image", len(batch), failure)
-        for job in batch:
-            self._answer([job])
+    def _outcome(self, batch: list[Job]) -> list[Detections] | Exception:
+        """What the model gives, or a new error: its own would keep the failed batch in memory during the retries."""
+        if self.lost is not None:
+            return self.lost
+        try:
+            return self._run([job.image for job in batch], [job.choice for job in batch])
+        except Exception as error:
+            cause = (str(error).splitlines() or [type(error).__name__])[0]
+            if loses_device(error):
+                log.critical("the device failed; restart the server", exc_info=error)
+                self.lost = Refused(503, "device_lost", f"the device failed ({cause}): restart the server")
+                return self.lost
+            if len(batch) > 1:
+                log.warning("a batch of %d failed (%s), and is run image by image", len(batch), cause)
+            else:
+                log.exception("an image of shape %s could not be answered", tuple(batch[0].image.shape))
+            return RuntimeError(cause)
 
 
 class Room:

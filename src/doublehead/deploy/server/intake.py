@@ -14,7 +14,7 @@ from starlette.requests import Request
 from torch import Tensor
 
 from doublehead.common.errors import printable
-from doublehead.data.images import to_rgb, to_tensor, unreadable
+from doublehead.data.images import open_image, to_rgb, to_tensor, unreadable
 from doublehead.deploy.server.refusals import Refused
 
 FIELD = "images"
@@ -112,11 +112,10 @@ def decode(image: Sent, formats: Iterable[str]) -> Tensor:
 
 def _opened(image: Sent, formats: Iterable[str]) -> Image.Image:
     """The image with its header read. No other decoders than those of the formats ever see it."""
-    allowed = [name.upper() for name in formats]
     try:
-        return Image.open(io.BytesIO(image.data), formats=allowed)
+        return open_image(io.BytesIO(image.data), formats)
     except Image.UnidentifiedImageError as error:
-        taken = ", ".join(allowed)
+        taken = ", ".join(formats).upper()
         raise Refused(
             415, "unsupported_image", f"{image.name}: is no image of a kind that is taken here ({taken})"
         ) from error
