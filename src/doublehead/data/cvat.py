@@ -39,7 +39,7 @@ def find_cvat(folder: Folder) -> Splits | NotMine | None:
         root = parse_xml(folder.path(file))
         if root.find("track") is not None:
             return NotMine(
-                f"CVAT's XML for video in {file}", "export as `CVAT for images 1.1`, which has an <image> per frame"
+                f"CVAT's XML for video in {file}", "an <image> per frame: export it as `CVAT for images 1.1`"
             )
         labels.update((node.text or "") for node in root.findall(".//meta//label/name"))
         for node in root.findall("image"):

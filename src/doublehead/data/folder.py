@@ -121,17 +121,31 @@ class Folder:
         spelled = {_plain(name): name for name in reversed(list(among))}
         for name in spellings(text):
             for start in dict.fromkeys((beside, "")):
-                place = self.place(name, start) or self.place(name.removeprefix("../"), "")
+                place = self.place(name, start)
                 if place is None:
+                    meant = _plain("/".join(_parts(name.removeprefix("../"))))
+                    if meant in spelled:
+                        return spelled[meant]
                     continue
                 parts, whole = place
-                tries = ["/".join(parts[drop:]) for drop in range(len(parts))] or [""]
+                tries = ["/".join(parts[drop:]) for drop in range(self._missing(parts) + 1)] or [""]
                 if not whole and start:
                     tries.insert(0, posixpath.join(start, *parts))
                 for one in map(_plain, tries):
                     if one in spelled:
                         return spelled[one]
         return None
+
+    def _missing(self, parts: Sequence[str]) -> int:
+        """How many of the folders in front may be dropped: they are not there and name no split."""
+        for place, part in enumerate(parts):
+            if _plain(part) in self._plain_folders or split_of_folder(f"{part}/"):
+                return place
+        return max(len(parts) - 1, 0)
+
+    @cached_property
+    def _plain_folders(self) -> set[str]:
+        return {_plain(folder) for folder in self.folders}
 
     def text_lists(self) -> dict[str, str]:
         """Files of text called after a split, such as `train.txt` and `ImageSets/Main/Val.txt`: split -> file."""

@@ -38,7 +38,7 @@ class YoloData:
     beside: str  # the folder of that file
     sources: dict[str, tuple[str, ...]]  # split -> folders, or lists of images (.txt)
     categories: Categories
-    cleaned: tuple[str, ...] = ()  # class names that had characters which cannot be seen
+    notes: Sequence[tuple[str, str]] = ()  # what was changed or left out: kinds of findings, and what
 
     @cached_property
     def labels(self) -> dict[str, list[str]]:
@@ -63,8 +63,8 @@ def find_yolo(folder: Folder) -> Splits | NotMine | None:
     for file in names:
         with suppress(DoubleheadError):  # notes.json of something else
             categories, cleaned = _categories(folder.path(file), _names_in(folder.path(file)))
-            beside = posixpath.dirname(file)
-            data = YoloData(folder.path(file), folder, beside, _found_sources(folder), categories, cleaned)
+            notes = [(NAMES_CLEANED, name) for name in cleaned]
+            data = YoloData(folder.path(file), folder, "", _found_sources(folder), categories, notes)
             return yolo_splits(data)
     return NotMine(f"YOLO's labels in {labels}", "data.yaml or classes.txt, with the names of the classes")
 
@@ -94,10 +94,15 @@ def read_data_yaml(path: Path, folder: Folder | None = None, beside: str = "") -
     sources = _sources(path, values)
     folder, beside = _root(path, values, sources, folder, beside)
     categories, cleaned = _categories(path, _names(path, values))
-    sources = sources or _found_sources(folder)
+    notes = [(NAMES_CLEANED, name) for name in cleaned]
+    if not sources:
+        sources, beside = _found_sources(folder), ""
+    elif len(sources) > 1 and all(_source(folder, beside, text) is None for text in sources.get("test", (".",))):
+        left_out = ", ".join(sources.pop("test"))  # which Roboflow names, and does not always export
+        notes.append(("splits without images left out", f"`test: {left_out}`"))
     if not sources:
         raise DoubleheadError(f"{path}: names no images; add `train` and `val`, such as `train: images/train`")
-    return YoloData(path, folder, beside, sources, categories, cleaned)
+    return YoloData(path, folder, beside, sources, categories, notes)
 
 
 def read_yolo(name: str, data: YoloData, source: str) -> Split:
@@ -112,8 +117,8 @@ def read_yolo(name: str, data: YoloData, source: str) -> Split:
         DoubleheadError: a folder or list is missing or lies outside the dataset.
     """
     findings = Findings()
-    for text in data.cleaned:
-        findings.warn(NAMES_CLEANED, f"`{text}` in {data.said_by.name}")
+    for kind, text in data.notes:
+        findings.warn(kind, f"{text} in {data.said_by.name}")
     records: list[Record] = []
     images = _images(data, source, name, findings)
     of = {image: label_file(image, data, name) for image in images}
@@ -291,22 +296,27 @@ def _images(data: YoloData, source: str, split: str, findings: Findings) -> list
     found: dict[Path, None] = {}
     folder = data.folder
     for text in data.sources[source]:
-        home = folder.find(text, data.beside, folder.folders)
-        listed = None if home is not None else folder.find(text, data.beside, folder.suffixed(".txt"))
-        if home is not None:
-            files = [folder.path(file) for file in folder.images_below(home)]
-            if not files:
-                fault = f"{data.said_by}: `{source}` names {folder.path(home)}, without images"
-                findings.fault("images that cannot be used", fault)
-        elif listed is not None:
-            files = list(_listed(folder, listed, split, findings))
-        else:
+        place = _source(folder, data.beside, text)
+        if place is None:
             raise _no_source(data, source, text)
+        if place in folder.files:
+            files = list(_listed(folder, place, split, findings))
+        else:
+            files = [folder.path(file) for file in folder.images_below(place)]
+            if not files:
+                fault = f"{data.said_by}: `{source}` names {folder.path(place)}, without images"
+                findings.fault("images that cannot be used", fault)
         for path in files:
             if path in found:
                 findings.warn("images listed twice, read once", str(path), path)
             found[path] = None
     return list(found)
+
+
+def _source(folder: Folder, beside: str, text: str) -> str | None:
+    """The folder or list of images that is meant."""
+    home = folder.find(text, beside, folder.folders)
+    return folder.find(text, beside, folder.suffixed(".txt")) if home is None else home
 
 
 def _no_source(data: YoloData, source: str, text: str) -> DoubleheadError:
