@@ -269,9 +269,10 @@ def test_backbone_weights_run_no_code(dataset, tmp_path, command):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
-@pytest.mark.parametrize("device", ["cuda", "cuda:3", "abacus"])
+@pytest.mark.parametrize("device", ["cuda", "cuda:3", "abacus", "mps", "meta"])
 def test_a_device_that_is_not_there(trained, dataset, tmp_path, command, device):
-    sentence = f"device {device} is not to be had here; use --device auto or cpu"
+    sentence = str(pytest.raises(DoubleheadError, pick_device, device).value)
+    assert sentence.startswith(f'Device "{device}" is ')
     settings = flags({k: v for k, v in SMALL.items() if k != "train.device"})
     words = ("--model", "double-head-tiny", *settings, "--device", device, "-o", tmp_path / "run")
     assert command("train", dataset, *words).sentence == sentence
