@@ -17,6 +17,8 @@ from pycocotools.cocoeval import COCOeval
 from safetensors.torch import save_file
 
 import doublehead
+from doublehead.common.device import pick_device
+from doublehead.common.errors import DoubleheadError
 from small import SMALL, flags
 
 TINY = ("--model", "double-head-tiny", *flags(SMALL | {"train.steps": 1}))
@@ -269,9 +271,12 @@ def test_backbone_weights_run_no_code(dataset, tmp_path, command):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
-@pytest.mark.parametrize("device", ["cuda", "cuda:3", "abacus"])
+@pytest.mark.parametrize("device", ["cuda", "cuda:3", "abacus", "mps", "meta"])
 def test_a_device_that_is_not_there(trained, dataset, tmp_path, command, device):
-    sentence = f"device {device} is not to be had here; use --device auto or cpu"
+    with pytest.raises(DoubleheadError) as error:
+        pick_device(device)
+    sentence = str(error.value)
+    assert sentence.startswith(f'Device "{device}" is ')
     settings = flags({k: v for k, v in SMALL.items() if k != "train.device"})
     words = ("--model", "double-head-tiny", *settings, "--device", device, "-o", tmp_path / "run")
     assert command("train", dataset, *words).sentence == sentence

@@ -191,7 +191,7 @@ def test_floor_command(trained, dataset, tmp_path, command) -> None:
         (("inference", "--cases", "triple"), "--cases triple: no case is called so; there are: torchvision"),
         (("inference", "--size", "32x64", "--owners", 5000), "--owners 5000: an image of this size has only"),
         (("training", "--size", "32x64", "--positives", 4), "--positives 4: give 8 to 16"),
-        (("training", "--device", "abacus"), "device abacus is not to be had here"),
+        (("training", "--device", "abacus"), 'Device "abacus" is unknown: use auto, cpu, cuda'),
     ],
 )
 def test_a_mistake(small, command, words, sentence) -> None:

@@ -228,6 +228,6 @@ def test_crops_keep_boxes_and_labels_in_step(tmp_path):
 def test_default_workers_leave_a_core_to_compute(monkeypatch):
     import os
 
-    for cores, world, expected in ((1, 1, 1), (2, 1, 1), (8, 1, 7), (64, 1, 8), (16, 4, 3)):
+    for cores, local, expected in ((1, 1, 1), (2, 1, 1), (8, 1, 7), (64, 1, 8), (16, 4, 3)):
         monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)), raising=False)
-        assert default_workers(world) == expected
+        assert default_workers(local) == expected

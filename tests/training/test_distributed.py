@@ -118,12 +118,21 @@ def test_two_processes_train_one_model_through_a_ctrl_c(own_dataset, tmp_path, t
     _, said = second.communicate(timeout=240)
     assert second.returncode == 0, said
     assert said.count("training double-head-tiny for 16 steps") == 1  # the second process is silent
+    assert said.count("batch norm takes its statistics from the 1 images of one process") == 1
     assert [row["step"] for row in rows(run / "training.csv")] == list(range(1, 17))
     ranks = [load_file(tmp_path / f"rank{rank}.safetensors") for rank in (0, 1)]
     assert [key for key in ranks[0] if not ranks[0][key].equal(ranks[1][key])] == []
     measured = rows(run / "validation.csv")[-1]
     alone = doublehead.evaluate(run / "last.safetensors", own_dataset, "val", workers=0, device="cpu").metrics
     assert {k: measured[k] for k in alone.totals} == pytest.approx(alone.totals, rel=1e-5, nan_ok=True)  # 6 digits
+
+
+def test_shared_batch_norm_is_refused_without_cuda(dataset, tmp_path, torchrun):
+    settings = SMALL | {"model.head_norm": "batch", "train.sync_batch_norm": True}
+    process = torchrun("train", dataset, "--model", "single-fc-tiny", "-o", tmp_path / "run", *flags(settings))
+    _, said = process.communicate(timeout=240)
+    (error,) = {line for line in said.splitlines() if line.startswith("error: ")}
+    assert error.startswith("error: train.sync_batch_norm needs CUDA, and this run is on cpu")
 
 
 def test_a_loss_gone_wrong_in_one_process_stops_both_with_its_images(dataset, tmp_path, torchrun):

@@ -257,6 +257,45 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(dataset, tmp_pa
     assert all(tensor.isfinite().all() for tensor in weights.values())
 
 
+def sick_gradients(monkeypatch, sick):
+    """Make the gradient infinite in the steps of which `sick` says so, the loss staying finite."""
+    losses, seen = Detector.losses, []
+
+    def wrapped(self, images, targets):
+        seen.append(None)
+        result = losses(self, images, targets)
+        parameter = next(p for p in self.parameters() if p.requires_grad)
+        steep = (parameter - parameter.detach()).abs().sqrt().sum()  # 0, with an infinite slope
+        return result | {"fc_classify": result["fc_classify"] + steep} if sick(len(seen) - 1) else result
+
+    monkeypatch.setattr(Detector, "losses", wrapped)
+
+
+FP16 = NARROW | {"train.precision": "fp16", "data.val_split": None, "train.ema": None}
+
+
+def test_gradients_that_are_never_finite_end_an_fp16_run(dataset, tmp_path, command, monkeypatch):
+    sick_gradients(monkeypatch, lambda step: True)
+    outcome = train(command, dataset, tmp_path / "run", FP16 | {"train.steps": 6})
+    assert "the gradient is not finite at step 5" in outcome.sentence
+    assert (tmp_path / "run" / "not-finite" / "step-5" / "rank0.json").is_file()
+
+
+def test_an_fp16_run_finds_its_scale_and_skips_those_steps(dataset, tmp_path, command, monkeypatch):
+    sick_gradients(monkeypatch, lambda step: step in (0, 1, 5))
+    assert train(command, dataset, tmp_path / "run", FP16).code == 0
+    checkpoint = load_checkpoint(tmp_path / "run" / "last.safetensors")
+    assert checkpoint.notes["scaler"]["scale"] == 65536 / 8
+    assert (checkpoint.notes["skipped"], checkpoint.notes["halvings"]) == (0, 0)
+
+
+def test_once_unscaled_every_fp16_gradient_counts(dataset, tmp_path, command, monkeypatch):
+    """Every second one is not finite: never more than one in a row."""
+    sick_gradients(monkeypatch, lambda step: step % 2 == 0)
+    outcome = train(command, dataset, tmp_path / "run", FP16 | {"train.steps": 40})
+    assert "the gradient is not finite at step 32" in outcome.sentence  # after 16 halvings
+
+
 def test_a_learning_rate_beyond_reason_ends_in_a_sentence(dataset, tmp_path, command):
     settings = SMALL | {"train.lr": 1e30, "train.clip_norm": None}
     outcome = train(command, dataset, tmp_path / "run", settings)

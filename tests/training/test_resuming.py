@@ -15,8 +15,12 @@ import torch
 from whole_runs import MODEL, NARROW, assert_same_run, stop_at
 
 import doublehead
+from doublehead.common.categories import Categories
 from doublehead.model.checkpoint import load_checkpoint
+from doublehead.model.detector import Detector
 from doublehead.training import loop
+from doublehead.training.recipes import resolve
+from doublehead.training.state import TrainingState
 from small import SMALL, config_of, flags, rows
 
 ADAMW = SMALL | {
@@ -86,6 +90,28 @@ def test_stopped_anywhere_it_resumes(dataset, tmp_path, monkeypatch, never_stopp
     assert load_checkpoint(tmp_path / "run" / "last.safetensors").notes["step"] == step
     doublehead.resume(tmp_path / "run")
     assert_same_run(tmp_path / "run", whole)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_momenta_come_back_as_their_parameters_lie_in_memory(tmp_path, optimizer):
+    config = resolve(MODEL, settings=NARROW | {"train.optimizer": optimizer})
+
+    def state():
+        model = Detector(config.model, classes=3).to(memory_format=torch.channels_last)
+        return TrainingState.create(model, config.train, torch.device("cpu"), fp16=False)
+
+    def layouts(state):
+        momenta = state.optimizer.state_dict()["state"].values()
+        return [value.stride() for values in momenta for value in values.values() if value.ndim == 4]
+
+    before, after = state(), state()
+    for parameter in before.model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    before.optimizer.step()
+    before.save(tmp_path / "last.safetensors", config, Categories(("a", "b", "c"), (1, 2, 3)))
+    after.restore(load_checkpoint(tmp_path / "last.safetensors"), tmp_path / "last.safetensors")
+    assert layouts(before) == layouts(after)
+    assert any(stride[1] == 1 for stride in layouts(after))
 
 
 def test_stopped_while_measuring_it_measures_again(dataset, tmp_path, monkeypatch, never_stopped):

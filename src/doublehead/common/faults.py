@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,12 +12,19 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
 from doublehead.common.errors import Fault
 from doublehead.config import TrainConfig
 
 # What torch says, in RuntimeErrors without a type of their own.
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 _NO_DEVICE = ("CUDA error", "HIP error", "device-side assert")
+_MORE_FILES = "raise the limit, such as `ulimit -n 4096`, or set data.workers lower"
+_NO_FILE = ("Too many open files", "received 0 items of ancdata")
 _NO_PEER = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
 
 SECOND_IMPORT = 77
@@ -29,12 +38,30 @@ def refuse_second_import() -> None:
     for `__name__ == "__main__"` would begin another run there.
     """
     if getattr(multiprocessing.current_process(), "_inheriting", False):  # as multiprocessing itself asks
-        raise SystemExit(SECOND_IMPORT)
+        os._exit(SECOND_IMPORT)  # a SystemExit would lose its code under forkserver
+
+
+def allow_open_files(count: int) -> None:
+    """Let this process open so many more files than it has open, within what the system lets a user allow.
+
+    Beyond its limit, loader processes hang or end in tracebacks of their own.
+
+    Raises:
+        Fault: the system's limit is lower.
+    """
+    if resource is None:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = count + (len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 32)
+    if hard != resource.RLIM_INFINITY and needed > hard:
+        raise Fault(f"loading images needs about {needed} open files, and the limit is {hard}: {_MORE_FILES}")
+    if soft != resource.RLIM_INFINITY and needed > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 @contextmanager
 def told(memory: str = "use a machine with more") -> Iterator[None]:
-    """Tell in one sentence that memory ran out, a loader process ended, or another process of the run was lost.
+    """Tell in one sentence that memory or files ran out, a loader process ended, or another process was lost.
 
     Args:
         memory: what to do where memory runs out.
@@ -44,7 +71,7 @@ def told(memory: str = "use a machine with more") -> Iterator[None]:
     """
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, OSError) as error:
         sentence = _sentence(error, memory)
         if sentence is None:
             raise
@@ -80,10 +107,12 @@ def _sentence(error: Exception, memory: str) -> str | None:
     cause = re.sub(r"^\[[^]]*\][ .]*", "", text.strip().splitlines()[0])  # without the line of torch's code
     if _no_memory(error):
         return f"out of memory ({cause}): {memory}"
+    if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE) or any(words in text for words in _NO_FILE):
+        return f"too many open files ({cause.split('. ')[0]}): {_MORE_FILES}"
     if "DataLoader worker" in text:
         return (
             f"a process that loads images ended ({cause}), often for want of memory: set data.workers lower, or to 0, "
-            "which shows what ails it"
+            "which shows its own error"
         )
     if isinstance(error, dist.DistError) or any(words in text for words in _NO_PEER):
         cause = cause.split(". ")[0]

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 
 from doublehead.common.errors import DoubleheadError, Fault
-from doublehead.common.faults import SECOND_IMPORT
+from doublehead.common.faults import SECOND_IMPORT, allow_open_files
 from doublehead.config import LOADER_TIMEOUT
 from doublehead.data.check import read_record
 from doublehead.data.images import to_tensor
@@ -147,7 +147,7 @@ def training_loader(
             f"make it a multiple of {world * micro_batch}"
         )
     plan = _BatchSchedule(dataset, batch_size, micro_batch, rank, world, seed, start_step, steps)
-    return _load(_Guarded(dataset.__getitem__), plan, workers, timeout, pin)
+    return _load(_Guarded(dataset.__getitem__), plan, micro_batch, workers, timeout, pin)
 
 
 def evaluation_loader(
@@ -165,7 +165,9 @@ def evaluation_loader(
     shapes = [record.width / record.height for record in split.records]
     indices = sorted(range(len(shapes)), key=shapes.__getitem__)
     batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
-    for images, places in _load(_Guarded(_Originals(split.records)), batches[rank::world], workers, timeout):
+    for images, places in _load(
+        _Guarded(_Originals(split.records)), batches[rank::world], batch_size, workers, timeout
+    ):
         yield images, [split.records[place] for place in places]
 
 
@@ -252,7 +254,7 @@ class _Guarded(torch.utils.data.Dataset[Any]):
 
 
 def _load(
-    items: _Guarded, batches: Any, workers: int, timeout: float, pin: bool = False
+    items: _Guarded, batches: Any, images: int, workers: int, timeout: float, pin: bool = False
 ) -> Iterator[tuple[list[torch.Tensor], list[Any]]]:
     loader = DataLoader(
         items,
@@ -267,6 +269,8 @@ def _load(
     )
     iterator: Any = None
     try:
+        if workers:  # pipes of each; and of its two batches ahead, three tensors an image, each passed as a file
+            allow_open_files(16 + workers * (8 + 2 * 3 * images))
         with _signals_later():
             iterator = iter(loader)
         for batch in iterator:
@@ -287,6 +291,8 @@ def _load(
                 "the images hangs, or set data.timeout higher"
             ) from error
         raise
+    except (EOFError, ConnectionError) as error:  # the fork server itself ran the script, and is gone
+        raise DoubleheadError(UNGUARDED) from error
 
 
 @contextmanager
