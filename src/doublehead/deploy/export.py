@@ -15,6 +15,7 @@ import doublehead
 from doublehead.common.console import Console
 from doublehead.common.errors import DoubleheadError, require
 from doublehead.common.files import writing
+from doublehead.common.names import names_only
 from doublehead.config import BranchConfig, InputConfig, ModelConfig
 from doublehead.data.dataset import open_dataset
 from doublehead.data.images import read_image, to_tensor
@@ -134,7 +135,7 @@ def describe(checkpoint: Checkpoint, owners: int, precision: str) -> dict[str, s
         "thresholds": json.dumps(thresholds),
         "owners": str(owners),
         "precision": precision,
-        "model": config.model_dump_json(),
+        "model": json.dumps(names_only(config.model_dump(mode="json"))),
     }
 
 

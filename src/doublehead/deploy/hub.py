@@ -13,6 +13,7 @@ import yaml
 from doublehead.common.device import pick_device
 from doublehead.common.errors import DoubleheadError, require
 from doublehead.common.files import writing
+from doublehead.common.names import names_only
 from doublehead.config import Config
 from doublehead.inference.predictor import Predictor
 from doublehead.model.checkpoint import load_checkpoint, save_checkpoint
@@ -107,14 +108,14 @@ class HubPredictor(Predictor, ModelHubMixin):
         save_checkpoint(path, checkpoint.config, checkpoint.categories, checkpoint.weights, notes)
         described = {
             "library_name": "doublehead",
-            "model": checkpoint.config.model_dump(mode="json"),
+            "model": names_only(checkpoint.config.model_dump(mode="json")),
             "id2label": dict(zip(checkpoint.categories.ids, checkpoint.categories.names, strict=True)),
         }
         config = _run_config(self.weights)
         with writing(save_directory):
             if config:
                 public = config.model_copy(update={"data": config.data.model_copy(update={"path": _data_name(config)})})
-                text = yaml.safe_dump(public.model_dump(mode="json"), sort_keys=False)
+                text = yaml.safe_dump(names_only(public.model_dump(mode="json")), sort_keys=False)
                 (save_directory / TRAINING).write_text(text, encoding="utf-8")
             (save_directory / CONFIG).write_text(json.dumps(described, indent=1), encoding="utf-8")
 

@@ -14,8 +14,8 @@ MEANING = {
     415: "The body, or an image in it, is of a kind that is not taken.",
     422: "A parameter is unknown or out of its range, or asks for a head that the model does not have.",
     500: "The server failed; its log says how.",
-    503: "Too much is waiting, or the answer took too long: try again after the seconds that Retry-After names. Without "
-    "Retry-After: the device has failed, and the server must be restarted.",
+    503: "Too much is waiting, or the answer took too long: try again after the seconds that Retry-After names. "
+    "Without Retry-After: the device has failed, and the server must be restarted.",
 }
 """What each status says in the OpenAPI document."""
 
