@@ -121,7 +121,7 @@ def test_the_file_says_what_it_is(trained, files, kind):
     assert loaded.categories == load_checkpoint(trained / "best.safetensors").categories
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
 def test_the_file_names_no_folder_of_the_machine(trained, files, kind):
     data = files[kind].read_bytes()
     for folder in (Path(doublehead.__file__).parents[1], Path(torch.__file__).parents[1], Path.home(), trained.parent):

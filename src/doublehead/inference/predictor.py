@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Protocol, overload
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from doublehead.common.categories import Categories
 from doublehead.common.device import pick_device, pick_precision
 from doublehead.common.errors import DoubleheadError
-from doublehead.data.images import read_image, to_rgb, to_tensor
+from doublehead.data.images import to_tensor
 from doublehead.inference.detections import Detections
 from doublehead.inference.exported import is_exported, open_exported
+from doublehead.inference.inputs import ImageLike, as_images, as_picture
 from doublehead.model.checkpoint import load_model
 from doublehead.model.detector import Detector
 from doublehead.model.interop.published import resolve
 from doublehead.model.optimize import for_inference
-
-ImageLike = str | Path | Image.Image | np.ndarray | Tensor
-"""A path, a PIL image, an array (H, W, 3), or a tensor (3, H, W); uint8, or float in 0..1; RGB, grey or RGBA."""
 
 
 class Detects(Protocol):
@@ -61,30 +59,35 @@ class Predictor:
         return self.inside
 
     @overload
-    def predict(self, images: ImageLike, batch_size: int = 4) -> Detections: ...
+    def predict(self, images: ImageLike, batch_size: int = 4) -> Detections: ...  # type: ignore[overload-overlap]
     @overload
-    def predict(self, images: list[ImageLike], batch_size: int = 4) -> list[Detections]: ...
-    def predict(self, images: ImageLike | list[ImageLike], batch_size: int = 4) -> Detections | list[Detections]:
+    def predict(self, images: Iterable[ImageLike], batch_size: int = 4) -> list[Detections]: ...
+    def predict(self, images: ImageLike | Iterable[ImageLike], batch_size: int = 4) -> Detections | list[Detections]:
         """Detect objects in one image, or in each of several.
 
         Args:
-            images: see ImageLike; one gives one Detections, a list gives a list.
-            batch_size: how many images go through the model at once.
+            images: one image (see `ImageLike`), or any iterable of images. Arrays and tensors (N, 3, H, W) and
+                (N, H, W, 3) are N images.
+            batch_size: images per forward pass.
+
+        Returns:
+            Detections of one image; a list of them for several.
 
         Raises:
-            DoubleheadError: a file is no readable image, or an array has a shape that no image has.
+            DoubleheadError: an image cannot be read, fetched or understood.
         """
-        if isinstance(images, list):
-            found: list[Detections] = []
-            for start in range(0, len(images), batch_size):
-                pictures = [as_picture(image) for image in images[start : start + batch_size]]
-                results = self.detect([to_tensor(picture) for picture in pictures])
-                found += [
-                    Detections(d.boxes, d.scores, d.labels, d.names, d.category_ids, picture)
-                    for d, picture in zip(results, pictures, strict=True)
-                ]
-            return found
-        return self.predict([images])[0]
+        if batch_size < 1:
+            raise DoubleheadError(f"batch_size is {batch_size}; give at least 1")
+        given, single = as_images(images)
+        numbered, found = enumerate(given), list[Detections]()
+        while batch := list(islice(numbered, batch_size)):
+            pictures = [as_picture(image, "the image" if single else f"images[{place}]") for place, image in batch]
+            results = self.detect([to_tensor(picture) for picture in pictures])
+            found += [
+                Detections(d.boxes, d.scores, d.labels, d.names, d.category_ids, picture)
+                for d, picture in zip(results, pictures, strict=True)
+            ]
+        return found[0] if single else found
 
     def detect(self, images: list[Tensor]) -> list[Detections]:
         """Detect objects in RGB tensors uint8 (3, H, W) of any sizes."""
@@ -116,31 +119,3 @@ def load(weights: str | Path, device: str = "auto", precision: str = "fp32") -> 
     chosen = pick_device(device)
     model, checkpoint = load_model(path)
     return Predictor(model, checkpoint.categories, chosen, precision)
-
-
-def as_picture(image: ImageLike) -> Image.Image:
-    """Any kind of image as a PIL image in RGB.
-
-    Raises:
-        DoubleheadError: the file cannot be read, or the shape or type is not an image's.
-    """
-    if isinstance(image, str | Path):
-        return read_image(Path(image))
-    if isinstance(image, Image.Image):
-        return to_rgb(image)
-    array = image.detach().cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
-    shape = array.shape
-    if isinstance(image, Tensor) and array.ndim == 3:
-        array = array.transpose(1, 2, 0)
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[:, :, 0]
-    if 0 in shape or (array.ndim != 2 and (array.ndim != 3 or array.shape[2] not in (3, 4))):
-        wanted = "(3, H, W)" if isinstance(image, Tensor) else "(H, W, 3)"
-        raise DoubleheadError(f"an image must be {wanted}, not of shape {shape}")
-    if np.issubdtype(array.dtype, np.floating):
-        if not (array.min() >= 0 and array.max() <= 1):
-            raise DoubleheadError("an image of floats must lie in 0..1; give uint8 for 0..255")
-        array = (array * 255).round().astype(np.uint8)
-    if array.dtype != np.uint8:
-        raise DoubleheadError(f"an image must be uint8 or float, not {array.dtype}")
-    return to_rgb(Image.fromarray(np.ascontiguousarray(array)))
