@@ -32,7 +32,7 @@ def cost(config: ModelConfig, classes: int = 80) -> Cost:
     height = -(-config.input.short_side // 32) * 32
     width = -(-config.input.long_side // 32) * 32
     with FlopCounterMode(display=False) as whole:
-        features = model.backbone(torch.empty(1, 3, height, width, device="meta"))
+        features = model.backbone(torch.empty(1, 3, height, width, dtype=torch.float32, device="meta"))
         model.rpn.head(list(features.values()))
     proposals = config.rpn.proposals_inference
 
@@ -41,7 +41,8 @@ def cost(config: ModelConfig, classes: int = 80) -> Cost:
         for i, branch in enumerate(model.roi_heads):
             scores, boxes = i in model.roi_heads.score_branches, i == model.roi_heads.box_branch
             seen = proposals if scores else owners if boxes else 0
-            rois = torch.empty(seen, config.backbone.fpn_channels, RESOLUTION, RESOLUTION, device="meta")
+            shape = (seen, config.backbone.fpn_channels, RESOLUTION, RESOLUTION)
+            rois = torch.empty(shape, dtype=torch.float32, device="meta")
             with FlopCounterMode(display=False) as counter:
                 branch(rois)
             flops += counter.get_total_flops()

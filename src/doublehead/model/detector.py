@@ -14,6 +14,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import nms
 from torchvision.transforms.v2 import functional as images_v2
 
+from doublehead.common.device import float32_by_default
 from doublehead.config import InputConfig, ModelConfig, RPNConfig
 from doublehead.model.anchors import ANCHORS
 from doublehead.model.backbone import build_backbone
@@ -49,6 +50,7 @@ class Detector(nn.Module):
     mean: Tensor
     std: Tensor
 
+    @float32_by_default()
     def __init__(self, config: ModelConfig, classes: int, pretrained: bool = False) -> None:
         super().__init__()
         self.config = config
@@ -93,7 +95,9 @@ class Detector(nn.Module):
         batch, features = self._features(resized)
         proposals, _ = self.rpn(batch, features)
         ratios = [
-            torch.tensor([image.shape[-1] / width, image.shape[-2] / height], device=proposals[0].device).repeat(2)
+            torch.tensor(
+                [image.shape[-1] / width, image.shape[-2] / height], dtype=torch.float32, device=proposals[0].device
+            ).repeat(2)
             for image, (height, width) in zip(images, batch.image_sizes, strict=True)
         ]
         return FirstStage(_levels(features), proposals, batch.image_sizes, ratios)
@@ -213,7 +217,7 @@ def _unknown(side: int) -> Any:
 
 def unit_range(image: Tensor) -> Tensor:
     """uint8 as float in 0..1; float as it is."""
-    return image / 255 if image.dtype == torch.uint8 else image
+    return image.float() / 255 if image.dtype == torch.uint8 else image
 
 
 def _levels(features: OrderedDict[str, Tensor]) -> list[Tensor]:
