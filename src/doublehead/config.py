@@ -519,19 +519,6 @@ class Config(Strict):
     train: TrainConfig = TrainConfig()
 
 
-def without_paths(model: ModelConfig) -> ModelConfig:
-    """A model's config as it leaves the machine: of a weights file its name, not where it lies."""
-    weights = model.backbone.weights
-    if weights is None or weights == file_name(weights):
-        return model
-    return model.model_copy(update={"backbone": model.backbone.model_copy(update={"weights": file_name(weights)})})
-
-
-def file_name(path: str) -> str:
-    """The last part of a path of any system."""
-    return path.replace("\\", "/").rstrip("/").rpartition("/")[2]
-
-
 def parse_settings(assignments: Iterable[str]) -> dict[str, Any]:
     """What --set was given, `a.b=c` each, as settings; c is read as YAML.
 

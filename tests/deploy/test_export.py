@@ -121,6 +121,13 @@ def test_the_file_says_what_it_is(trained, files, kind):
     assert loaded.categories == load_checkpoint(trained / "best.safetensors").categories
 
 
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+def test_the_file_names_no_folder_of_the_machine(trained, files, kind):
+    data = files[kind].read_bytes()
+    for folder in (Path(doublehead.__file__).parents[1], Path(torch.__file__).parents[1], Path.home(), trained.parent):
+        assert str(folder).encode() + b"/" not in data
+
+
 def test_other_programs_can_read_it(files):
     model = onnx.load(files["onnx"])
     onnx.checker.check_model(model)

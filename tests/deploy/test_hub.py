@@ -18,6 +18,7 @@ from small_bulk import jpeg
 
 import doublehead
 from doublehead.deploy.hub import HubPredictor
+from doublehead.model.checkpoint import load_checkpoint, save_checkpoint
 
 
 @pytest.fixture
@@ -64,19 +65,26 @@ def test_the_card_is_filled_from_the_run(run, dataset, tmp_path):
     assert yaml.safe_load((tmp_path / "shared" / "training.yaml").read_text())["data"]["path"] == "shapes"
 
 
-def test_no_path_of_this_machine_leaves_it(run, dataset, tmp_path):
-    """Those of weights that training or the backbone started from are as private as that of the data."""
-    weights = tmp_path / "secret" / "start.safetensors"
-    weights.parent.mkdir()
-    shutil.copy(run / "best.safetensors", weights)
-    backbone = {"model.backbone.weights": str(tmp_path / "secret" / "body.pth")}
-    settings = {"train.steps": 1, "train.weights": str(weights), "data.workers": 0, "train.device": "cpu"}
-    config = run / "config.yaml"
-    best = doublehead.train(config=config, output=tmp_path / "run", data=dataset, settings=settings | backbone)
-    HubPredictor(best, device="cpu").save_pretrained(tmp_path / "shared")
-    for path in [best, *(tmp_path / "shared").iterdir()]:
-        assert str(tmp_path).encode() not in path.read_bytes(), path
-    assert yaml.safe_load((tmp_path / "shared" / "training.yaml").read_text())["train"]["weights"] == weights.name
+def test_nothing_that_is_shared_names_a_folder_of_the_machine(run, tmp_path, monkeypatch):
+    own = shutil.copytree(run, tmp_path / "run")
+    config = yaml.safe_load((own / "config.yaml").read_text())
+    config["model"]["backbone"]["weights"] = str(tmp_path / "secret" / "r18.pth")
+    config["train"]["weights"] = str(tmp_path / "secret" / "start.safetensors")
+    (own / "config.yaml").write_text(yaml.safe_dump(config))
+    found = load_checkpoint(own / "best.safetensors")
+    backbone = found.config.backbone.model_copy(update={"weights": str(tmp_path / "secret" / "r18.pth")})
+    model = found.config.model_copy(update={"backbone": backbone})
+    with monkeypatch.context() as patch:  # as the previous version wrote it
+        patch.setattr("doublehead.model.checkpoint.names_only", lambda values: values)
+        save_checkpoint(own / "best.safetensors", model, found.categories, found.weights, found.notes)
+    assert b"secret" in (own / "best.safetensors").read_bytes()
+    HubPredictor(own / "best.safetensors", device="cpu").save_pretrained(tmp_path / "shared")
+    for path in (tmp_path / "shared").iterdir():
+        assert b"secret" not in path.read_bytes()
+        assert str(tmp_path).encode() not in path.read_bytes()
+    training = yaml.safe_load((tmp_path / "shared" / "training.yaml").read_text())
+    assert training["train"]["weights"] == "start.safetensors"
+    assert training["model"]["backbone"]["weights"] == "r18.pth"
 
 
 def test_without_a_run_the_card_says_what_it_does_not_know(checkpoint, tmp_path):

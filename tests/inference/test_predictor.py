@@ -75,25 +75,25 @@ def test_boxes_lie_in_the_original_image(predictor):
     assert found.boxes.max() > 100  # and not in the network's 64 by 96
 
 
-@pytest.mark.parametrize(
-    ("image", "sentence"),
-    [
-        (np.zeros((4, 4, 2), np.uint8), r"must be \(H, W, 3\), not of shape \(4, 4, 2\)"),
-        (torch.zeros(5, 4, 3), r"must be \(3, H, W\), not of shape \(5, 4, 3\)"),
-        (np.zeros((0, 4, 3), np.uint8), r"not of shape \(0, 4, 3\)"),
-        (None, r"None of type NoneType is no image"),
-        ({"image": 1}, r"of type dict is no image"),
-        (7, r"7 of type int is no image"),
-        ([None], r"None of type NoneType is no image"),
-        (np.full((4, 4, 3), 200.0), r"floats must lie in 0\.\.1, not in 200\.\.200: divide it by 255"),
-        (torch.linspace(-1, 1, 48).view(3, 4, 4), r"floats must lie in 0\.\.1, not in -1\.\.1: undo its"),
-        (np.full((4, 4, 3), np.nan), r"floats must lie in 0\.\.1"),
-        (np.zeros((4, 4, 3), np.int64), "uint8, or float in 0\\.\\.1, not int64"),
-    ],
-)
-def test_what_is_no_image_is_refused(predictor, image, sentence):
-    with pytest.raises(DoubleheadError, match=sentence):
-        predictor.predict(image)
+def test_collections_of_any_kind_give_a_list(predictor, photos):
+    a, b = photos / "a.jpg", photos / "b.jpg"
+    assert Image.open(a).size == Image.open(b).size
+    expected = [predictor.predict(a), predictor.predict(b)]
+    stack = np.stack([np.array(Image.open(path)) for path in (a, b)])
+    tensors = torch.from_numpy(stack).permute(0, 3, 1, 2)
+    for images in ((a, b), iter([a, b]), (path for path in (a, b)), {a: 1, b: 2}.keys(), np.array([str(a), str(b)])):
+        assert predictor.predict(images, batch_size=1) == expected
+    for images in (stack, stack.transpose(0, 3, 1, 2), tensors, tensors.permute(0, 2, 3, 1), tensors / 255):
+        assert predictor.predict(images, batch_size=1) == expected
+    assert predictor.predict(stack[:1]) == predictor.predict([a]) == expected[:1]
+    assert predictor.predict(()) == predictor.predict(stack[:0]) == []
+
+
+def test_the_image_at_fault_is_numbered(predictor, photos):
+    with pytest.raises(DoubleheadError, match=r"images\[2\]: None was given"):
+        predictor.predict([photos / "a.jpg", photos / "b.jpg", None], batch_size=1)
+    with pytest.raises(DoubleheadError, match="batch_size is 0"):
+        predictor.predict(photos / "a.jpg", batch_size=0)
 
 
 def test_files_folders_and_globs_are_found_once_each(photos, monkeypatch):

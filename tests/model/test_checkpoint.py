@@ -175,3 +175,17 @@ def test_training_does_not_start_from_weights_of_another_backbone(
     assert str(path) in outcome.sentence
     assert "resnet34" in outcome.sentence
     assert command(*words, *flags(settings | {"train.partial_weights": True})).code == 0
+
+
+@pytest.mark.parametrize("weights", ["/home/anna/secret/r50.pth", "secret/r50.pth", r"C:\Users\anna\secret\r50.pth"])
+def test_of_paths_only_names_are_written(tmp_path: Path, weights: str) -> None:
+    config = small_config("double-head", backbone={"weights": weights})
+    path = tmp_path / "best.safetensors"
+    notes = {"step": 7, "from": [{"weights": weights}], "share": 0.25}
+    save_checkpoint(path, config, CATEGORIES, Detector(config, 3).state_dict(), notes)
+    data = path.read_bytes()
+    assert b"secret" not in data
+    assert b"anna" not in data
+    loaded, checkpoint = load_model(path)
+    assert loaded.config.backbone.weights == "r50.pth"
+    assert checkpoint.notes == {"step": 7, "from": [{"weights": "r50.pth"}], "share": 0.25}

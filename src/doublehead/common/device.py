@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from doublehead.common.errors import DoubleheadError
@@ -63,6 +66,20 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype | None:
 
 def _cuda_has_bf16() -> bool:
     return torch.cuda.is_bf16_supported(including_emulation=False)  # cards before Ampere emulate it, slowly
+
+
+@contextmanager
+def float32_by_default() -> Iterator[None]:
+    """Build modules and draw random numbers as under torch's own default type, whatever the program has set.
+
+    The default belongs to the whole process: this is for what one thread does alone. What computes names its types.
+    """
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _cpu_has_bf16() -> bool:

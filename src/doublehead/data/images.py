@@ -49,7 +49,7 @@ class Picture:
     several: bool  # frames or pages, of which the first is read
 
 
-def open_image(source: Path | BytesIO, formats: Iterable[str] = FORMATS) -> Image.Image:
+def open_image(source: Path | str | BytesIO, formats: Iterable[str] = FORMATS) -> Image.Image:
     """Open an image file, its header read and its pixels not yet decoded. All files are opened here.
 
     Args:
@@ -62,7 +62,7 @@ def open_image(source: Path | BytesIO, formats: Iterable[str] = FORMATS) -> Imag
     return Image.open(source, formats=[name.upper() for name in formats])
 
 
-def read_picture(path: Path, data: bytes | None = None) -> Picture:
+def read_picture(path: Path | str, data: bytes | None = None) -> Picture:
     """Read an image file.
 
     Args:
@@ -82,7 +82,7 @@ def read_picture(path: Path, data: bytes | None = None) -> Picture:
         raise unreadable(path, error) from error
 
 
-def read_image(path: Path, data: bytes | None = None) -> Image.Image:
+def read_image(path: Path | str, data: bytes | None = None) -> Image.Image:
     """Read an image file, or its bytes, as RGB, 8 bits a channel, upright.
 
     Raises:

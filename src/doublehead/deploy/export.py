@@ -16,7 +16,8 @@ import doublehead
 from doublehead.common.console import Console
 from doublehead.common.errors import DoubleheadError, require
 from doublehead.common.files import writing
-from doublehead.config import BranchConfig, InputConfig, ModelConfig, without_paths
+from doublehead.common.names import names_only
+from doublehead.config import BranchConfig, InputConfig, ModelConfig
 from doublehead.data.check import read_record
 from doublehead.data.dataset import open_dataset
 from doublehead.data.images import read_image, to_tensor
@@ -139,7 +140,7 @@ def describe(checkpoint: Checkpoint, owners: int, precision: str) -> dict[str, s
         "thresholds": json.dumps(thresholds),
         "owners": str(owners),
         "precision": precision,
-        "model": without_paths(config).model_dump_json(),
+        "model": json.dumps(names_only(config.model_dump(mode="json"))),
     }
 
 

@@ -72,6 +72,8 @@ def write_onnx(graph: Graph, about: Mapping[str, str], path: Path) -> None:
             verbose=False,
         )
     assert written is not None
+    for node in written.model.graph.all_nodes():
+        node.metadata_props.clear()  # stack traces, which name folders of this machine
     written.model.metadata_props.update(about)
     written.save(path, external_data=False)
 

@@ -13,7 +13,8 @@ import yaml
 from doublehead.common.device import pick_device
 from doublehead.common.errors import DoubleheadError, require
 from doublehead.common.files import writing
-from doublehead.config import Config, file_name, without_paths
+from doublehead.common.names import names_only
+from doublehead.config import Config
 from doublehead.inference.predictor import Predictor
 from doublehead.model.checkpoint import load_checkpoint, save_checkpoint
 from doublehead.model.interop.published import resolve
@@ -107,14 +108,14 @@ class HubPredictor(Predictor, ModelHubMixin):
         save_checkpoint(path, checkpoint.config, checkpoint.categories, checkpoint.weights, notes)
         described = {
             "library_name": "doublehead",
-            "model": without_paths(checkpoint.config).model_dump(mode="json"),
+            "model": names_only(checkpoint.config.model_dump(mode="json")),
             "id2label": dict(zip(checkpoint.categories.ids, checkpoint.categories.names, strict=True)),
         }
         config = _run_config(self.weights)
         with writing(save_directory):
             if config:
-                public = _public(config)
-                text = yaml.safe_dump(public.model_dump(mode="json"), sort_keys=False)
+                public = config.model_copy(update={"data": config.data.model_copy(update={"path": _data_name(config)})})
+                text = yaml.safe_dump(names_only(public.model_dump(mode="json")), sort_keys=False)
                 (save_directory / TRAINING).write_text(text, encoding="utf-8")
             (save_directory / CONFIG).write_text(json.dumps(described, indent=1), encoding="utf-8")
 
@@ -144,17 +145,6 @@ def _run_config(weights: Path) -> Config | None:
     """The settings of the run that the weights lie in, if it is one."""
     run = RunFolder(weights.parent)
     return run.stored_config() if run.config.exists() else None
-
-
-def _public(config: Config) -> Config:
-    """A run's settings as they leave the machine: names in place of paths."""
-    weights = config.train.weights
-    changes = {
-        "model": without_paths(config.model),
-        "data": config.data.model_copy(update={"path": _data_name(config)}),
-        "train": config.train.model_copy(update={"weights": weights and file_name(weights)}),
-    }
-    return config.model_copy(update=changes)
 
 
 def _data_name(config: Config | None) -> str:

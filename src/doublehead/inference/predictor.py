@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, overload
@@ -16,7 +16,7 @@ from doublehead.common.device import PRECISIONS, pick_device, pick_precision
 from doublehead.common.errors import DoubleheadError
 from doublehead.config import InferenceOptions, ModelConfig, inference_options, option_names
 from doublehead.data.images import to_tensor
-from doublehead.data.inputs import ImageLike, as_picture, is_one_image
+from doublehead.data.inputs import ImageLike, as_images, as_picture
 from doublehead.inference.detections import Detections
 from doublehead.inference.exported import Exported, is_exported, open_exported
 from doublehead.model.checkpoint import load_model
@@ -120,28 +120,28 @@ class Predictor:
         """Detect objects in one image, or in each of several.
 
         Args:
-            images: see ImageLike; one gives one Detections; any collection of them, or an array or tensor (N, H, W, 3)
-                or (N, 3, H, W), gives a list.
-            batch_size: how many images go through the model at once.
+            images: one image (see `ImageLike`), or any iterable of images. Arrays and tensors (N, 3, H, W) and
+                (N, H, W, 3) are N images.
+            batch_size: images per forward pass.
+
+        Returns:
+            Detections of one image; a list of them for several.
 
         Raises:
-            DoubleheadError: a file is no readable image, or an array has a shape or range that no image has.
+            DoubleheadError: an image cannot be read, fetched or understood.
         """
-        if is_one_image(images):
-            return self._predict([images])[0]
-        found: list[Detections] = []
-        rest = iter(images)  # type: ignore[arg-type]
-        while batch := list(islice(rest, batch_size)):
-            found += self._predict(batch)
-        return found
-
-    def _predict(self, images: Sequence[Any]) -> list[Detections]:
-        pictures = [as_picture(image) for image in images]
-        results = self.detect([to_tensor(picture) for picture in pictures])
-        return [
-            Detections(d.boxes, d.scores, d.labels, d.names, d.category_ids, picture)
-            for d, picture in zip(results, pictures, strict=True)
-        ]
+        if batch_size < 1:
+            raise DoubleheadError(f"batch_size is {batch_size}; give at least 1")
+        given, single = as_images(images)
+        numbered, found = enumerate(given), list[Detections]()
+        while batch := list(islice(numbered, batch_size)):
+            pictures = [as_picture(image, "the image" if single else f"images[{place}]") for place, image in batch]
+            results = self.detect([to_tensor(picture) for picture in pictures])
+            found += [
+                Detections(d.boxes, d.scores, d.labels, d.names, d.category_ids, picture)
+                for d, picture in zip(results, pictures, strict=True)
+            ]
+        return found[0] if single else found
 
     def detect(self, images: list[Tensor]) -> list[Detections]:
         """Detect objects in RGB tensors uint8 (3, H, W) of any sizes."""

@@ -24,7 +24,8 @@ import doublehead
 from doublehead.common.categories import Categories
 from doublehead.common.errors import DoubleheadError
 from doublehead.common.files import missing_weights, whole
-from doublehead.config import ModelConfig, sentence, with_options, without_paths
+from doublehead.common.names import names_only
+from doublehead.config import ModelConfig, sentence, with_options
 from doublehead.model.detector import Detector
 
 FORMAT = "doublehead"
@@ -77,6 +78,8 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint, with a checksum of all that it holds, so that a whole one always stands at `path`.
 
+    Checkpoints are passed on: of paths in the config and the notes only the names are written.
+
     Args:
         path: where to.
         config: of the model.
@@ -93,9 +96,9 @@ def save_checkpoint(
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
         "doublehead": doublehead.__version__,
-        "model": without_paths(config).model_dump_json(),
+        "model": json.dumps(names_only(config.model_dump(mode="json"))),
         "categories": json.dumps({"names": categories.names, "ids": categories.ids}),
-        "notes": json.dumps(notes),
+        "notes": json.dumps(names_only(notes)),
     }
     tensors = weights | {TRAINING + key: value for key, value in (training or {}).items()}
     tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}

@@ -32,7 +32,7 @@ def cost(config: ModelConfig, classes: int = 80) -> Cost:
     multiple = model.backbone.body.multiple
     height, width = (-(-side // multiple) * multiple for side in (config.input.short_side, config.input.long_side))
     with FlopCounterMode(display=False) as whole:
-        features = model.backbone(torch.empty(1, 3, height, width, device="meta"))
+        features = model.backbone(torch.empty(1, 3, height, width, dtype=torch.float32, device="meta"))
         model.rpn.head(list(features.values()))
     proposals = config.rpn.proposals_inference
 
@@ -41,7 +41,8 @@ def cost(config: ModelConfig, classes: int = 80) -> Cost:
         for i, branch in enumerate(head):
             scores, boxes = i in head.score_branches(model.options), i == head.box_branch(model.options)
             seen = proposals if scores else owners if boxes else 0
-            rois = torch.empty(seen, config.fpn.channels, RESOLUTION, RESOLUTION, device="meta")
+            shape = (seen, config.fpn.channels, RESOLUTION, RESOLUTION)
+            rois = torch.empty(shape, dtype=torch.float32, device="meta")
             with FlopCounterMode(display=False) as counter:
                 branch(rois)
             flops += counter.get_total_flops()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +14,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import nms
 from torchvision.transforms.v2 import functional as images_v2
 
+from doublehead.common.device import float32_by_default
 from doublehead.config import InferenceOptions, ModelConfig, RPNConfig, inference_options
 from doublehead.model.anchors import ANCHORS
 from doublehead.model.backbone import Backbone
@@ -52,14 +51,11 @@ class Detector(nn.Module):
     mean: Tensor
     std: Tensor
 
+    @float32_by_default()
     def __init__(self, config: ModelConfig, classes: int, pretrained: bool = False) -> None:
         super().__init__()
         self.config = config
-        with default_float32():
-            self._build(config, classes, pretrained)
         self.options = inference_options(config)
-
-    def _build(self, config: ModelConfig, classes: int, pretrained: bool) -> None:
         self.backbone = Backbone(config.backbone, config.fpn, pretrained)
         self.edges = Edges(config.inclusive_pixels)
         self.rpn = build_rpn(config.rpn, config.fpn.channels, self.edges)
@@ -137,17 +133,6 @@ class Detector(nn.Module):
         )
         features = self.backbone(batch)
         return ImageList(batch, sizes), OrderedDict((name, at_least_float32(f)) for name, f in features.items())
-
-
-@contextmanager
-def default_float32() -> Iterator[None]:
-    """Inside, layers are made in float32, whatever default a program has set."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 class _RPNHead(RPNHead):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from doublehead.common.categories import require_same_classes
 from doublehead.common.console import Console
-from doublehead.common.device import pick_precision
+from doublehead.common.device import float32_by_default, pick_precision
 from doublehead.common.distribution import Distribution
 from doublehead.common.errors import DoubleheadError, Fault
 from doublehead.common.faults import less_memory, told
@@ -49,6 +49,7 @@ MEASUREMENTS = 20
 """How often a run is measured where `train.evaluate_every` does not say: so many times, each epoch at most once."""
 
 
+@float32_by_default()
 def run_training(
     config: Config, output: Path, resume: bool = False, other_data: bool = False, dataset: Dataset | None = None
 ) -> Path:

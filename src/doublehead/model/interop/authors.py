@@ -18,7 +18,7 @@ ANCHOR = "rpn.anchor_generator.cell_anchors."
 EXTRACTOR = "roi_heads.box.feature_extractor."
 PREDICTOR = "roi_heads.box.predictor."
 STEM = "backbone.body.stem.conv1.weight"
-LAST_PIXEL = torch.tensor([0.0, 0.0, 1.0, 1.0])
+LAST_PIXEL = torch.tensor([0.0, 0.0, 1.0, 1.0], dtype=torch.float32)
 
 
 def _laid_out(weights: Weights) -> tuple[Weights, dict[str, Any]]:
