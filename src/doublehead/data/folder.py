@@ -299,7 +299,7 @@ class Pictures:
         def nearness(file: str) -> tuple[int, int, bool]:
             there = [_plain(part) for part in file.split("/")[:-1]]
             behind = _common(reversed(there), reversed(dirs))
-            return behind, _common(there, map(_plain, beside.split("/"))), posixpath.dirname(file) in self.bases[:1]
+            return behind, _common(there, map(_plain, beside.split("/"))), [posixpath.dirname(file)] == self._equal
 
         best = max(map(nearness, found))
         found = [file for file in found if nearness(file) == best]
