@@ -56,6 +56,13 @@ def test_hidden_files_are_skipped_and_those_that_look_like_data_are_counted(fold
     assert "._1.png" not in folder.files
 
 
+def test_links_that_lead_in_circles_are_followed_once(tmp_path):
+    for one, other in (("a", "b"), ("b", "a")):
+        picture(tmp_path / one / "1.png")
+        (tmp_path / one / "other").symlink_to(tmp_path / other)
+    assert Folder(tmp_path).images == ["a/1.png", "a/other/1.png", "b/1.png", "b/other/1.png"]
+
+
 @pytest.mark.parametrize(
     ("given", "plain"),
     [("Train", "train"), ("TRAINING", "train"), ("train2017", "train"), ("valid", "val"), ("Validation", "val"),

@@ -72,7 +72,7 @@ class Folder:
                 if _hidden(name):
                     self.skipped.append(posixpath.join(here, name) + "/")
             folders[:] = sorted(
-                name for name in folders if not _hidden(name) and not _leads_back(os.path.join(path, name))
+                name for name in folders if not _hidden(name) and not _leads_back(os.path.join(path, name), str(root))
             )
             self.folders.update(posixpath.join(here, name) for name in folders)
             for name in names:
@@ -353,8 +353,14 @@ def _hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in _JUNK
 
 
-def _leads_back(path: str) -> bool:
-    """Whether a folder is a link to one that it lies in, so that following it would never end."""
-    return os.path.islink(path) and f"{os.path.realpath(os.path.dirname(path))}/".startswith(
-        f"{os.path.realpath(path).rstrip('/')}/"
-    )
+def _leads_back(path: str, root: str) -> bool:
+    """Whether a folder is a link to one on the way to it, so that following it would never end."""
+    if not os.path.islink(path):
+        return False
+    target = os.path.realpath(path)
+    way = path
+    while len(way) > len(root):
+        way = os.path.dirname(way)
+        if f"{os.path.realpath(way)}/".startswith(f"{target.rstrip('/')}/"):
+            return True
+    return False
