@@ -19,7 +19,7 @@ def test_coco_images_train_evaluate_and_predict_with_their_own_ids(tmp_path, com
     settings = SMALL | {"train.steps": 6, "model.roi.score_threshold": 0.005}
     trained = command("train", COCO, "--model", "double-head-ext-tiny", "--output", run, *flags(settings))
     assert trained.code == 0, trained.err
-    assert "no val split" in trained.err
+    assert "80/10/10" in trained.err
     measured = command("evaluate", run / "best.safetensors", COCO, "--split", "all")
     assert measured.code == 0, measured.err
     metrics = json.loads((run / "evaluation-all" / "metrics.json").read_text())

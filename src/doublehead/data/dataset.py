@@ -27,7 +27,8 @@ from doublehead.data.records import Split
 from doublehead.data.shares import share_out
 from doublehead.data.tables import find_csv
 from doublehead.data.voc import find_voc, voc_splits
-from doublehead.data.yolo import find_yolo, read_data_yaml, yolo_splits
+from doublehead.data.yolo import find_yolo, yolo_splits
+from doublehead.data.yolo_layout import read_data_yaml
 
 Reader = Callable[[Folder], Splits | NotMine | None]  # None: nothing of the format is there
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
 import posixpath
 import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -70,7 +72,7 @@ class Folder:
                 if _hidden(name):
                     self.skipped.append(posixpath.join(here, name) + "/")
             folders[:] = sorted(
-                name for name in folders if not _hidden(name) and not _leads_back(os.path.join(path, name))
+                name for name in folders if not _hidden(name) and not _leads_back(os.path.join(path, name), str(root))
             )
             self.folders.update(posixpath.join(here, name) for name in folders)
             for name in names:
@@ -252,20 +254,32 @@ class Pictures:
                         votes[f"/{file}"[: -len(place)].lstrip("/")] += 1
         prefer = [folder for folder in dict.fromkeys((*first, self.beside)) if folder in self.folder.folders]
 
-        def rank(base: str) -> tuple[bool, int, int, int, str]:
+        def rank(base: str) -> tuple[bool, int, int]:
             other = self.split in _KNOWN and split_of_folder(base + "/") != self.split
-            return (other, -votes[base], prefer.index(base) if base in prefer else len(prefer), base.count("/"), base)
+            return other, -votes[base], prefer.index(base) if base in prefer else len(prefer)
 
-        return sorted(votes, key=rank) or prefer
+        ranks = {base: rank(base) for base in votes or prefer}
+        self._equal = [base for base in ranks if ranks[base] == min(ranks.values())]
+        return sorted(ranks, key=lambda base: (ranks[base], base.count("/"), base))
 
     def _exact(self, name: str) -> str | None:
         for spelled in spellings(name):
             place = self.folder.place(spelled, self.beside)
-            for base in self._starts(place[1]) if place else ():
-                file = posixpath.join(base, *place[0]) if place else ""
-                if file in self.folder.files:
-                    return file
+            if place is None:
+                continue
+            files = [posixpath.join(base, *place[0]) for base in self._starts(place[1])]
+            files = [file for file in files if file in self.folder.files]
+            if files:
+                return files[0] if self._is_one(files, place[0]) else None
         return None
+
+    def _is_one(self, files: list[str], parts: list[str]) -> bool:
+        """Whether the files in folders that are as likely are copies of one."""
+        equal = sorted({posixpath.join(base, *parts) for base in self._equal}.intersection(files))
+        paths = [self.folder.path(file) for file in equal]
+        with suppress(OSError):
+            return all(filecmp.cmp(paths[0], path, shallow=False) for path in paths[1:])
+        return False
 
     def _starts(self, whole: bool) -> Sequence[str]:
         return ("",) if whole else self.bases
@@ -285,7 +299,7 @@ class Pictures:
         def nearness(file: str) -> tuple[int, int, bool]:
             there = [_plain(part) for part in file.split("/")[:-1]]
             behind = _common(reversed(there), reversed(dirs))
-            return behind, _common(there, map(_plain, beside.split("/"))), posixpath.dirname(file) in self.bases[:1]
+            return behind, _common(there, map(_plain, beside.split("/"))), [posixpath.dirname(file)] == self._equal
 
         best = max(map(nearness, found))
         found = [file for file in found if nearness(file) == best]
@@ -339,8 +353,14 @@ def _hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in _JUNK
 
 
-def _leads_back(path: str) -> bool:
-    """Whether a folder is a link to one that it lies in, so that following it would never end."""
-    return os.path.islink(path) and f"{os.path.realpath(os.path.dirname(path))}/".startswith(
-        f"{os.path.realpath(path).rstrip('/')}/"
-    )
+def _leads_back(path: str, root: str) -> bool:
+    """Whether a folder is a link to one on the way to it, so that following it would never end."""
+    if not os.path.islink(path):
+        return False
+    target = os.path.realpath(path)
+    way = path
+    while len(way) > len(root):
+        way = os.path.dirname(way)
+        if f"{os.path.realpath(way)}/".startswith(f"{target.rstrip('/')}/"):
+            return True
+    return False
