@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import multiprocessing
 import os
 import signal
 import time
@@ -272,27 +274,49 @@ def _load(
         if workers:  # pipes of each; and of its two batches ahead, three tensors an image, each passed as a file
             allow_open_files(16 + workers * (8 + 2 * 3 * images))
         with _signals_later():
+            if workers:
+                _require_guard()
             iterator = iter(loader)
         for batch in iterator:
             if isinstance(batch, DoubleheadError):
                 raise batch
             yield batch
     except RuntimeError as error:
-        processes = getattr(iterator, "_workers", ())
-        for worker in processes:  # one that hangs would keep this process from ending
+        for worker in getattr(iterator, "_workers", ()):  # one that hangs would keep this process from ending
             with suppress(RuntimeError):  # torch says of each that it was killed
                 worker.kill()
                 worker.join()
-        if any(worker.exitcode == SECOND_IMPORT for worker in processes):
-            raise DoubleheadError(UNGUARDED) from error
         if "timed out" in str(error):
             raise Fault(
                 f"loading one batch took more than {timeout:g} seconds: see whether the disk or the network that holds "
                 "the images hangs, or set data.timeout higher"
             ) from error
         raise
+
+
+@functools.cache
+def _require_guard() -> None:
+    """See once, with a process that does nothing, whether processes can start.
+
+    Of its own processes, torch notices only after `timeout` that a fork server's have ended.
+
+    Raises:
+        DoubleheadError: they run the user's script.
+    """
+    if multiprocessing.get_start_method() == "fork":
+        return
+    process = multiprocessing.Process(target=_nothing)
+    try:
+        process.start()
+        process.join()
     except (EOFError, ConnectionError) as error:  # the fork server itself ran the script, and is gone
         raise DoubleheadError(UNGUARDED) from error
+    if process.exitcode == SECOND_IMPORT:
+        raise DoubleheadError(UNGUARDED)
+
+
+def _nothing() -> None:
+    pass
 
 
 @contextmanager
