@@ -212,6 +212,35 @@ def test_what_an_exported_file_cannot_do(trained, files, dataset, command, kind)
         doublehead.load(path, "cuda:0")
 
 
+def test_options_of_an_exported_file(files, dataset):
+    """What the file finds can be cut down further; all else is fixed, and the sentence says where it can be set."""
+    usual = doublehead.load(files["onnx"], "cpu")
+    image = pictures(dataset)[0]
+    (everything,) = usual.detect([image])
+    assert len(everything) > 3
+    (few,) = usual.with_options(detections=2).detect([image])
+    assert few.scores.tolist() == everything.scores[:2].tolist()
+    limit = float(everything.scores[2])
+    (strict,) = usual.with_options(score_threshold=limit).detect([image])
+    assert strict.scores.tolist() == [score for score in everything.scores.tolist() if score > limit]
+    known = usual.categories.names[0]
+    for name, value, fix in (
+        ("detections", usual.options.detections + 1, "--set"),
+        ("score_threshold", 0.0, "--set"),
+        ("nms_iou", 0.3, "--set"),
+        ("classes", [known], "checkpoint"),
+    ):
+        with pytest.raises(DoubleheadError, match=f"model.onnx: {name} .*{fix}"):
+            usual.with_options(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["classes", "precision"])
+def test_options_that_no_file_keeps(trained, tmp_path, name, command):
+    outcome = command("export", trained / "best.safetensors", "-o", tmp_path / "a.onnx", "--set", f"{name}=fp32")
+    assert f"`{name}`" in outcome.sentence
+    assert not list(tmp_path.iterdir())
+
+
 def test_settings_choose_no_other_precision(files):
     """As the argument does: what the file has, or a sentence."""
     assert doublehead.load(files["onnx"], "cpu", settings={"precision": "auto"}).options.precision == "fp32"

@@ -17,7 +17,7 @@ import doublehead
 from doublehead.common.categories import Categories
 from doublehead.common.errors import DoubleheadError, require
 from doublehead.common.files import missing_weights
-from doublehead.config import InferenceOptions, ModelConfig, inference_options
+from doublehead.config import IN_MODEL, InferenceOptions, ModelConfig, inference_options
 
 OUTPUTS = ("boxes", "scores", "labels")
 SUFFIXES = (".onnx", ".xml")
@@ -57,10 +57,10 @@ class Exported:
         }
         for name in InferenceOptions.model_fields:
             if getattr(options, name) != getattr(own, name) and not later.get(name):
-                limit = {"score_threshold": "may only be raised", "detections": "may only be lowered"}
+                limit = {"score_threshold": "can only be raised", "detections": "can only be lowered"}
+                fix = "export it again with --set" if name in IN_MODEL else "use its checkpoint"
                 raise DoubleheadError(
-                    f"{self}: {name} {limit.get(name, 'is fixed')} in an exported model ({getattr(own, name)}); "
-                    "export it again with --set"
+                    f"{self}: {name} {limit.get(name, 'is fixed')} in an exported model ({getattr(own, name)}); {fix}"
                 )
 
     def detect(self, images: list[Tensor], options: InferenceOptions | None = None) -> list[dict[str, Tensor]]:

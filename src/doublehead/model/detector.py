@@ -101,8 +101,9 @@ class Detector(nn.Module):
         resized = [resize(image, size.short_side, size.long_side, self.config.input.antialias) for image in images]
         batch, features = self._features(resized)
         proposals, _ = self.rpn(batch, features)
+        dtype, device = proposals[0].dtype, proposals[0].device  # `new_tensor` does not export
         ratios = [
-            proposals[0].new_tensor([image.shape[-1] / width, image.shape[-2] / height]).repeat(2)
+            torch.tensor([image.shape[-1] / width, image.shape[-2] / height], dtype=dtype, device=device).repeat(2)
             for image, (height, width) in zip(images, batch.image_sizes, strict=True)
         ]
         return FirstStage(_levels(features), proposals, batch.image_sizes, ratios)
