@@ -91,6 +91,7 @@ class Detector(nn.Module):
     @torch.no_grad()
     def first_stage(self, images: list[Tensor]) -> FirstStage:
         """Resize images of any sizes, and give their features and proposals: all that comes before the branches."""
+        images = [image.to(self.mean.device) for image in images]  # a card resizes faster than the CPU
         resized = [resize(image, self.config.input) for image in images]
         batch, features = self._features(resized)
         proposals, _ = self.rpn(batch, features)
