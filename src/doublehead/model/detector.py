@@ -98,6 +98,7 @@ class Detector(nn.Module):
     def first_stage(self, images: list[Tensor], options: InferenceOptions | None = None) -> FirstStage:
         """Resize images of any sizes, and give their features and proposals: all that comes before the branches."""
         size = options or self.options
+        images = [image.to(self.mean.device) for image in images]  # a card resizes faster than the CPU
         resized = [resize(image, size.short_side, size.long_side, self.config.input.antialias) for image in images]
         batch, features = self._features(resized)
         proposals, _ = self.rpn(batch, features)

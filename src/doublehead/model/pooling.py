@@ -45,7 +45,7 @@ class RoIPooler(nn.Module):
         for i, features in enumerate(levels):
             here = torch.where(level == i)[0]
             part = roi_align(features, rois[here], self.resolution, 1 / 2 ** (i + 2), self.sampling, self.aligned)
-            pooled = pooled.index_put((here,), part.to(pooled.dtype))
+            pooled.index_put_((here,), part.to(pooled.dtype))  # in place: no copy of all RoIs for each level
         return pooled
 
 
