@@ -163,7 +163,10 @@ class _Training:
     def _read_data(self, check: bool) -> tuple[Split, Split | None]:
         data = self.config.data
         if not data.path and self.dataset is None:
-            raise DoubleheadError("which data? give the dataset's folder, or data.path in the config")
+            raise DoubleheadError(
+                "which data? give the dataset's folder, or data.path in the config; a run on Python objects needs them "
+                "again: doublehead.resume(run, data=...)"
+            )
         split, val = read_for_training(self.dataset or data.path, data.train_split, data.val_split, data.split)
         for part in filter(None, (split, val)):
             self.console.say(summary(part))
