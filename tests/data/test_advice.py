@@ -17,6 +17,7 @@ from doublehead.config import ModelConfig, override
 from doublehead.data import advice
 from doublehead.data.advice import advise
 from doublehead.data.records import Categories, Findings, Record, Split
+from doublehead.data.suspects import suspect_near_copies
 from doublehead.model.presets import preset, preset_values
 from doublehead.training.recipes import resolve
 
@@ -30,6 +31,13 @@ def split(sizes: Any, image: tuple[int, int] = (1000, 800)) -> Split:
     count = len(boxes)
     record = Record(1, Path("a.jpg"), *image, boxes, np.ones(count, np.int64), np.zeros(count, bool), boxes[:, 2])
     return Split("train", [record], Categories(("a",), (1,)), Findings())
+
+
+def holding(name: str, files: list[str]) -> Split:
+    """A split of these images, without boxes."""
+    none = np.zeros(0)
+    records = [Record(1, Path(file), 9, 9, none.reshape(0, 4), none, none, none) for file in files]
+    return Split(name, records, Categories(("a",), (1,)), Findings())
 
 
 def changed(config: ModelConfig, found: advice.Advice) -> ModelConfig:
@@ -112,6 +120,19 @@ def test_near_copies_across_splits_are_told(own_dataset: Path, tmp_path: Path, c
     told = [place["text"] for place in alike["places"]]
     assert any(val[0].name in text and train[0].name in text for text in told)
     assert not any(val[1].name in text for text in told)
+
+
+def test_each_picture_is_told_once_with_the_nearest_of_an_earlier_split() -> None:
+    """Of hashes 0, 1 and 3 bits apart the nearest counts; pictures of one split and equal pixels do not."""
+    parts = {"val": {"v0": 0b0, "v1": 0b111}, "train": {"t0": 0b0, "t1": 0b1, "t2": 0b11111}, "test": {"s": 0b111}}
+    splits = [holding(name, list(files)) for name, files in parts.items()]
+    hashes = {Path(file): look for files in parts.values() for file, look in files.items()}
+    digests = {path: str(path).encode() for path in hashes} | {Path("v0"): b"t0"}
+    findings = Findings()
+    suspect_near_copies(splits, digests, hashes, findings)
+    told = [(str(place.image), str(place.beside)) for finding in findings for place in finding.places]
+    assert sorted(told) == [("s", "v1"), ("v0", "t1"), ("v1", "t1")]
+    assert [pair for pair in told if pair[0] == "s"] == told[:1]
 
 
 def test_long_names_do_not_break_the_table(own_dataset: Path, command: Any, monkeypatch: pytest.MonkeyPatch) -> None:

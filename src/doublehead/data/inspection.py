@@ -107,7 +107,12 @@ class Inspection:
                     "kind": finding.kind,
                     "count": finding.count,
                     "places": [
-                        {"text": place.text, "image": place.image and str(place.image), "box": place.box}
+                        {
+                            "text": place.text,
+                            "image": place.image and str(place.image),
+                            "box": place.box,
+                            "beside": place.beside and str(place.beside),
+                        }
                         for place in finding.places
                     ],
                 }
@@ -176,7 +181,7 @@ class _Look:
     error: DoubleheadError | None
     notes: tuple[tuple[str, str], ...] = ()  # kinds of warnings, each with what is to be said of this image
     digest: bytes = b""  # of its pixels
-    looks: int = 0  # its perceptual hash
+    looks: int | None = None  # its perceptual hash; None: too plain
 
 
 def _look(record: Record) -> _Look:
@@ -202,7 +207,7 @@ def _look_at_images(splits: list[Split], console: Console) -> tuple[dict[Path, b
     """Decode every image once, note in the splits' findings what is to be said.
 
     Returns:
-        Digests of the pixels, and perceptual hashes.
+        Digests of the pixels, and perceptual hashes of those that have one.
     """
     unique = {(record.path, record.width, record.height): record for split in splits for record in split.records}
     with console.progress("checking images", len(unique)) as advance:
@@ -215,4 +220,5 @@ def _look_at_images(splits: list[Split], console: Console) -> tuple[dict[Path, b
             for kind, text in look.notes:
                 split.findings.warn(kind, f"{record.path.name}{text}", record.path)
     whole = {path: look for (path, _, _), look in seen.items() if not look.error}
-    return {path: look.digest for path, look in whole.items()}, {path: look.looks for path, look in whole.items()}
+    hashes = {path: look.looks for path, look in whole.items() if look.looks is not None}
+    return {path: look.digest for path, look in whole.items()}, hashes

@@ -15,12 +15,13 @@ from doublehead.common.errors import DoubleheadError
 from doublehead.common.pages.pages import jpeg, render
 from doublehead.data.images import read_image
 from doublehead.data.inspection import Inspection
-from doublehead.data.records import Finding, Place, Record, Split
+from doublehead.data.records import Box, Finding, Place, Record, Split
 from doublehead.data.suspects import class_counts
 from doublehead.inference.detections import draw_boxes
 
 SHOWN = 12  # suspects of each kind and split
 _LONG_SIDE = 360  # pixels of a picture in the gallery
+_GAP = 6  # pixels between two pictures to compare
 _LINES = 24  # of a histogram
 _STEPS = (0, 1, 2, 3, 5, 9, 17, 33, 65, 129)  # ranges of the number of boxes in an image begin here
 _SMALLEST = 10  # pixels of the frame about a suspect box, so that one without area is seen
@@ -115,7 +116,7 @@ def _shown(split: str, finding: Finding, records: dict[Path, Record]) -> _Shown:
     """A finding with the pictures of its first places; places without a picture in words."""
     pictures, texts = [], []
     for place in _first(finding):
-        picture = _picture(place, records.get(place.image)) if place.image else None
+        picture = _picture(place, records)
         if picture:
             pictures.append((picture, place.text))
         else:
@@ -134,12 +135,26 @@ def _first(finding: Finding) -> list[Place]:
     return [*chosen, *others][:SHOWN]
 
 
-def _picture(place: Place, record: Record | None) -> str | None:
-    """The image with its boxes, and a red frame about the one that is meant; None where it cannot be read."""
-    if place.image is None:
+def _picture(place: Place, records: dict[Path, Record]) -> str | None:
+    """The image of a place, beside the one to compare it with if there is one; None where it cannot be read."""
+    paths = [path for path in (place.image, place.beside) if path]
+    drawn = [_drawn(path, records.get(path), place.box if path == place.image else None) for path in paths]
+    images = [image for image in drawn if image]
+    if not images:
         return None
+    height = max(image.height for image in images)
+    both = Image.new("RGB", (sum(image.width + _GAP for image in images) - _GAP, height), "white")
+    left = 0
+    for image in images:
+        both.paste(image, (left, 0))
+        left += image.width + _GAP
+    return jpeg(both)
+
+
+def _drawn(path: Path, record: Record | None, box: Box | None) -> Image.Image | None:
+    """An image with its boxes, and a red frame about the one that is meant; None where it cannot be read."""
     try:
-        image = read_image(place.image, record.encoded() if record else None)
+        image = read_image(path, record.encoded() if record else None)
     except DoubleheadError:
         return None
     width, height = image.size
@@ -147,9 +162,9 @@ def _picture(place: Place, record: Record | None) -> str | None:
     scale = np.array([image.width / width, image.height / height] * 2)
     if record is not None and (record.width, record.height) == (width, height):
         image = draw_boxes(image, record.boxes * scale, record.labels)
-    if place.box is not None:
-        _frame(image, np.array(place.box) * scale)
-    return jpeg(image)
+    if box is not None:
+        _frame(image, np.array(box) * scale)
+    return image
 
 
 def _frame(image: Image.Image, box: np.ndarray) -> None:
