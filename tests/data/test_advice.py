@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -46,18 +48,38 @@ def changed(config: ModelConfig, found: advice.Advice) -> ModelConfig:
 
 
 def test_nothing_is_suggested_for_boxes_that_suit() -> None:
-    found = advise(split([[100, 100], [60, 90], [300, 200]] * 10), TINY, "double-head-tiny")
-    assert (found.settings, found.reasons, found.small, found.unreached) == ({}, [], 0, 0)
+    found = advise(split([[150, 150], [120, 180], [300, 200]] * 10), TINY, "double-head-tiny")
+    assert (found.settings, found.reasons, found.tiny, found.small, found.unreached) == ({}, [], 0, 0, 0)
 
 
 def test_small_boxes_ask_for_a_larger_input() -> None:
     """At short side 240 of 800 pixels, 24 pixels become 7."""
     found = advise(split([[24, 24]] * 31 + [[200, 200]] * 69), TINY, "double-head-tiny")
-    assert found.small == pytest.approx(0.31)
+    assert found.tiny == pytest.approx(0.31)
     assert found.settings["model.input.short_side"] == 320
     after = advise(split([[24, 24]] * 31 + [[200, 200]] * 69), changed(TINY, found), "")
-    assert after.small == 0
+    assert after.tiny == 0
     assert "31%" in found.reasons[0]
+
+
+def test_mostly_small_objects_ask_for_a_larger_input_and_a_minority_does_not() -> None:
+    """In COCO's sense, under 32 x 32 pixels: at short side 240 of 800 pixels, 70 pixels become 21."""
+    found = advise(split([[70, 70]] * 60 + [[300, 300]] * 40), TINY, "double-head-tiny")
+    assert (found.tiny, found.small) == (0, pytest.approx(0.6))
+    assert found.settings["model.input.short_side"] == 400
+    assert advise(split([[70, 70]] * 60 + [[300, 300]] * 40), changed(TINY, found), "").small == 0
+    assert not advise(split([[70, 70]] * 40 + [[300, 300]] * 60), TINY, "double-head-tiny").settings
+
+
+def test_histograms_hold_every_box_and_say_which_no_anchor_reaches() -> None:
+    found = advise(split([[400, 40]] * 5 + [[107, 107]] * 3), TINY, "double-head-tiny")
+    for bins in (found.sides, found.shapes):
+        assert sum(each.boxes for each in bins) == 8
+        assert sum(each.unreached for each in bins) == 5
+    assert [anchor for each in found.sides for anchor in each.anchors] == list(TINY.rpn.anchor_sizes)
+    assert [anchor for each in found.shapes for anchor in each.anchors] == list(TINY.rpn.aspect_ratios)
+    (wide,) = (each for each in found.shapes if each.low <= 0.1 < each.high)
+    assert (wide.boxes, wide.unreached) == (5, 5)
 
 
 def test_images_are_not_enlarged_beyond_their_own_size() -> None:
@@ -79,22 +101,33 @@ def test_tiny_boxes_ask_for_smaller_anchors() -> None:
     assert advise(split([[20, 20]] * 50), changed(config, found), "").unreached == 0
 
 
-def test_the_line_can_be_pasted() -> None:
+def test_the_command_can_be_pasted_into_any_shell() -> None:
+    """Brackets are patterns to zsh, and folders may have spaces."""
     found = advise(split([[24, 24]] * 40 + [[900, 30]] * 60), TINY, "double-head-tiny")
-    words = found.line.split()
-    assert words[::2] == ["--set"] * len(found.settings)
-    pasted = dict(word.split("=", 1) for word in words[1::2])
+    assert "[" not in re.sub("'[^']*'", "", found.line)
+    words = shlex.split(found.command("my data"))
+    assert words[:5] == ["doublehead", "train", "my data", "--model", "double-head-tiny"]
+    assert words[5::2] == ["--set"] * len(found.settings)
+    pasted = dict(word.split("=", 1) for word in words[6::2])
     config = resolve("double-head-tiny", settings={key: json.loads(value) for key, value in pasted.items()})
     assert config.model.input.short_side == found.settings["model.input.short_side"]
 
 
 @settings(max_examples=60, deadline=None)
-@given(arrays(np.float32, st.tuples(st.integers(0, 30), st.just(2)), elements=st.floats(0, 900, width=32)))
-def test_following_it_never_makes_it_worse(sizes: np.ndarray) -> None:
-    found = advise(split(sizes), TINY, "double-head-tiny")
+@given(
+    arrays(np.float32, st.tuples(st.integers(0, 30), st.just(2)), elements=st.floats(0, 1e9, width=32)),
+    st.tuples(st.integers(1, 20_000), st.integers(1, 20_000)),
+    st.sampled_from(["double-head-tiny", "double-head-lite", "double-head-r50"]),
+)
+def test_following_it_never_makes_it_worse(sizes: np.ndarray, image: tuple[int, int], model: str) -> None:
+    config = preset(model)
+    found = advise(split(sizes, image), config, model)
     json.dumps(found.to_json(), allow_nan=False)
+    assert sum(each.boxes for each in found.sides) == sum(each.boxes for each in found.shapes) == found.boxes
+    assert bool(found.settings) == bool(found.reasons)
     if found.settings:
-        after = advise(split(sizes), changed(TINY, found), "double-head-tiny")
+        after = advise(split(sizes, image), changed(config, found), model)
+        assert after.tiny <= found.tiny
         assert after.small <= found.small
         if "model.input.short_side" not in found.settings:
             assert after.unreached <= found.unreached

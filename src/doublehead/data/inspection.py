@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,7 @@ class Inspection:
                 {
                     "name": split.name,
                     "images": len(split.records),
+                    "boxes_per_image": _boxes_per_image(split),
                     "classes": [
                         {"name": name, "id": number, "boxes": int(count)}
                         for (name, number), count in zip(split.categories.pairs, class_counts(split), strict=True)
@@ -172,6 +174,11 @@ def _training(path: str | Path, dataset: Dataset, splits: list[Split], findings:
             dataset.look("train")  # says what is missing
     if not dataset.has("val"):
         findings.warn("splits missing", "no val split: nothing is measured during training")
+
+
+def _boxes_per_image(split: Split) -> dict[int, int]:
+    """How many images have so many boxes, crowds not counted."""
+    return dict(sorted(Counter(int((~record.crowd).sum()) for record in split.records).items()))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 
 from doublehead.common.errors import DoubleheadError
 from doublehead.common.pages.pages import jpeg, render
+from doublehead.data.advice import Advice, Bin
 from doublehead.data.images import read_image
 from doublehead.data.inspection import Inspection
 from doublehead.data.records import Box, Finding, Place, Record, Split
@@ -83,6 +84,8 @@ def _page(inspection: Inspection) -> str:
         found=[_shown(split, finding, records) for split, finding in inspection.rows],
         histograms=_histograms(inspection.splits),
         advice=inspection.advice,
+        command=inspection.advice and inspection.advice.command(str(inspection.path)),
+        against_anchors=_against_anchors(inspection.advice) if inspection.advice else [],
         note=inspection.note,
     )
 
@@ -100,16 +103,34 @@ def _histograms(splits: Sequence[Split]) -> list[_Histogram]:
         Counter(dict(zip(split.categories.names, class_counts(split).tolist(), strict=True))) for split in splits
     ]
     sides = [Counter(_octave(side) for record in split.records for side in _sides(record)) for split in splits]
-    shapes = [Counter(_shape(ratio) for record in split.records for ratio in _shapes(record)) for split in splits]
     in_images = [Counter(_range(len(record.boxes)) for record in split.records) for split in splits]
     sizes = [Counter(f"{record.width} x {record.height}" for record in split.records) for split in splits]
     return [
         _most("Boxes of each class", classes),
-        _rising("Shape of the boxes (width per height, in tenths)", shapes),
         _rising("Side of the boxes (root of the area), pixels", sides),
         _rising("Boxes in an image", in_images),
         _most("Size of the images", sizes),
     ]
+
+
+def _against_anchors(advice: Advice) -> list[_Histogram]:
+    """Sizes and shapes of the training boxes, and which of them no anchor reaches."""
+    titles = {
+        f"Side of the boxes at short side {advice.short_side}, pixels": advice.sides,
+        "Aspect ratio of the boxes, height / width": advice.shapes,
+    }
+    return [_Histogram(title, _bars_of_bins(bins)) for title, bins in titles.items()]
+
+
+def _bars_of_bins(bins: Sequence[Bin]) -> list[_Bar]:
+    most = max((each.boxes for each in bins), default=0) or 1
+    rows = []
+    for each in bins:
+        anchors = "".join(f", anchor {anchor:g}" for anchor in each.anchors)
+        counts = [each.boxes, each.unreached]
+        label = f"{each.low:.3g} to {each.high:.3g}{anchors}"
+        rows.append(_Bar(label, counts, [count / most for count in counts]))
+    return rows
 
 
 def _shown(split: str, finding: Finding, records: dict[Path, Record]) -> _Shown:
@@ -204,18 +225,6 @@ def _sides(record: Record) -> np.ndarray:
     """The root of each box's area in pixels, inside the image, crowds left out; (M,) float32."""
     boxes, _ = record.training_boxes()
     return np.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
-
-
-def _shapes(record: Record) -> np.ndarray:
-    """Width per height of each box, crowds left out; (M,) float32."""
-    boxes, _ = record.training_boxes()
-    return (boxes[:, 2] - boxes[:, 0]) / (boxes[:, 3] - boxes[:, 1]).clip(1e-6)
-
-
-def _shape(ratio: float) -> str:
-    """The range between two powers of the root of 2 in which a ratio lies, in tenths."""
-    low = 2 ** (np.floor(np.log2(np.clip(ratio, 0.1, 9.9)) * 2) / 2)
-    return f"{round(10 * low)} to {round(10 * low * 2**0.5)}"
 
 
 def _octave(side: float) -> str:
