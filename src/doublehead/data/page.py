@@ -39,6 +39,7 @@ class _Shown:
     example: str
     pictures: list[tuple[str, str]]  # URI and caption
     texts: list[str]  # places without a picture
+    pairs: bool  # whether pictures show two images each
 
     @property
     def shown(self) -> int:
@@ -126,11 +127,15 @@ def _bars_of_bins(bins: Sequence[Bin]) -> list[_Bar]:
     most = max((each.boxes for each in bins), default=0) or 1
     rows = []
     for each in bins:
-        anchors = "".join(f", anchor {anchor:g}" for anchor in each.anchors)
         counts = [each.boxes, each.unreached]
-        label = f"{each.low:.3g} to {each.high:.3g}{anchors}"
+        label = f"{_short(each.low)} to {_short(each.high)}{' *' if each.anchors else ''}"
         rows.append(_Bar(label, counts, [count / most for count in counts]))
     return rows
+
+
+def _short(number: float) -> str:
+    """Whole from 8 on, and else with two digits."""
+    return f"{number:.0f}" if number >= 8 else f"{number:.2g}"
 
 
 def _shown(split: str, finding: Finding, records: dict[Path, Record]) -> _Shown:
@@ -143,7 +148,8 @@ def _shown(split: str, finding: Finding, records: dict[Path, Record]) -> _Shown:
         else:
             texts.append(place.text)
     level = "error" if finding.error else "warning"
-    return _Shown(level, split, finding.kind, finding.count, finding.places[0].text, pictures, texts)
+    pairs = any(place.beside for place in finding.places)
+    return _Shown(level, split, finding.kind, finding.count, finding.places[0].text, pictures, texts, pairs)
 
 
 def _first(finding: Finding) -> list[Place]:
