@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shlex
@@ -14,10 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
+from rich.cells import cell_len
+from rich.console import Console as RichConsole
 
 from doublehead.config import ModelConfig, override
 from doublehead.data import advice
 from doublehead.data.advice import advise
+from doublehead.data.inspection import Inspection
 from doublehead.data.records import Categories, Findings, Record, Split
 from doublehead.data.suspects import suspect_near_copies
 from doublehead.model.presets import preset, preset_values
@@ -168,20 +172,36 @@ def test_each_picture_is_told_once_with_the_nearest_of_an_earlier_split() -> Non
     assert [pair for pair in told if pair[0] == "s"] == told[:1]
 
 
-def test_long_names_do_not_break_the_table(own_dataset: Path, command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    file = own_dataset / "annotations" / "instances_val.json"
-    content = json.loads(file.read_text())
-    content["categories"].append({"id": 999, "name": "猫" * 150})
-    file.write_text(json.dumps(content))
-    train = own_dataset / "annotations" / "instances_train.json"
-    other = json.loads(train.read_text())
-    other["categories"].append({"id": 999, "name": "猫" * 150})
-    train.write_text(json.dumps(other))
-    outcome = command("check", own_dataset)
-    lines = [line for line in outcome.out.splitlines() if line.startswith(("│", "┏", "└"))]
-    assert lines
-    assert all(sum(2 if ord(c) > 0x2E80 else 1 for c in line) <= 80 for line in lines)
+@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize("letter", ["x", "猫"])
+def test_long_names_do_not_break_the_table(width: int, letter: str) -> None:
+    """Every line has both borders within the console's width, and an error's path stays whole."""
+    name, path = letter * 150, f"/data/{letter * 100}/a.jpg"
+    found, of_split = Findings(), Findings()
+    found.fault("images that cannot be read", f"{path}: is cut short; replace it")
+    found.warn("pictures in two splits that look alike", f"A{name}.jpg of val and B{name}.png of train")
+    of_split.warn("classes without boxes", name)
+    inspection = Inspection(Path("data"), [Split(name, [], Categories((name,), (1,)), of_split)], found)
+    file = io.StringIO()
+    RichConsole(file=file, width=width).print(inspection.table())
+    lines = [line for line in file.getvalue().splitlines() if line.startswith("│")]
+    assert {cell_len(line) for line in file.getvalue().splitlines()} == {cell_len(lines[0])}
+    assert cell_len(lines[0]) <= width
+    assert all(line.endswith("│") for line in lines)
+    examples = "".join(line.split("│")[5].replace(" ", "") for line in lines)
+    assert path in examples
+    assert all(end in examples for end in (f"A{letter}", ".jpgofval", f"B{letter}", ".pngoftrain"))
+
+
+def test_json_holds_what_the_page_shows(own_dataset: Path, tmp_path: Path, command: Any) -> None:
+    assert command("check", own_dataset, "--json", tmp_path / "found.json").code == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    train = next(each for each in found["splits"] if each["name"] == "train")
+    assert sum(train["boxes_per_image"].values()) == train["images"]
+    boxes = sum(int(count) * images for count, images in train["boxes_per_image"].items())
+    assert boxes == sum(each["boxes"] for each in train["classes"]) == found["advice"]["boxes"]
+    for histogram in ("sides", "shapes"):
+        assert sum(each["boxes"] for each in found["advice"][histogram]) == boxes
 
 
 def test_the_page_says_what_suits(own_dataset: Path, tmp_path: Path, command: Any) -> None:

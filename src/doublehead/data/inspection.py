@@ -14,7 +14,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from doublehead.common.console import Console
+from doublehead.common.console import Console, shorten
 from doublehead.common.errors import DoubleheadError
 from doublehead.data.advice import Advice, advise
 from doublehead.data.check import in_threads, read_record_picture, require_trainable
@@ -31,6 +31,9 @@ from doublehead.data.suspects import (
     suspect_overlap,
 )
 from doublehead.model.presets import SMALL_DATA_MODEL, preset
+
+LONGEST_NAME = 36
+"""Columns of a console that a name takes in a warning; --json and the page have it whole."""
 
 
 @dataclass(frozen=True)
@@ -71,15 +74,16 @@ class Inspection:
         """Counts and examples, for the console."""
         table = Table("", "split", "found", "what", "such as", expand=False)
         table.columns[2].justify = "right"
-        table.columns[4].overflow = "fold"  # paths stay whole
-        table.columns[4].min_width = 24  # however long what stands in other columns is
-        for place in (1, 3):
+        for place in (1, 3, 4):
             table.columns[place].overflow = "fold"
-            table.columns[place].max_width = 32
         for split, finding in self.rows:
-            level = Text("error", "bold red") if finding.error else Text("warning", "yellow")
-            examples = Text("\n".join(place.text for place in finding.places[: 1 if finding.error else 2]))
-            table.add_row(level, Text(split), f"{finding.count}", Text(finding.kind), examples)
+            if finding.error:  # its path stays whole, to be copied
+                level, examples = Text("error", "bold red"), finding.places[0].text
+            else:
+                texts = [place.text for place in finding.places[:2]]
+                level, examples = Text("warning", "yellow"), "\n".join(shorten(text, LONGEST_NAME) for text in texts)
+            name = shorten(split, LONGEST_NAME // 2)
+            table.add_row(level, Text(name), f"{finding.count}", Text(finding.kind), Text(examples))
         return table
 
     def to_json(self) -> dict[str, Any]:
