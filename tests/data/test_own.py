@@ -160,7 +160,7 @@ def test_it_trains_resumes_and_is_measured_as_files_are(dataset: Path, tmp_path:
     """The same images and boxes: the same weights, bit for bit, and the same figures."""
     settings = SMALL | {"train.steps": 4, "train.evaluate_every": 1, "data.augment.horizontal_flip": 0.5}
     own = {"train": of_files(dataset, "train"), "val": of_files(dataset, "val")}
-    best = doublehead.train(own, "double-head-tiny", tmp_path / "own", settings=settings)
+    best = doublehead.train(own, "double-head-tiny", tmp_path / "own", settings=settings | {"data.workers": 2})
     files = doublehead.train(dataset, "double-head-tiny", tmp_path / "files", settings=settings)
     weights = [doublehead.load(path, "cpu").model.state_dict() for path in (best, files)]
     assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
