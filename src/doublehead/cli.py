@@ -209,7 +209,7 @@ def check(
         print(f"the page is {write_page(inspection, report)}")
     if inspection.advice and inspection.advice.reasons:
         print("\n".join(inspection.advice.reasons))
-        print(f"try: doublehead train {data} --model {inspection.advice.model} {inspection.advice.line}")
+        print(f"try: {inspection.advice.command(data)}")
     print(inspection.verdict)
     raise typer.Exit(1 if inspection.errors else 0)
 

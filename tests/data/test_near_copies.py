@@ -1,6 +1,7 @@
 import io
 
 import numpy as np
+import pytest
 from PIL import Image, ImageEnhance
 
 from doublehead.data.near_copies import NEAR, group, near_pairs, original_name, perceptual_hash
@@ -26,6 +27,17 @@ def test_copies_are_near_and_other_pictures_are_far():
     ]
     groups = group(len(copies), near_pairs([perceptual_hash(image) for image in copies]))
     assert groups == [list(range(start, start + 4)) for start in range(0, 80, 4)]
+
+
+@pytest.mark.parametrize(("paper", "size"), [(255, 40), (255, 200), (5, 20)])
+def test_pictures_too_plain_to_compare_have_no_hash(paper, size):
+    """Objects on white paper or in a dark room: the hash is nearly the same whatever the picture shows."""
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        pixels = paper + random.normal(0, 2, (480, 640, 3)) * (paper < 255)
+        x, y = random.integers(0, 640 - size), random.integers(0, 480 - size)
+        pixels[y : y + size, x : x + size] = random.integers(0, 200, 3)
+        assert perceptual_hash(Image.fromarray(pixels.clip(0, 255).astype(np.uint8))) is None
 
 
 def test_pairs_are_those_of_the_definition():

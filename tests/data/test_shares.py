@@ -143,3 +143,56 @@ def test_a_run_is_measured_on_the_split_that_it_left_out(tmp_path):
     wanted = [record.path for record in open_dataset(root, shares).read("val").records]
     assert [record.path for record in measured_split(weights, root, "val").records] == wanted
     assert [record.path for record in measured_split(weights, root, "val", SplitConfig()).records] != wanted
+
+
+def shared_counts(root: Path, images: list[Image.Image]) -> list[int]:
+    """How many of these images each of the three splits gets."""
+    for number, shot in enumerate(images):
+        shot.save(root / f"{number}.png")
+        (root / f"{number}.xml").write_text(xml(thing("a", 1, 1, 9, 9), size=""))
+    splits = open_dataset(root)
+    return [len(splits.read(name).records) for name in ("train", "val", "test")]
+
+
+def scene(random: np.random.Generator) -> np.ndarray:
+    return random.integers(0, 256, (8, 9, 3))
+
+
+def shown(cells: np.ndarray) -> Image.Image:
+    return Image.fromarray(cells.clip(0, 255).astype(np.uint8)).resize((72, 64), Image.Resampling.NEAREST)
+
+
+def test_frames_of_many_videos_keep_to_the_shares(tmp_path):
+    """Ten frames of each of forty scenes: about four scenes are held out for each of val and test."""
+    random = np.random.default_rng(0)
+    scenes = [scene(random) for _ in range(40)]
+    frames = [shown(cells + random.integers(-2, 3, cells.shape)) for cells in scenes for _ in range(10)]
+    train, val, test = shared_counts(tmp_path, frames)
+    assert 240 <= train < 380
+    assert min(val, test) >= 10
+
+
+def test_pictures_of_one_still_camera_are_shared_out(tmp_path):
+    """All look alike, each with another object: they are not copies."""
+    random = np.random.default_rng(0)
+    camera, pictures = scene(random), []
+    for _ in range(100):
+        cells = camera.copy()
+        cells[random.integers(8), random.integers(9)] = random.integers(0, 256, 3)
+        pictures.append(shown(cells))
+    train, val, test = shared_counts(tmp_path, pictures)
+    assert train >= 50
+    assert min(val, test) >= 2
+
+
+def test_objects_on_white_paper_are_shared_out(tmp_path):
+    random = np.random.default_rng(0)
+    pictures = []
+    for _ in range(100):
+        pixels = np.full((64, 72, 3), 255, dtype=np.uint8)
+        x, y = random.integers(0, 64), random.integers(0, 56)
+        pixels[y : y + 8, x : x + 8] = random.integers(0, 200, 3)
+        pictures.append(Image.fromarray(pixels))
+    train, val, test = shared_counts(tmp_path, pictures)
+    assert abs(train - 80) < 15
+    assert min(val, test) >= 4

@@ -16,10 +16,12 @@ from whole_runs import MODEL, NARROW, assert_same_run, stop_at
 
 import doublehead
 from doublehead.common.categories import Categories
+from doublehead.data.dataset import open_dataset
 from doublehead.model.checkpoint import load_checkpoint
 from doublehead.model.detector import Detector
 from doublehead.training import loop
 from doublehead.training.recipes import resolve
+from doublehead.training.signals import Interrupted
 from doublehead.training.state import TrainingState
 from small import SMALL, config_of, flags, rows
 
@@ -313,3 +315,25 @@ def test_other_data_is_refused_unless_asked_for(own_dataset, tmp_path, monkeypat
     else:
         assert outcome.code == 0
         assert command("resume", run).code == 0  # the new data is the run's from now on
+
+
+def objects(dataset):
+    """The splits as lists of (image, target), and the class names."""
+    found = open_dataset(dataset)
+    splits = {name: found.read(name) for name in ("train", "val")}
+    items = {
+        name: [(str(each.path), {"boxes": each.boxes, "labels": each.labels - 1}) for each in split.records]
+        for name, split in splits.items()
+    }
+    return items, list(splits["train"].categories.names)
+
+
+def test_a_run_on_python_objects_resumes_with_equal_objects(dataset, tmp_path, monkeypatch, capsys):
+    data, classes = objects(dataset)
+    whole = doublehead.train(data, MODEL, tmp_path / "whole", settings=NARROW, classes=classes).parent
+    stop_at(monkeypatch, 6, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(Interrupted):
+        doublehead.train(data, MODEL, tmp_path / "run", settings=NARROW, classes=classes)
+    assert "doublehead.resume(" in capsys.readouterr().err.splitlines()[-1]
+    doublehead.resume(tmp_path / "run", data=objects(dataset)[0], classes=classes)
+    assert_same_run(tmp_path / "run", whole)

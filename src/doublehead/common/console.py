@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from rich.cells import cell_len, chop_cells
 from rich.console import Console as RichConsole
 from rich.console import RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+def shorten(text: str, limit: int) -> str:
+    """Cut the middle out of each word that takes more than `limit` columns of a console; wide characters take two."""
+
+    def cut(word: re.Match[str]) -> str:
+        whole, half = word[0], (limit - 1) // 2
+        if cell_len(whole) <= limit:
+            return whole
+        return f"{chop_cells(whole, half)[0]}…{chop_cells(whole[::-1], half)[0][::-1]}"
+
+    return re.sub(r"\S+", cut, text)
 
 
 class Console:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -12,21 +13,46 @@ import numpy as np
 from doublehead.config import ModelConfig
 from doublehead.data.records import Split
 
-SMALL = 8.0
-"""Pixels of a box's shorter side in the input below which hardly a detector finds it."""
-MANY_SMALL = 0.1
-"""Share of small boxes from which a larger input is suggested."""
 REACHED = 0.5
 """IoU at which an anchor reaches a box."""
 WORTH = 0.03
 """Share of all boxes that other anchors must reach besides, to be suggested."""
-LARGEST = 800
-"""Short side in pixels up to which a larger input is suggested."""
 SIDES = (240, 320, 400, 480, 560, 640, 720, 800)
+"""Short sides in pixels that are suggested."""
 SCALES = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8)
 """Factors of the model's anchor sizes among which the best is sought."""
 RATIOS = ((0.5, 1.0, 2.0), (0.33, 0.5, 1.0, 2.0, 3.0), (0.2, 0.33, 0.5, 1.0, 2.0, 3.0, 5.0))
 """Sets of aspect ratios among which the smallest that is worth it is sought."""
+
+
+@dataclass(frozen=True)
+class Smallness:
+    """Boxes that are hard to detect, and the share of them from which a larger input is suggested."""
+
+    words: str
+    found: Callable[[np.ndarray], np.ndarray]  # width and height in the input, (N, 2), to (N,) bool
+    most: float
+
+    def share(self, seen: np.ndarray) -> float:
+        """The share of boxes that are hard, NaN without boxes."""
+        return _share(self.found(seen))
+
+
+TINY = Smallness("under 8 pixels", lambda seen: seen.min(1) < 8, 0.1)
+"""Shorter side of less than two cells of the finest map, P2."""
+SMALL = Smallness("under 32 x 32 pixels", lambda seen: seen.prod(1) < 32**2, 0.5)
+"""Small objects in COCO's sense, whose AP is far below that of others."""
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Boxes within a range of sizes or shapes, and the anchors in it."""
+
+    low: float
+    high: float
+    boxes: int
+    unreached: int
+    anchors: list[float]
 
 
 @dataclass(frozen=True)
@@ -36,36 +62,37 @@ class Advice:
     model: str
     boxes: int
     short_side: int  # of the model's input, in pixels
-    small: float  # share of boxes whose shorter side is under SMALL pixels in the input
+    tiny: float  # share of boxes that are TINY in the input
+    small: float  # share of boxes that are SMALL in the input
     unreached: float  # share of boxes that no anchor reaches, wherever it stands
+    sides: list[Bin]  # root of a box's area in the input, in pixels
+    shapes: list[Bin]  # height / width
     settings: dict[str, Any]  # what would suit better, by keys of --set; empty: nothing
-    reasons: list[str]  # a sentence for each of the settings
+    reasons: list[str]  # a sentence for each change
 
     @property
     def line(self) -> str:
-        """The settings as they are pasted behind `doublehead train`."""
-        return " ".join(
-            f"--set {key}={json.dumps(value, separators=(',', ':'))}" for key, value in self.settings.items()
-        )
+        """The settings as options of `doublehead train`, quoted for a shell."""
+        pairs = (f"{key}={json.dumps(value, separators=(',', ':'))}" for key, value in self.settings.items())
+        return " ".join(f"--set {shlex.quote(pair)}" for pair in pairs)
+
+    def command(self, data: str) -> str:
+        """The command that trains with these settings, to be pasted into a shell."""
+        return f"doublehead train {shlex.quote(data)} --model {self.model} {self.line}".rstrip()
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values; NaN is null."""
-        return {
-            "model": self.model,
-            "boxes": self.boxes,
-            "short_side": self.short_side,
-            "small": None if np.isnan(self.small) else self.small,
-            "unreached": None if np.isnan(self.unreached) else self.unreached,
-            "settings": self.settings,
-            "reasons": self.reasons,
-        }
+        """Convert to plain values; NaN becomes null."""
+        values = asdict(self)
+        shares = {key: None if np.isnan(values[key]) else values[key] for key in ("tiny", "small", "unreached")}
+        return values | shares
 
 
 def advise(split: Split, config: ModelConfig, name: str) -> Advice:
-    """Look at the boxes of a split as a model would see them, and say what would suit them better.
+    """Judge the boxes of a split as a model sees them, and say what would suit them better.
 
-    An anchor reaches a box if their IoU is at least 0.5 when their centres are in one place: the best that any position
-    can give. Suggested anchors never reach fewer boxes than the model's, and a suggested size never leaves more small.
+    An anchor reaches a box if their IoU is at least 0.5 when their centres coincide: an upper bound over all positions.
+    Suggested anchors reach more boxes than the model's. A suggested input is no larger than the median image, and at
+    least halves the share of boxes that are hard to detect.
 
     Args:
         split: the training split.
@@ -73,32 +100,41 @@ def advise(split: Split, config: ModelConfig, name: str) -> Advice:
         name: what the model is called.
     """
     sizes, images = _boxes(split)
-    size, anchors = config.input, config.rpn
-    short, long = size.short_side, size.long_side
+    short, long = config.input.short_side, config.input.long_side
+    sizes_of, ratios_of = tuple(config.rpn.anchor_sizes), tuple(config.rpn.aspect_ratios)
+    seen = sizes * _scales(images, short, long)[:, None]
+    missed = _best_iou(seen, sizes_of, ratios_of) < REACHED
     settings: dict[str, Any] = {}
     reasons: list[str] = []
-    seen = sizes * _scales(images, short, long)[:, None]
-    small, unreached = _share(seen.min(1) < SMALL), _unreached(seen, anchors.anchor_sizes, anchors.aspect_ratios)
-    if small >= MANY_SMALL:
-        side = _larger_side(sizes, images, short, long)
-        if side > short:
-            long = round(side * long / short)
-            settings |= {"model.input.short_side": side, "model.input.long_side": long}
-            seen = sizes * _scales(images, side, long)[:, None]
-            less = _share(seen.min(1) < SMALL)
-            reasons.append(
-                f"{small:.0%} of the boxes are under {SMALL:.0f} pixels at short side {short}: take {side} ({less:.0%})"
-            )
-    best = _better_anchors(seen, anchors.anchor_sizes, anchors.aspect_ratios)
+
+    side = max(_larger_side(sizes, images, short, long, kind) for kind in (TINY, SMALL))
+    larger = sizes * _scales(images, side, side * long / short)[:, None]
+    if side > short:
+        settings |= {"model.input.short_side": side, "model.input.long_side": round(side * long / short)}
+        reasons += [
+            f"{kind.share(seen):.0%} of the boxes are {kind.words} at short side {short}: take {side} "
+            f"({kind.share(larger):.0%}; {(side / short) ** 2:.1f} times the pixels)"
+            for kind in (TINY, SMALL)
+            if kind.share(seen) >= kind.most
+        ]
+    best = _better_anchors(larger, sizes_of, ratios_of)
     if best:
-        found, ratios = best
-        before, after = (_unreached(seen, *pair) for pair in ((anchors.anchor_sizes, anchors.aspect_ratios), best))
-        if found != tuple(anchors.anchor_sizes):
-            settings["model.rpn.anchor_sizes"] = list(found)
-        if ratios != tuple(anchors.aspect_ratios):
-            settings["model.rpn.aspect_ratios"] = list(ratios)
+        before, after = _unreached(larger, sizes_of, ratios_of), _unreached(larger, *best)
+        changed = {"model.rpn.anchor_sizes": (best[0], sizes_of), "model.rpn.aspect_ratios": (best[1], ratios_of)}
+        settings |= {key: list(new) for key, (new, old) in changed.items() if new != old}
         reasons.append(f"{before:.0%} of the boxes are reached by no anchor at IoU {REACHED}: with these {after:.0%}")
-    return Advice(name, len(sizes), size.short_side, small, unreached, settings, reasons)
+    return Advice(
+        model=name,
+        boxes=len(sizes),
+        short_side=short,
+        tiny=TINY.share(seen),
+        small=SMALL.share(seen),
+        unreached=_share(missed),
+        sides=_bins(np.sqrt(seen.prod(1)), missed, sizes_of),
+        shapes=_bins(seen[:, 1] / seen[:, 0], missed, ratios_of),
+        settings=settings,
+        reasons=reasons,
+    )
 
 
 def _boxes(split: Split) -> tuple[np.ndarray, np.ndarray]:
@@ -122,23 +158,22 @@ def _share(found: np.ndarray) -> float:
     return float(found.mean()) if len(found) else float("nan")
 
 
-def _larger_side(sizes: np.ndarray, images: np.ndarray, short: int, long: int) -> int:
-    """The smallest short side that leaves few small boxes, or halves their share; the images' own is the limit."""
-    limit = min(LARGEST, float(np.median(images.min(1))))
-    before = _share(sizes.min(1) * _scales(images, short, long) < SMALL)
-    best = short
-    for side in (side for side in SIDES if short < side <= limit):
-        share = _share(sizes.min(1) * _scales(images, side, side * long / short) < SMALL)
-        if share <= before / 2:
-            best = side
-            if share < MANY_SMALL / 2:
-                break
-    return best
+def _larger_side(sizes: np.ndarray, images: np.ndarray, short: int, long: int, kind: Smallness) -> int:
+    """The smallest short side with few boxes that are hard, or else with half as many; `short` if there is none."""
+
+    def share(side: int) -> float:
+        return kind.share(sizes * _scales(images, side, side * long / short)[:, None])
+
+    if not share(short) >= kind.most:
+        return short
+    limit = float(np.median(images.min(1)))  # enlarging an image adds no detail
+    halved = [side for side in SIDES if short < side <= limit and share(side) <= share(short) / 2]
+    return next((side for side in halved if share(side) < kind.most), next(iter(halved), short))
 
 
 def _unreached(sizes: np.ndarray, anchor_sizes: Sequence[float], ratios: Sequence[float]) -> float:
     """The share of boxes that no anchor reaches."""
-    return 1 - _share(_best_iou(sizes, anchor_sizes, ratios) >= REACHED)
+    return _share(_best_iou(sizes, anchor_sizes, ratios) < REACHED)
 
 
 def _best_iou(sizes: np.ndarray, anchor_sizes: Sequence[float], ratios: Sequence[float]) -> np.ndarray:
@@ -146,22 +181,42 @@ def _best_iou(sizes: np.ndarray, anchor_sizes: Sequence[float], ratios: Sequence
     root = np.sqrt(np.array(ratios, dtype=np.float64))
     side = np.array(anchor_sizes, dtype=np.float64)[:, None]
     anchors = np.stack([side / root, side * root], -1).reshape(-1, 2)
-    both = np.minimum(sizes[:, None], anchors).prod(-1)
-    return (both / (sizes.prod(-1)[:, None] + anchors.prod(-1) - both)).max(1) if len(sizes) else np.zeros(0)
+    best = np.zeros(len(sizes))
+    for anchor in anchors:  # one at a time: a million boxes by all anchors would fill memory
+        both = np.minimum(sizes, anchor).prod(1)
+        best = np.maximum(best, both / (sizes.prod(1) + anchor.prod() - both))
+    return best
 
 
 def _better_anchors(
-    sizes: np.ndarray, anchor_sizes: Sequence[float], ratios: Sequence[float]
+    sizes: np.ndarray, anchor_sizes: tuple[float, ...], ratios: tuple[float, ...]
 ) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """Sizes and ratios that reach at least WORTH more of the boxes, with as few ratios as that takes; or None."""
-    if not len(sizes):
-        return None
     before = _unreached(sizes, anchor_sizes, ratios)
-    for choice in dict.fromkeys((tuple(ratios), *(r for r in RATIOS if len(r) > len(ratios)))):
-        scored = [
-            (round(_unreached(sizes, [s * f for s in anchor_sizes], choice), 3), abs(np.log(f)), f) for f in SCALES
-        ]
-        unreached, _, factor = min(scored)
+    if not before >= WORTH:
+        return None
+    scaled: dict[float, tuple[float, ...]] = {
+        factor: tuple(max(1, round(size * factor)) for size in anchor_sizes) for factor in SCALES
+    }
+    scaled[1.0] = anchor_sizes
+    for choice in (ratios, *(more for more in RATIOS if len(more) > len(ratios))):
+        rows = [(round(_unreached(sizes, scaled[f], choice), 3), abs(np.log(f)), f) for f in SCALES]
+        unreached, _, factor = min(rows)
         if before - unreached >= WORTH:
-            return tuple(float(round(size * factor)) for size in anchor_sizes), choice
+            return scaled[factor], choice
     return None
+
+
+def _bins(values: np.ndarray, missed: np.ndarray, anchors: Sequence[float]) -> list[Bin]:
+    """A histogram over ranges between powers of the root of 2; those without boxes and anchors are left out."""
+    places, of_anchor = (np.floor(2 * np.log2(found)).astype(int) for found in (values, np.array(anchors)))
+    return [
+        Bin(
+            low=2 ** (place / 2),
+            high=2 ** ((place + 1) / 2),
+            boxes=int((places == place).sum()),
+            unreached=int((missed & (places == place)).sum()),
+            anchors=[float(anchor) for anchor, at in zip(anchors, of_anchor, strict=True) if at == place],
+        )
+        for place in sorted({*places.tolist(), *of_anchor.tolist()})
+    ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from doublehead.common.console import Console
+from doublehead.common.console import Console, shorten
 from doublehead.common.errors import DoubleheadError
 from doublehead.data.advice import Advice, advise
 from doublehead.data.check import in_threads, read_record_picture, require_trainable
@@ -30,6 +31,9 @@ from doublehead.data.suspects import (
     suspect_overlap,
 )
 from doublehead.model.presets import SMALL_DATA_MODEL, preset
+
+LONGEST_NAME = 36
+"""Columns of a console that a name takes in a warning; --json and the page have it whole."""
 
 
 @dataclass(frozen=True)
@@ -70,15 +74,16 @@ class Inspection:
         """Counts and examples, for the console."""
         table = Table("", "split", "found", "what", "such as", expand=False)
         table.columns[2].justify = "right"
-        table.columns[4].overflow = "fold"  # paths stay whole
-        table.columns[4].min_width = 24  # however long what stands in other columns is
-        for place in (1, 3):
+        for place in (1, 3, 4):
             table.columns[place].overflow = "fold"
-            table.columns[place].max_width = 32
         for split, finding in self.rows:
-            level = Text("error", "bold red") if finding.error else Text("warning", "yellow")
-            examples = Text("\n".join(place.text for place in finding.places[: 1 if finding.error else 2]))
-            table.add_row(level, Text(split), f"{finding.count}", Text(finding.kind), examples)
+            if finding.error:  # its path stays whole, to be copied
+                level, examples = Text("error", "bold red"), finding.places[0].text
+            else:
+                texts = [place.text for place in finding.places[:2]]
+                level, examples = Text("warning", "yellow"), "\n".join(shorten(text, LONGEST_NAME) for text in texts)
+            name = shorten(split, LONGEST_NAME // 2)
+            table.add_row(level, Text(name), f"{finding.count}", Text(finding.kind), Text(examples))
         return table
 
     def to_json(self) -> dict[str, Any]:
@@ -93,6 +98,7 @@ class Inspection:
                 {
                     "name": split.name,
                     "images": len(split.records),
+                    "boxes_per_image": _boxes_per_image(split),
                     "classes": [
                         {"name": name, "id": number, "boxes": int(count)}
                         for (name, number), count in zip(split.categories.pairs, class_counts(split), strict=True)
@@ -107,7 +113,12 @@ class Inspection:
                     "kind": finding.kind,
                     "count": finding.count,
                     "places": [
-                        {"text": place.text, "image": place.image and str(place.image), "box": place.box}
+                        {
+                            "text": place.text,
+                            "image": place.image and str(place.image),
+                            "box": place.box,
+                            "beside": place.beside and str(place.beside),
+                        }
                         for place in finding.places
                     ],
                 }
@@ -169,6 +180,11 @@ def _training(path: str | Path, dataset: Dataset, splits: list[Split], findings:
         findings.warn("splits missing", "no val split: nothing is measured during training")
 
 
+def _boxes_per_image(split: Split) -> dict[int, int]:
+    """How many images have so many boxes, crowds not counted."""
+    return dict(sorted(Counter(int((~record.crowd).sum()) for record in split.records).items()))
+
+
 @dataclass(frozen=True)
 class _Look:
     """What an image file turned out to be."""
@@ -176,7 +192,7 @@ class _Look:
     error: DoubleheadError | None
     notes: tuple[tuple[str, str], ...] = ()  # kinds of warnings, each with what is to be said of this image
     digest: bytes = b""  # of its pixels
-    looks: int = 0  # its perceptual hash
+    looks: int | None = None  # its perceptual hash; None: too plain
 
 
 def _look(record: Record) -> _Look:
@@ -202,7 +218,7 @@ def _look_at_images(splits: list[Split], console: Console) -> tuple[dict[Path, b
     """Decode every image once, note in the splits' findings what is to be said.
 
     Returns:
-        Digests of the pixels, and perceptual hashes.
+        Digests of the pixels, and perceptual hashes of those that have one.
     """
     unique = {(record.path, record.width, record.height): record for split in splits for record in split.records}
     with console.progress("checking images", len(unique)) as advance:
@@ -215,4 +231,5 @@ def _look_at_images(splits: list[Split], console: Console) -> tuple[dict[Path, b
             for kind, text in look.notes:
                 split.findings.warn(kind, f"{record.path.name}{text}", record.path)
     whole = {path: look for (path, _, _), look in seen.items() if not look.error}
-    return {path: look.digest for path, look in whole.items()}, {path: look.looks for path, look in whole.items()}
+    hashes = {path: look.looks for path, look in whole.items() if look.looks is not None}
+    return {path: look.digest for path, look in whole.items()}, hashes

@@ -11,14 +11,20 @@ from PIL import Image
 
 BITS = 64
 NEAR = 4  # bits in which the hashes of near-copies differ at most
+STEP = 2  # grey levels that neighbours must differ by to count as structure
+PLAIN = 24  # neighbours that must differ, of 64: photos have about 50, a few objects on white paper under 20
 
 
-def perceptual_hash(image: Image.Image) -> int:
+def perceptual_hash(image: Image.Image) -> int | None:
     """Hash what a picture looks like to 64 bits: whether each cell of an 8 x 8 grid is darker than its right neighbor.
 
     Copies that were scaled, recompressed or brightened differ in a few bits (Krawetz, "Kind of Like That", 2013).
+    None: the picture is too plain, such as objects on white paper or a dark room. Hashes of such pictures are mostly
+    equal whatever they show.
     """
     cells = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
+    if (np.abs(np.diff(cells)) > STEP).sum() < PLAIN:
+        return None
     return int.from_bytes(np.packbits(cells[:, 1:] > cells[:, :-1]).tobytes(), "big")
 
 

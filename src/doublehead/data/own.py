@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,77 +12,141 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
+from torchvision.transforms.v2.functional import convert_bounding_box_format
+from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
 from doublehead.common.errors import DoubleheadError, brief
 from doublehead.data.dataset import Dataset
+from doublehead.data.folder import canonical
 from doublehead.data.inputs import as_picture
-from doublehead.data.records import Box, Categories, Findings, Record, Split, note_box
+from doublehead.data.records import COORDINATE_LIMIT, Box, Categories, Findings, Record, Split, note_box
 
 BACKGROUND = ("__background__", "_background_", "background")
-"""Names of what torchvision's detectors count as class 0: it is no class here."""
+"""Names that torchvision's detectors give to class 0, which is not a class here."""
 
 
 def is_own(data: Any) -> bool:
-    """Whether this is a dataset itself, and not the path of one."""
+    """Return whether `data` is a dataset itself rather than the path of one."""
     return not isinstance(data, str | os.PathLike)
 
 
 def own_dataset(data: Any, classes: Sequence[str] | None = None) -> Dataset:
-    """Objects as a dataset.
+    """Wrap objects as a dataset.
 
     Args:
-        data: one sequence, which is `train`; or a mapping of the names of splits to sequences. An item is (image,
-            target). The image is anything that `Predictor.predict` takes. The target holds `boxes`, (N, 4) xyxy in
-            pixels, and `labels`, (N,) names or indices of the class names.
-        classes: the class names. None: the sequence's own `classes` or `class_names`. A first name `__background__` is
-            no class, so that labels of torchvision's detectors, which count from 1, fit too.
+        data: one sequence, which is `train`; or a mapping of split names to sequences. An item is (image, target) and
+            must be the same each time it is read. The image is anything that `Predictor.predict` takes. The target
+            holds `boxes`, (N, 4) xyxy in pixels or torchvision's BoundingBoxes of any format, and `labels`, (N,) names
+            or indices of the class names.
+        classes: the class names. None: each sequence's own `classes` or `class_names`, or else those of the first
+            split. A first name `__background__` is not a class, so labels that count from 1 fit too.
 
     Raises:
-        DoubleheadError: it is no such dataset, or has no class names.
+        DoubleheadError: `data` is not such a dataset, or has no class names.
     """
     splits = dict(data) if isinstance(data, Mapping) else {"train": data}
     if not splits:
-        raise DoubleheadError("the dataset given is empty: give a sequence of (image, target), or such by split")
-    names = list(classes or _class_names(next(iter(splits.values()))))
-    readers = {str(name): partial(own_split, str(name), items, names) for name, items in splits.items()}
+        raise DoubleheadError("the dataset given is empty: give a sequence of (image, target), or one for each split")
+    named = {canonical(str(name)): items for name, items in splits.items()}
+    if len(named) < len(splits):
+        raise DoubleheadError(f"the dataset given has a split twice ({', '.join(map(str, splits))}): give each once")
+    first = next(iter(named.values()))
+    readers = {
+        name: partial(own_split, name, items, (_own_names(items) or _own_names(first)) if classes is None else classes)
+        for name, items in named.items()
+    }
     return Dataset(Path("the dataset given"), "objects", dict(readers))
 
 
 def own_split(name: str, items: Any, classes: Sequence[str] | None = None) -> Split:
-    """One sequence as a split, every item looked at; see `own_dataset`."""
-    names = list(classes or _class_names(items))
+    """Read one sequence as a split, every item of it; see `own_dataset`."""
     if not hasattr(items, "__getitem__") or not hasattr(items, "__len__"):
-        raise DoubleheadError(f"{brief(items)}: is no dataset; give a sequence of (image, target) with a length")
-    index = {str(label): place for place, label in enumerate(names)}
-    without = names and names[0].lower() in BACKGROUND
-    known = tuple(str(label) for label in (names[1:] if without else names))
+        raise DoubleheadError(f"{brief(items)}: is not a dataset; give a sequence of (image, target) with a length")
+    names = _checked_names(_own_names(items) if classes is None else classes)
+    offset = 0 if names[0].lower() in BACKGROUND else 1  # from the index of a name to its label
+    known = names[1 - offset :]
     categories, findings, records = Categories(known, tuple(range(1, len(known) + 1))), Findings(), list[Record]()
     for number in range(len(items)):
-        where = f"item {number} of {name}"
         with findings.collect("items that cannot be read"):
-            records.append(_record(items, number, where, index, bool(without), findings))
+            records.append(_record(items, number, f"item {number} of {name}", names, offset, findings))
     return Split(name, records, categories, findings)
 
 
 @dataclass(frozen=True)
+class _Target:
+    """What is known of an item's image: its size, boxes (N, 4) float64 xyxy, and labels as given."""
+
+    size: tuple[int, int]
+    boxes: np.ndarray
+    labels: list[Any]
+
+    def same(self, other: _Target) -> bool:
+        return self.size == other.size and np.array_equal(self.boxes, other.boxes) and self.labels == other.labels
+
+
+@dataclass(frozen=True)
 class ItemImage:
-    """The image of an item, encoded without loss when it is asked for."""
+    """The image of an item, read from the dataset again and encoded without loss when it is asked for."""
 
     items: Any
     number: int
+    where: str
+    target: _Target
 
     def read(self) -> bytes:
-        """As a PNG file."""
+        """Encode the image as PNG.
+
+        Raises:
+            DoubleheadError: the item has changed, so its boxes would not fit the image.
+        """
+        picture, target = _read(self.items, self.number, self.where)
+        if not target.same(self.target):
+            raise DoubleheadError(
+                f"{self.where}: its size, boxes or labels differ each time it is read; remove random transforms from "
+                "the dataset, and set data.augment instead"
+            )
         buffer = io.BytesIO()
-        as_picture(self.items[self.number][0]).save(buffer, "PNG", compress_level=1)
+        picture.save(buffer, "PNG", compress_level=1)
         return buffer.getvalue()
 
 
-def _record(
-    items: Any, number: int, where: str, index: Mapping[str, int], without_first: bool, findings: Findings
-) -> Record:
+def _record(items: Any, number: int, where: str, names: Sequence[str], offset: int, findings: Findings) -> Record:
+    picture, target = _read(items, number, where)
+    labels = [_index(label, names, where) + offset for label in target.labels]
+    if 0 in labels:
+        raise DoubleheadError(f"{where}: has a box labelled as the background; remove it")
+    path, kept = Path(where), []
+    for place, values in enumerate(target.boxes.tolist()):
+        box: Box = tuple(values)
+        if note_box(box, *picture.size, f"{where}, box {place}", path, findings):
+            kept.append(place)
+    xyxy = target.boxes[kept].astype(np.float32).reshape(-1, 4)
+    return Record(
+        image_id=number + 1,
+        path=path,
+        width=picture.width,
+        height=picture.height,
+        boxes=xyxy,
+        labels=np.array([labels[place] for place in kept], dtype=np.int64),
+        crowd=np.zeros(len(kept), dtype=bool),
+        areas=((xyxy[:, 2] - xyxy[:, 0]) * (xyxy[:, 3] - xyxy[:, 1])).astype(np.float32),
+        content=ItemImage(items, number, where, target),
+    )
+
+
+def _read(items: Any, number: int, where: str) -> tuple[Image.Image, _Target]:
+    """Take an item from a dataset.
+
+    Raises:
+        DoubleheadError: the dataset fails, or the item is not (image, {"boxes", "labels"}).
+    """
     try:
-        image, target = items[number]
+        item = items[number]
+    except Exception as error:  # whatever the user's code raises
+        raise DoubleheadError(f"{where}: the dataset raised {error!r}; correct the item or leave it out") from error
+    try:
+        image, target = item
         boxes, labels = target["boxes"], target["labels"]
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise DoubleheadError(f'{where}: must be (image, {{"boxes": ..., "labels": ...}}) ({error!r})') from error
@@ -89,73 +154,81 @@ def _record(
         picture = as_picture(image)
     except DoubleheadError as error:
         raise DoubleheadError(f"{where}: {error}") from error
-    values, places = _boxes(boxes, where), [_label(label, index, where) for label in _plain(labels)]
-    if len(values) != len(places):
-        raise DoubleheadError(f"{where}: has {len(values)} boxes but {len(places)} labels")
-    if without_first and 0 in places:
-        raise DoubleheadError(f"{where}: has a box labelled as the background")
-    path = Path(where)
-    kept = []
-    for place, values_of_box in enumerate(values):
-        box: Box = tuple(map(float, values_of_box))  # type: ignore[assignment]
-        if note_box(box, picture.width, picture.height, f"{where}, box {place}", path, findings):
-            kept.append(place)
-    xyxy = values[kept].astype(np.float32).reshape(-1, 4)
-    return Record(
-        image_id=number + 1,
-        path=path,
-        width=picture.width,
-        height=picture.height,
-        boxes=xyxy,
-        labels=np.array([places[k] + (0 if without_first else 1) for k in kept], dtype=np.int64),
-        crowd=np.zeros(len(kept), dtype=bool),
-        areas=((xyxy[:, 2] - xyxy[:, 0]) * (xyxy[:, 3] - xyxy[:, 1])).astype(np.float32),
-        content=ItemImage(items, number),
-    )
+    found = _Target(picture.size, _boxes(boxes, where), _labels(labels, where))
+    if len(found.boxes) != len(found.labels):
+        raise DoubleheadError(f"{where}: has {len(found.boxes)} boxes but {len(found.labels)} labels")
+    return picture, found
 
 
 def _boxes(boxes: Any, where: str) -> np.ndarray:
+    """Convert to (N, 4) float64 xyxy."""
     try:
-        values = np.asarray(_plain(boxes), dtype=np.float64).reshape(-1, 4) if len(boxes) else np.zeros((0, 4))
-    except (TypeError, ValueError) as error:
+        if isinstance(boxes, BoundingBoxes):
+            boxes = convert_bounding_box_format(boxes, new_format=BoundingBoxFormat.XYXY)
+        values = np.asarray(_plain(boxes), dtype=np.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
         raise DoubleheadError(f"{where}: boxes must be (N, 4) numbers, x1, y1, x2, y2 in pixels") from error
-    if not np.isfinite(values).all() or (len(values) and np.abs(values).max() > 1e9):
+    if not values.size:
+        return np.zeros((0, 4))
+    if values.ndim != 2 or values.shape[1] != 4:
+        raise DoubleheadError(f"{where}: boxes must be (N, 4), x1, y1, x2, y2 in pixels, not {values.shape}")
+    if not np.isfinite(values).all() or np.abs(values).max() > COORDINATE_LIMIT:
         raise DoubleheadError(f"{where}: has a box whose coordinates are not finite, or beyond a billion")
     return values
 
 
-def _label(label: Any, index: Mapping[str, int], where: str) -> int:
-    """The index of a class among the names."""
+def _labels(labels: Any, where: str) -> list[Any]:
+    plain = _plain(labels)
+    if not isinstance(plain, list):
+        raise DoubleheadError(f"{where}: labels must be a sequence with one label for each box, not {brief(labels)}")
+    return plain
+
+
+def _index(label: Any, names: Sequence[str], where: str) -> int:
+    """The index of a label among the class names."""
     if isinstance(label, str):
-        if label not in index:
-            raise DoubleheadError(
-                f"{where}: has the label `{label}`, which is not among the classes {brief(list(index))}"
-            )
-        return index[label]
-    if not float(label).is_integer() or not 0 <= int(label) < len(index):
-        raise DoubleheadError(
-            f"{where}: has the label {label}, but labels are names or 0 to {len(index) - 1}, indices of "
-            f"{brief(list(index))}; if yours count from 1, give classes=['__background__', ...]"
-        )
-    return int(label)
+        if label in names:
+            return names.index(label)
+        raise DoubleheadError(f"{where}: has the label `{label}`, which is not among the classes {brief(list(names))}")
+    if isinstance(label, int | float) and label in range(len(names)):
+        return int(label)
+    raise DoubleheadError(
+        f"{where}: has the label {brief(label)}, but labels are names or 0 to {len(names) - 1}, indices of "
+        f"{brief(list(names))}; if yours count from 1, give classes=['__background__', ...]"
+    )
 
 
 def _plain(values: Any) -> Any:
-    """Tensors and arrays as lists."""
+    """Tensors, arrays and sequences as lists; other values as they are."""
     values = values.detach().cpu() if hasattr(values, "detach") else values
-    return values.tolist() if hasattr(values, "tolist") else list(values)
+    if hasattr(values, "tolist"):
+        return values.tolist()
+    return list(map(_plain, values)) if isinstance(values, list | tuple) else values
 
 
-def _class_names(items: Any) -> Sequence[str]:
-    """The names that a dataset has itself.
-
-    Raises:
-        DoubleheadError: it has none.
-    """
+def _own_names(items: Any) -> Sequence[str]:
+    """The class names that a dataset has itself; empty: none."""
     for attribute in ("classes", "class_names"):
         names = getattr(items, attribute, None)
         if isinstance(names, Sequence) and not isinstance(names, str) and len(names):
-            return [str(name) for name in names]
-    raise DoubleheadError(
-        "the dataset given has no class names: give it an attribute `classes`, or say classes=['cat', 'dog']"
-    )
+            return names
+    return ()
+
+
+def _checked_names(classes: Sequence[str]) -> tuple[str, ...]:
+    """Class names as text.
+
+    Raises:
+        DoubleheadError: there are none, or one occurs twice.
+    """
+    if isinstance(classes, str | Mapping):
+        raise DoubleheadError(f"classes must be a sequence of names, such as ['cat', 'dog'], not {brief(classes)}")
+    names = tuple(str(name) for name in classes)
+    if not [name for name in names if name.lower() not in BACKGROUND]:
+        raise DoubleheadError(
+            "the dataset given has no class names: give it an attribute `classes`, or pass classes=['cat', 'dog']"
+        )
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise DoubleheadError(f"the classes have the name `{twice[0]}` twice: give each class a name of its own")
+    return names

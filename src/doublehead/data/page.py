@@ -13,14 +13,16 @@ from PIL import Image, ImageDraw
 
 from doublehead.common.errors import DoubleheadError
 from doublehead.common.pages.pages import jpeg, render
+from doublehead.data.advice import Advice, Bin
 from doublehead.data.images import read_image
 from doublehead.data.inspection import Inspection
-from doublehead.data.records import Finding, Place, Record, Split
+from doublehead.data.records import Box, Finding, Place, Record, Split
 from doublehead.data.suspects import class_counts
 from doublehead.inference.detections import draw_boxes
 
 SHOWN = 12  # suspects of each kind and split
 _LONG_SIDE = 360  # pixels of a picture in the gallery
+_GAP = 6  # pixels between two pictures to compare
 _LINES = 24  # of a histogram
 _STEPS = (0, 1, 2, 3, 5, 9, 17, 33, 65, 129)  # ranges of the number of boxes in an image begin here
 _SMALLEST = 10  # pixels of the frame about a suspect box, so that one without area is seen
@@ -37,6 +39,7 @@ class _Shown:
     example: str
     pictures: list[tuple[str, str]]  # URI and caption
     texts: list[str]  # places without a picture
+    pairs: bool  # whether pictures show two images each
 
     @property
     def shown(self) -> int:
@@ -82,6 +85,8 @@ def _page(inspection: Inspection) -> str:
         found=[_shown(split, finding, records) for split, finding in inspection.rows],
         histograms=_histograms(inspection.splits),
         advice=inspection.advice,
+        command=inspection.advice and inspection.advice.command(str(inspection.path)),
+        against_anchors=_against_anchors(inspection.advice) if inspection.advice else [],
         note=inspection.note,
     )
 
@@ -99,29 +104,52 @@ def _histograms(splits: Sequence[Split]) -> list[_Histogram]:
         Counter(dict(zip(split.categories.names, class_counts(split).tolist(), strict=True))) for split in splits
     ]
     sides = [Counter(_octave(side) for record in split.records for side in _sides(record)) for split in splits]
-    shapes = [Counter(_shape(ratio) for record in split.records for ratio in _shapes(record)) for split in splits]
     in_images = [Counter(_range(len(record.boxes)) for record in split.records) for split in splits]
     sizes = [Counter(f"{record.width} x {record.height}" for record in split.records) for split in splits]
     return [
         _most("Boxes of each class", classes),
-        _rising("Shape of the boxes (width per height, in tenths)", shapes),
         _rising("Side of the boxes (root of the area), pixels", sides),
         _rising("Boxes in an image", in_images),
         _most("Size of the images", sizes),
     ]
 
 
+def _against_anchors(advice: Advice) -> list[_Histogram]:
+    """Sizes and shapes of the training boxes, and which of them no anchor reaches."""
+    titles = {
+        f"Side of the boxes at short side {advice.short_side}, pixels": advice.sides,
+        "Aspect ratio of the boxes, height / width": advice.shapes,
+    }
+    return [_Histogram(title, _bars_of_bins(bins)) for title, bins in titles.items()]
+
+
+def _bars_of_bins(bins: Sequence[Bin]) -> list[_Bar]:
+    most = max((each.boxes for each in bins), default=0) or 1
+    rows = []
+    for each in bins:
+        counts = [each.boxes, each.unreached]
+        label = f"{_short(each.low)} to {_short(each.high)}{' *' if each.anchors else ''}"
+        rows.append(_Bar(label, counts, [count / most for count in counts]))
+    return rows
+
+
+def _short(number: float) -> str:
+    """Whole from 8 on, and else with two digits."""
+    return f"{number:.0f}" if number >= 8 else f"{number:.2g}"
+
+
 def _shown(split: str, finding: Finding, records: dict[Path, Record]) -> _Shown:
     """A finding with the pictures of its first places; places without a picture in words."""
     pictures, texts = [], []
     for place in _first(finding):
-        picture = _picture(place, records.get(place.image)) if place.image else None
+        picture = _picture(place, records)
         if picture:
             pictures.append((picture, place.text))
         else:
             texts.append(place.text)
     level = "error" if finding.error else "warning"
-    return _Shown(level, split, finding.kind, finding.count, finding.places[0].text, pictures, texts)
+    pairs = any(place.beside for place in finding.places)
+    return _Shown(level, split, finding.kind, finding.count, finding.places[0].text, pictures, texts, pairs)
 
 
 def _first(finding: Finding) -> list[Place]:
@@ -134,12 +162,26 @@ def _first(finding: Finding) -> list[Place]:
     return [*chosen, *others][:SHOWN]
 
 
-def _picture(place: Place, record: Record | None) -> str | None:
-    """The image with its boxes, and a red frame about the one that is meant; None where it cannot be read."""
-    if place.image is None:
+def _picture(place: Place, records: dict[Path, Record]) -> str | None:
+    """The image of a place, beside the one to compare it with if there is one; None where it cannot be read."""
+    paths = [path for path in (place.image, place.beside) if path]
+    drawn = [_drawn(path, records.get(path), place.box if path == place.image else None) for path in paths]
+    images = [image for image in drawn if image]
+    if not images:
         return None
+    height = max(image.height for image in images)
+    both = Image.new("RGB", (sum(image.width + _GAP for image in images) - _GAP, height), "white")
+    left = 0
+    for image in images:
+        both.paste(image, (left, 0))
+        left += image.width + _GAP
+    return jpeg(both)
+
+
+def _drawn(path: Path, record: Record | None, box: Box | None) -> Image.Image | None:
+    """An image with its boxes, and a red frame about the one that is meant; None where it cannot be read."""
     try:
-        image = read_image(place.image, record.encoded() if record else None)
+        image = read_image(path, record.encoded() if record else None)
     except DoubleheadError:
         return None
     width, height = image.size
@@ -147,9 +189,9 @@ def _picture(place: Place, record: Record | None) -> str | None:
     scale = np.array([image.width / width, image.height / height] * 2)
     if record is not None and (record.width, record.height) == (width, height):
         image = draw_boxes(image, record.boxes * scale, record.labels)
-    if place.box is not None:
-        _frame(image, np.array(place.box) * scale)
-    return jpeg(image)
+    if box is not None:
+        _frame(image, np.array(box) * scale)
+    return image
 
 
 def _frame(image: Image.Image, box: np.ndarray) -> None:
@@ -189,18 +231,6 @@ def _sides(record: Record) -> np.ndarray:
     """The root of each box's area in pixels, inside the image, crowds left out; (M,) float32."""
     boxes, _ = record.training_boxes()
     return np.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
-
-
-def _shapes(record: Record) -> np.ndarray:
-    """Width per height of each box, crowds left out; (M,) float32."""
-    boxes, _ = record.training_boxes()
-    return (boxes[:, 2] - boxes[:, 0]) / (boxes[:, 3] - boxes[:, 1]).clip(1e-6)
-
-
-def _shape(ratio: float) -> str:
-    """The range between two powers of the root of 2 in which a ratio lies, in tenths."""
-    low = 2 ** (np.floor(np.log2(np.clip(ratio, 0.1, 9.9)) * 2) / 2)
-    return f"{round(10 * low)} to {round(10 * low * 2**0.5)}"
 
 
 def _octave(side: float) -> str:

@@ -62,6 +62,7 @@ class Place:
     text: str  # of an error: the whole sentence
     image: Path | None = None
     box: Box | None = None
+    beside: Path | None = None  # another image, to compare with
 
 
 @dataclass
@@ -93,9 +94,11 @@ class Findings:
         """The kinds that keep from training."""
         return [finding for finding in self if finding.error]
 
-    def warn(self, kind: str, text: str, image: Path | None = None, box: Box | None = None) -> None:
+    def warn(
+        self, kind: str, text: str, image: Path | None = None, box: Box | None = None, beside: Path | None = None
+    ) -> None:
         """Count one more of something that was mended, or that training can live with."""
-        self._add(kind, False, Place(printable(text), image, box))
+        self._add(kind, False, Place(printable(text), image, box, beside))
 
     def fault(self, kind: str, sentence: str, image: Path | None = None) -> None:
         """Count one more of something that must be mended."""

@@ -13,8 +13,11 @@ from pathlib import Path
 
 from doublehead.config import SplitConfig
 from doublehead.data.images import open_image
-from doublehead.data.near_copies import group, near_pairs, original_name, perceptual_hash
+from doublehead.data.near_copies import NEAR, group, near_pairs, original_name, perceptual_hash
 from doublehead.data.records import Finding, Findings, Place, Record, Split
+
+MOST = 0.5
+"""Share of the images that a group of near-copies may hold: a larger one leaves too little for the other splits."""
 
 
 def share_out(whole: Split, config: SplitConfig) -> dict[str, Split]:
@@ -41,14 +44,8 @@ def _homes(records: Sequence[Record], config: SplitConfig) -> list[str]:
     """The split of each record."""
     with ThreadPoolExecutor(os.cpu_count()) as executor:
         seen = list(executor.map(_look, records))
-    by_name: dict[str, int] = {}
-    pairs = [(by_name.setdefault(original_name(record.path.name), i), i) for i, record in enumerate(records)
-             if ".rf." in record.path.name]  # fmt: skip
-    alike = [index for index, (_, looks) in enumerate(seen) if looks is not None]
-    looks = [looks for _, looks in seen if looks is not None]
-    pairs += [(alike[first], alike[second]) for first, second in near_pairs(looks)]
-    groups = group(len(records), pairs)
-    places = [min(_fraction(seen[index][0], config.seed) for index in members) for members in groups]
+    groups = _near_copies(records, [looks for _, looks in seen])
+    places = [_fraction(min(seen[index][0] for index in members), config.seed) for members in groups]
     bounds = config.bounds
     chosen = [bisect(bounds[1:-1], place) for place in places]
     for number in range(len(config.names)):
@@ -59,6 +56,24 @@ def _homes(records: Sequence[Record], config: SplitConfig) -> list[str]:
         for index in members:
             home[index] = config.names[number]
     return home
+
+
+def _near_copies(records: Sequence[Record], looks: Sequence[int | None]) -> list[list[int]]:
+    """Groups of near-copies, by name and by look.
+
+    Where most pictures look alike, as those of a camera that does not move, only closer ones count as copies.
+    """
+    by_name: dict[str, int] = {}
+    pairs = [(by_name.setdefault(original_name(record.path.name), i), i) for i, record in enumerate(records)
+             if ".rf." in record.path.name]  # fmt: skip
+    hashed = [index for index, look in enumerate(looks) if look is not None]
+    hashes = [look for look in looks if look is not None]
+    for distance in range(NEAR, -1, -1):
+        alike = [(hashed[first], hashed[second]) for first, second in near_pairs(hashes, distance)]
+        groups = group(len(records), pairs + alike)
+        if max(map(len, groups), default=0) <= MOST * len(records):
+            return groups
+    return group(len(records), pairs)
 
 
 def _fill(number: int, chosen: list[int], places: list[float], bounds: Sequence[float]) -> None:

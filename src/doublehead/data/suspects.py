@@ -88,31 +88,45 @@ def suspect_overlap(splits: Sequence[Split], digests: dict[Path, bytes], finding
             known, path = first.setdefault(digest, (split, record.path))
             if known is not split:
                 text = f"{record.path.name} of {split.name} and {path.name} of {known.name}"
-                findings.warn("pictures in two splits", text, record.path)
+                findings.warn("pictures in two splits", text, record.path, beside=path)
             elif path != record.path:
-                split.findings.warn("pictures twice in a split", f"{path.name} and {record.path.name}", record.path)
+                text = f"{path.name} and {record.path.name}"
+                split.findings.warn("pictures twice in a split", text, record.path, beside=path)
 
 
 def suspect_near_copies(
     splits: Sequence[Split], digests: dict[Path, bytes], hashes: dict[Path, int], findings: Findings
 ) -> None:
-    """Pictures of two splits that look alike: frames of one video, or copies that were scaled, brightened or cropped.
+    """Warn of pictures that look like one of an earlier split: frames of one video, or scaled or brightened copies.
 
-    What is measured on such a picture was nearly seen in training.
+    Results on such a picture are too good. Each is named once, with the picture it is nearest to; the nearest first.
     """
-    home: dict[Path, Split] = {}
-    for split in splits:
+    splits = sorted(splits, key=lambda split: split.name != "train")
+    by_hash: dict[int, list[tuple[int, Path]]] = defaultdict(list)  # places of splits, in rising order
+    names = [split.name for split in splits]
+    for place, path in _homes(splits):
+        if path in hashes:
+            by_hash[hashes[path]].append((place, path))
+    looks = list(by_hash)
+    nearest: dict[Path, tuple[int, int, Path, int]] = {}
+    for one, other in [(look, look) for look in looks] + [(looks[a], looks[b]) for a, b in near_pairs(looks)]:
+        for (place, path), group in ((by_hash[one][0], by_hash[other]), (by_hash[other][0], by_hash[one])):
+            for home, copy in group:
+                if home > place and digests[copy] != digests[path]:
+                    found = ((one ^ other).bit_count(), place, path, home)
+                    nearest[copy] = min(found, nearest.get(copy, found))
+    for copy, (_, place, path, home) in sorted(nearest.items(), key=lambda item: item[1][0]):
+        text = f"{copy.name} of {names[home]} and {path.name} of {names[place]}"
+        findings.warn("pictures in two splits that look alike", text, copy, beside=path)
+
+
+def _homes(splits: Sequence[Split]) -> list[tuple[int, Path]]:
+    """Every picture once, with the place of the first split that has it; in the order of splits."""
+    homes: dict[Path, int] = {}
+    for place, split in enumerate(splits):
         for record in split.records:
-            home.setdefault(record.path, split)
-    paths = [path for path in home if path in hashes]
-    told: set[Path] = set()
-    for first, second in near_pairs([hashes[path] for path in paths]):
-        one, other = paths[first], paths[second]
-        if home[one] is home[other] or digests[one] == digests[other] or other in told:
-            continue
-        told.add(other)
-        text = f"{other.name} of {home[other].name} and {one.name} of {home[one].name}"
-        findings.warn("pictures in two splits that look alike", text, other)
+            homes.setdefault(record.path, place)
+    return [(place, path) for path, place in homes.items()]
 
 
 def suspect_files(splits: Sequence[Split], findings: Findings) -> None:

@@ -80,7 +80,7 @@ def run_training(
     except Fault as fault:
         if not RunFolder(output).config.exists():
             raise
-        raise Fault(f"{fault}; then go on with: {_resume_command(output, processes.world)}") from fault
+        raise Fault(f"{fault}; then go on with: {_resume_command(output, processes.world, dataset)}") from fault
     finally:
         processes.stop()
 
@@ -163,7 +163,10 @@ class _Training:
     def _read_data(self, check: bool) -> tuple[Split, Split | None]:
         data = self.config.data
         if not data.path and self.dataset is None:
-            raise DoubleheadError("which data? give the dataset's folder, or data.path in the config")
+            raise DoubleheadError(
+                "which data? give the dataset's folder, or data.path in the config; a run on Python objects needs them "
+                "again: doublehead.resume(run, data=...)"
+            )
         split, val = read_for_training(self.dataset or data.path, data.train_split, data.val_split, data.split)
         for part in filter(None, (split, val)):
             self.console.say(summary(part))
@@ -211,7 +214,7 @@ class _Training:
             self._learn()
         except Interrupted:
             self._save()
-            command = _resume_command(self.run_folder.path, self.processes.world)
+            command = _resume_command(self.run_folder.path, self.processes.world, self.dataset)
             console.say(f"stopped at step {state.step} and saved; go on with: {command}")
             raise
         if self.val is None:
@@ -444,6 +447,8 @@ class _Training:
         self.processes.lead(lambda: state.save(run.best, self.config, self.split.categories, weights_only=True))
 
 
-def _resume_command(folder: Path, world: int) -> str:
+def _resume_command(folder: Path, world: int, dataset: Dataset | None) -> str:
+    if dataset:  # a command cannot be given Python objects
+        return f"doublehead.resume({str(folder)!r}, data=...)"
     program = "doublehead" if world == 1 else "torchrun ... -m doublehead.cli"
     return f"{program} resume {shlex.quote(str(folder))}"

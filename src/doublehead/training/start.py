@@ -82,6 +82,8 @@ def resume(
         DoubleheadError: the folder holds no run, the data has changed, or as `train`.
         Interrupted: Ctrl-C or SIGTERM; the run is saved.
     """
+    if data is not None and not is_own(data):
+        raise DoubleheadError(f"{data}: is a path; the run's config.yaml says where its data lies, so leave `data` out")
     folder = RunFolder(Path(run))
     own = None if data is None else own_dataset(data, classes)
     return run_training(folder.stored_config(), folder.path, resume=True, other_data=other_data, dataset=own)
