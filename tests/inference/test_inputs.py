@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from doublehead.common.errors import DoubleheadError, Fault
+from doublehead.data import inputs
 from doublehead.data.inputs import as_images, as_picture
-from doublehead.inference import inputs
 
 
 @pytest.fixture(scope="module")

@@ -126,7 +126,7 @@ def test_out_of_memory_with_one_image(dataset, tmp_path, monkeypatch, command):
 
 
 def test_out_of_memory_while_measuring(dataset, trained, monkeypatch, command):
-    monkeypatch.setattr(Detector, "detect", lambda self, images: gpu_memory(self, images, None))
+    monkeypatch.setattr(Detector, "detect", lambda self, images, *options: gpu_memory(self, images, None))
     sentence = command("evaluate", trained / "best.safetensors", dataset, "--device", "cpu", "--batch-size", 8).sentence
     assert sentence.endswith("try a batch size of 4")
 

@@ -82,7 +82,7 @@ def assert_same_weights(one, other):
 def test_best_keeps_the_weights_of_the_highest_ap(dataset, tmp_path, monkeypatch):
     aps = iter([0.2, 0.5, 0.3])
 
-    def measured(records, categories, results):
+    def measured(records, categories, results, *limits):
         return Metrics({"AP": next(aps), "AP50": 0.0, "AP75": 0.0}, (), 0, 0, 0)
 
     monkeypatch.setattr("doublehead.training.loop.evaluate_detections", measured)
