@@ -16,8 +16,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from doublehead.common.errors import DoubleheadError
-from doublehead.common.errors import sentence as sentence
+from doublehead.common.errors import DoubleheadError, sentence
 from doublehead.common.strict import Count, Fraction, NotNegative, Positive, Sectioned, Share, Strict
 from doublehead.common.tables import row_of
 from doublehead.data.steps import AugmentConfig

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,20 @@ class Categories:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Categories:
+        """What `to_json` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is something else.
+        """
+        values = json.loads(text)
+        return cls(tuple(values["names"]), tuple(values["ids"]))
+
+    def to_json(self) -> str:
+        """Names and ids, as checkpoints, exported models and tables of detections have them."""
+        return json.dumps({"names": self.names, "ids": self.ids})
 
     @property
     def pairs(self) -> tuple[tuple[str, int], ...]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import IO
 
-from doublehead.common.errors import DoubleheadError, Fault
+from doublehead.common.errors import Fault
 
 try:
     import fcntl
@@ -136,11 +136,3 @@ def _to_disk(path: Path, mode: int) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def missing_weights(path: str | Path) -> DoubleheadError:
-    """What to raise where no weights are at a path."""
-    return DoubleheadError(
-        f"{path}: there is no such file; give the path of a checkpoint such as best.safetensors, of a file that "
-        "`doublehead export` wrote, or a name that `doublehead models` lists as published"
-    )

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 from PIL import Image
 
 from doublehead.common.categories import require_same_classes
 from doublehead.common.errors import DoubleheadError
+from doublehead.common.threads import in_threads
 from doublehead.config import SplitConfig
 from doublehead.data.dataset import Dataset, open_dataset
 from doublehead.data.images import Picture, image_size, read_picture
 from doublehead.data.records import Record, Split
-
-Seen = TypeVar("Seen")
 
 
 def read_for_training(
@@ -103,23 +100,6 @@ def check_images(
     if faults:
         more = f" (and {len(faults) - 1} more of {len(records)} images have a fault)" if len(faults) > 1 else ""
         raise DoubleheadError(f"{faults[0]}{more}")
-
-
-def in_threads(
-    look: Callable[[Record], Seen], records: Sequence[Record], progress: Callable[[], object] | None = None
-) -> Iterator[Seen]:
-    """What `look` sees in each record, in their order, by as many threads as there are cores: decoders release the GIL.
-
-    `progress` is called once per record, in this thread.
-    """
-    executor = ThreadPoolExecutor(os.cpu_count())
-    try:
-        for seen in executor.map(look, records):
-            yield seen
-            if progress:
-                progress()
-    finally:
-        executor.shutdown(cancel_futures=True)  # or Ctrl-C would wait for all the rest
 
 
 def _same_size(record: Record, size: tuple[int, int]) -> None:

@@ -11,8 +11,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeGuard
 
-import numpy as np
-
 from doublehead.common.errors import DoubleheadError, brief
 from doublehead.data.folder import Folder, Pictures, canonical, split_in_name, split_of_folder
 from doublehead.data.images import image_size
@@ -254,16 +252,7 @@ class _Reader:
                     labels.append(self.label_of[annotation["category_id"]])
                     crowd.append(ignored or is_set(annotation.get("iscrowd")))
                     areas.append(area)
-        return Record(
-            image_id=image["id"],
-            path=file,
-            width=width,
-            height=height,
-            boxes=np.array(boxes, dtype=np.float32).reshape(-1, 4),
-            labels=np.array(labels, dtype=np.int64),
-            crowd=np.array(crowd, dtype=bool),
-            areas=np.array(areas, dtype=np.float32),
-        )
+        return Record.of(image["id"], file, (width, height), boxes, labels, crowd, areas)
 
 
 def _box(annotation: Entry, where: str) -> tuple[Box, str]:

@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from doublehead.common.errors import DoubleheadError, brief
-from doublehead.config import SplitConfig, Strict, read_yaml, sentence
+from doublehead.common.errors import DoubleheadError, brief, sentence
+from doublehead.common.strict import Strict
+from doublehead.config import SplitConfig, read_yaml
 from doublehead.data.coco import find_coco, read_coco
 from doublehead.data.cvat import find_cvat
 from doublehead.data.fiftyone import find_fiftyone

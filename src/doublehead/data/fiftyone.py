@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import posixpath
 from collections.abc import Iterator
 from functools import partial
@@ -13,7 +12,7 @@ from doublehead.common.errors import DoubleheadError, brief
 from doublehead.data.folder import Folder, canonical, split_of_folder
 from doublehead.data.objects import Item, NotMine, Parse, Splits, Thing, number, size_of, splits_by_name
 from doublehead.data.records import Findings
-from doublehead.data.text import is_set, read_text
+from doublehead.data.text import is_set, read_json
 
 _FIELDS = ("ground_truth", "detections")  # of a sample, if several fields have boxes
 
@@ -36,10 +35,7 @@ def find_fiftyone(folder: Folder) -> Splits | NotMine | None:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(read_text(path, "JSON"))
-    except (ValueError, RecursionError) as error:
-        raise DoubleheadError(f"{path}: cannot be read as JSON ({error})", "annotation files unreadable") from error
+    content = read_json(path)
     return content if isinstance(content, dict) else {}
 
 

@@ -25,6 +25,7 @@ _KNOWN = ("train", "val", "test", "trainval")
 _FILLERS = {"images", "image", "imgs", "img", "labels", "label", "annotations", "annotation", "data", "set", "obj"}
 _DATA_SUFFIXES = (*IMAGE_SUFFIXES, ".txt", ".xml", ".json", ".jsonl", ".csv", ".yaml", ".yml", ".parquet")
 _JUNK = ("__macosx",)  # besides what begins with a dot
+_LOOKED_AT = 5  # files of a folder that are looked into, to see what they hold
 _SAMPLE = 1000  # names that decide which folder holds the pictures
 
 
@@ -99,6 +100,16 @@ class Folder:
     def suffixed(self, *suffixes: str) -> list[str]:
         """Files with one of these suffixes, in any case."""
         return [file for file in self.files if file.lower().endswith(suffixes)]
+
+    def of_kind(self, suffix: str, is_one: Callable[[Path], bool]) -> list[str]:
+        """Files with a suffix, of the folders where one of the first few is of the kind asked for."""
+        by_folder = _index(self.suffixed(suffix), posixpath.dirname)
+        return [
+            file
+            for files in by_folder.values()
+            if any(is_one(self.path(one)) for one in files[:_LOOKED_AT])
+            for file in files
+        ]
 
     @cached_property
     def images(self) -> list[str]:
@@ -298,8 +309,8 @@ class Pictures:
 
         def nearness(file: str) -> tuple[int, int, bool]:
             there = [_plain(part) for part in file.split("/")[:-1]]
-            behind = _common(reversed(there), reversed(dirs))
-            return behind, _common(there, map(_plain, beside.split("/"))), [posixpath.dirname(file)] == self._equal
+            behind = alike(reversed(there), reversed(dirs))
+            return behind, alike(there, map(_plain, beside.split("/"))), [posixpath.dirname(file)] == self._equal
 
         best = max(map(nearness, found))
         found = [file for file in found if nearness(file) == best]
@@ -327,7 +338,8 @@ def _index(files: Iterable[str], key: Callable[[str], str]) -> dict[str, list[st
     return dict(found)
 
 
-def _common(one: Iterable[str], other: Iterable[str]) -> int:
+def alike(one: Iterable[str], other: Iterable[str]) -> int:
+    """How many parts two ways have in common at their start."""
     count = 0
     for a, b in zip(one, other, strict=False):
         if a != b:

@@ -141,7 +141,12 @@ def _from_wide(image: Image.Image) -> Image.Image:
     values = np.asarray(image)
     if image.mode == "F" or values.min() < 0 or values.max() > 65535:
         raise DoubleheadError(f"has 32-bit values (mode {image.mode}) of unknown range: save it with 8 or 16 bits")
-    return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
+    return Image.fromarray(eight_bits(values))
+
+
+def eight_bits(values: np.ndarray) -> np.ndarray:
+    """Whole numbers of 16 bits divided by 257 and rounded: 65535 becomes 255."""
+    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def unreadable(path: Path | str, error: Exception) -> DoubleheadError:

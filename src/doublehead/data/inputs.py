@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from doublehead.common.errors import DoubleheadError, Fault, brief
-from doublehead.data.images import read_image, to_rgb, unreadable
+from doublehead.data.images import eight_bits, read_image, to_rgb, unreadable
 
 ImageLike = str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | np.ndarray | Tensor
 """One image: a path, an http(s) address, the bytes of a file, an open file, a PIL image, an array or a tensor.
@@ -156,7 +156,7 @@ def _as_uint8(array: np.ndarray, name: str) -> np.ndarray:
             raise DoubleheadError(f"{name}: an image of floats must lie in 0..1, but {_mend(low, high)}")
         array = (array * 255).round()
     elif array.dtype.kind == "u" and array.dtype.itemsize == 2:
-        array = (array.astype(np.uint32) + 128) // 257
+        array = eight_bits(array)
     elif array.dtype != np.uint8:
         raise DoubleheadError(
             f"{name}: an image must be uint8 or float, not {array.dtype}; if its values lie in 0..255, convert it to "

@@ -16,8 +16,9 @@ from rich.text import Text
 
 from doublehead.common.console import Console, shorten
 from doublehead.common.errors import DoubleheadError
+from doublehead.common.threads import in_threads
 from doublehead.data.advice import Advice, advise
-from doublehead.data.check import in_threads, read_record_picture, require_trainable
+from doublehead.data.check import read_record_picture, require_trainable
 from doublehead.data.dataset import Dataset, open_dataset
 from doublehead.data.near_copies import perceptual_hash
 from doublehead.data.records import Finding, Findings, Record, Split

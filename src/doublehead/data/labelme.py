@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,23 +27,17 @@ from doublehead.data.objects import (
     splits_by_name,
 )
 from doublehead.data.records import Box, Findings
-from doublehead.data.text import read_text
+from doublehead.data.text import read_json
 
 _NOT_OBJECTS = ("point", "points", "line", "linestrip")
 _REDUCED = {"polygon": POLYGONS, "mask": MASKS, "rotation": ROTATED}
-_LOOKED_AT = 5  # JSON files of a folder that are looked into
 
 
 def find_labelme(folder: Folder) -> Splits | NotMine | None:
     """Splits of JSON files with `shapes`: by the folders they lie in, else one."""
-    by_folder: dict[str, list[str]] = {}
-    for file in folder.suffixed(".json"):
-        by_folder.setdefault(file.rpartition("/")[0], []).append(file)
     sources: dict[str, list[str]] = {}
-    for files in by_folder.values():
-        if any(_has_shapes(folder.path(file)) for file in files[:_LOOKED_AT]):
-            for file in files:
-                sources.setdefault(split_of_folder(file) or "all", []).append(file)
+    for file in folder.of_kind(".json", _has_shapes):
+        sources.setdefault(split_of_folder(file) or "all", []).append(file)
     if not sources:
         return None
     parse: dict[str, Parse] = {split: partial(_items, folder, files) for split, files in sources.items()}
@@ -78,10 +71,7 @@ def _has_shapes(path: Path) -> bool:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(read_text(path, "JSON"))
-    except (ValueError, RecursionError) as error:
-        raise DoubleheadError(f"{path}: cannot be read as JSON ({error})", "annotation files unreadable") from error
+    content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
         raise DoubleheadError(f"{path}: has no list of `shapes`, so it is not a LabelMe file")
     return content

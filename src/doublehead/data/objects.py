@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
 
-import numpy as np
-
 from doublehead.common.errors import DoubleheadError, brief
 from doublehead.data.folder import Folder, Pictures
 from doublehead.data.images import image_size
@@ -144,18 +142,7 @@ def _record(number: int, item: Item, pictures: Pictures, label_of: dict[str, int
                 boxes.append(box)
                 labels.append(label_of[category])
                 crowd.append(thing.crowd)
-    edges = np.array(boxes, dtype=np.float32).reshape(-1, 4)
-    return Record(
-        image_id=number,
-        path=path,
-        width=width,
-        height=height,
-        boxes=edges,
-        labels=np.array(labels, dtype=np.int64),
-        crowd=np.array(crowd, dtype=bool),
-        areas=(edges[:, 2] - edges[:, 0]) * (edges[:, 3] - edges[:, 1]),
-        content=item.content,
-    )
+    return Record.of(number, path, (width, height), boxes, labels, crowd, content=item.content)
 
 
 def number(value: Any, what: str) -> float:

@@ -121,18 +121,8 @@ def _record(items: Any, number: int, where: str, names: Sequence[str], offset: i
         box: Box = tuple(values)
         if note_box(box, *picture.size, f"{where}, box {place}", path, findings):
             kept.append(place)
-    xyxy = target.boxes[kept].astype(np.float32).reshape(-1, 4)
-    return Record(
-        image_id=number + 1,
-        path=path,
-        width=picture.width,
-        height=picture.height,
-        boxes=xyxy,
-        labels=np.array([labels[place] for place in kept], dtype=np.int64),
-        crowd=np.zeros(len(kept), dtype=bool),
-        areas=((xyxy[:, 2] - xyxy[:, 0]) * (xyxy[:, 3] - xyxy[:, 1])).astype(np.float32),
-        content=ItemImage(items, number, where, target),
-    )
+    boxes, chosen = [tuple(box) for box in target.boxes[kept].tolist()], [labels[place] for place in kept]
+    return Record.of(number + 1, path, picture.size, boxes, chosen, content=ItemImage(items, number, where, target))
 
 
 def _read(items: Any, number: int, where: str) -> tuple[Image.Image, _Target]:

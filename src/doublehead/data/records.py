@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +41,44 @@ class Record:
     crowd: np.ndarray  # (N,) bool: kept for evaluation, left out of training
     areas: np.ndarray  # (N,) float32, as annotated (COCO: of the mask), for the size ranges of evaluation
     content: ImageBytes | None = None  # where the image is no file of its own; `path` then only names it
+
+    @classmethod
+    def of(
+        cls,
+        image_id: int,
+        path: Path,
+        size: tuple[int, int],
+        boxes: Sequence[Box],
+        labels: Sequence[int],
+        crowd: Sequence[bool] = (),
+        areas: Sequence[float] | None = None,
+        content: ImageBytes | None = None,
+    ) -> Record:
+        """A record of plain values.
+
+        Args:
+            image_id: the dataset's own, or a number.
+            path: of the image.
+            size: width and height in pixels.
+            boxes: xyxy in pixels.
+            labels: of the boxes, 1..C.
+            crowd: whether each box is a crowd; empty: none is.
+            areas: of the objects; None: those of the boxes.
+            content: the image, where it is no file of its own.
+        """
+        edges = np.array(boxes, dtype=np.float32).reshape(-1, 4)
+        return cls(
+            image_id,
+            path,
+            *size,
+            edges,
+            np.array(labels, dtype=np.int64),
+            np.array(crowd or [False] * len(edges), dtype=bool),
+            (edges[:, 2] - edges[:, 0]) * (edges[:, 3] - edges[:, 1])
+            if areas is None
+            else np.array(areas, dtype=np.float32),
+            content,
+        )
 
     def encoded(self) -> bytes | None:
         """The bytes of an image that is no file of its own; None: `path` is the file."""

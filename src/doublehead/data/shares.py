@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from bisect import bisect
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
+from doublehead.common.threads import in_threads
 from doublehead.config import SplitConfig
 from doublehead.data.images import open_image
 from doublehead.data.near_copies import NEAR, group, near_pairs, original_name, perceptual_hash
@@ -42,8 +41,7 @@ def share_out(whole: Split, config: SplitConfig) -> dict[str, Split]:
 
 def _homes(records: Sequence[Record], config: SplitConfig) -> list[str]:
     """The split of each record."""
-    with ThreadPoolExecutor(os.cpu_count()) as executor:
-        seen = list(executor.map(_look, records))
+    seen = list(in_threads(_look, records))
     groups = _near_copies(records, [looks for _, looks in seen])
     places = [_fraction(min(seen[index][0] for index in members), config.seed) for members in groups]
     bounds = config.bounds

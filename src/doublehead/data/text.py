@@ -1,8 +1,9 @@
-"""Text as other programs write it: byte order marks, YAML, flags and class names."""
+"""Text as other programs write it: byte order marks, JSON, YAML, flags and class names."""
 
 from __future__ import annotations
 
 import codecs
+import json
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,18 @@ def read_text(path: Path, what: str, kind: str = "") -> str:
         raise DoubleheadError(f"{path}: there is no such file", kind) from error
     except (OSError, UnicodeDecodeError) as error:
         raise DoubleheadError(f"{path}: cannot be read as {what} ({error})", kind) from error
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        DoubleheadError: the file is missing, unreadable or no JSON.
+    """
+    try:
+        return json.loads(read_text(path, "JSON"))
+    except (ValueError, RecursionError) as error:
+        raise DoubleheadError(f"{path}: cannot be read as JSON ({error})", "annotation files unreadable") from error
 
 
 def read_strings(path: Path) -> dict[str, Any]:

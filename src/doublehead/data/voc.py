@@ -14,7 +14,7 @@ from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import parse
 
 from doublehead.common.errors import DoubleheadError
-from doublehead.data.folder import OUTSIDE, Folder, canonical, split_of_folder
+from doublehead.data.folder import OUTSIDE, Folder, alike, canonical, split_of_folder
 from doublehead.data.images import IMAGE_SUFFIXES
 from doublehead.data.objects import (
     POLYGONS,
@@ -32,8 +32,6 @@ from doublehead.data.objects import (
 )
 from doublehead.data.records import Findings
 from doublehead.data.text import is_set, read_text
-
-_LOOKED_AT = 5  # XML files of a folder that are looked into, to see what they hold
 
 
 def find_voc(folder: Folder) -> Splits | NotMine | None:
@@ -73,13 +71,7 @@ def voc_splits(folder: Folder, files: list[str], lists: dict[str, str]) -> Split
 
 def xml_files(folder: Folder, tag: str) -> list[str]:
     """XML files whose root is `tag`; of each folder a few are looked into."""
-    by_folder: dict[str, list[str]] = {}
-    for file in folder.suffixed(".xml"):
-        by_folder.setdefault(file.rpartition("/")[0], []).append(file)
-    return [
-        file for files in by_folder.values() if any(_is_root(folder, one, tag) for one in files[:_LOOKED_AT])
-        for file in files
-    ]  # fmt: skip
+    return folder.of_kind(".xml", partial(_is_root, tag=tag))
 
 
 def parse_xml(path: Path) -> Any:
@@ -98,9 +90,9 @@ def parse_xml(path: Path) -> Any:
         raise DoubleheadError(f"{path}: cannot be read as XML ({error})", "annotation files unreadable") from error
 
 
-def _is_root(folder: Folder, file: str, tag: str) -> bool:
+def _is_root(path: Path, tag: str) -> bool:
     try:
-        with folder.path(file).open("rb") as content:
+        with path.open("rb") as content:
             head = content.read(4096).replace(b"\0", b"")  # UTF-16 has one in every letter of a tag
     except OSError:
         return False
@@ -153,16 +145,12 @@ def _listed(folder: Folder, by_stem: dict[str, list[str]], list_file: str, findi
                 home = folder.path(next(iter(by_stem.values()))[0]).parent if by_stem else folder.root
                 raise DoubleheadError(f"{home / stem}.xml: there is no such file, but the list names it")
             dirs = plain.replace("\\", "/").split("/")[-2::-1]
-            file = max(by_stem[stem], key=lambda file: _alike(file.split("/")[-2::-1], dirs))
+            file = max(by_stem[stem], key=lambda file: alike(file.split("/")[-2::-1], dirs))
             if file in seen:
                 findings.warn("images listed twice, read once", f"{stem} in {path.name}")
             else:
                 seen.add(file)
                 yield file
-
-
-def _alike(one: list[str], other: list[str]) -> int:
-    return next((place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(other))
 
 
 def _splits(folder: Folder, files: list[str], chosen: dict[str, Any]) -> Splits:
@@ -187,7 +175,7 @@ def _splits(folder: Folder, files: list[str], chosen: dict[str, Any]) -> Splits:
 
 def _common_folder(files: list[str]) -> str:
     first, last = min(files).split("/")[:-1], max(files).split("/")[:-1]
-    return "/".join(first[: _alike(first, last)]) + "/" if _alike(first, last) else ""
+    return "/".join(first[: alike(first, last)]) + "/" if alike(first, last) else ""
 
 
 def _item(folder: Folder, file: str, home: str, findings: Findings) -> Item:

@@ -9,12 +9,10 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from doublehead.common.errors import DoubleheadError
 from doublehead.data.folder import OUTSIDE, Folder, Pictures, spellings, split_of_folder
 from doublehead.data.images import image_size
-from doublehead.data.objects import POLYGONS, NotMine, Splits
+from doublehead.data.objects import POLYGONS, NotMine, Splits, around
 from doublehead.data.records import Box, Findings, Record, Split, note_box
 from doublehead.data.text import read_text
 from doublehead.data.yolo_layout import (
@@ -186,17 +184,7 @@ def _record(number: int, image: Path, path: Path | None, data: YoloData, finding
             if note_box(box, width, height, where, image, findings):
                 boxes.append(box)
                 labels.append(label)
-    edges = np.array(boxes, dtype=np.float32).reshape(-1, 4)
-    return Record(
-        image_id=number,
-        path=image,
-        width=width,
-        height=height,
-        boxes=edges,
-        labels=np.array(labels, dtype=np.int64),
-        crowd=np.zeros(len(labels), dtype=bool),
-        areas=(edges[:, 2] - edges[:, 0]) * (edges[:, 3] - edges[:, 1]),
-    )
+    return Record.of(number, image, (width, height), boxes, labels)
 
 
 def _object(where: str, fields: list[str], classes: int) -> tuple[int, Box]:
@@ -222,8 +210,7 @@ def _object(where: str, fields: list[str], classes: int) -> tuple[int, Box]:
     if len(values) == 5:
         x, y, w, h = values[1:]
         return int(number) + 1, (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
-    xs, ys = values[1::2], values[2::2]
-    return int(number) + 1, (min(xs), min(ys), max(xs), max(ys))
+    return int(number) + 1, around(zip(values[1::2], values[2::2], strict=True), where)
 
 
 def _number(where: str, field: str) -> float:

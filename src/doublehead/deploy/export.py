@@ -27,7 +27,7 @@ from doublehead.deploy.bulk.sources import find_files
 from doublehead.deploy.graph import Graph, write_onnx
 from doublehead.deploy.openvino import write_openvino
 from doublehead.deploy.parity import Parity, RawDetections, compare, require_parity
-from doublehead.inference.exported import FORMAT_VERSION, SUFFIXES, open_exported
+from doublehead.inference.exported import FORMAT_VERSION, open_exported
 from doublehead.inference.predictor import Detects
 from doublehead.model.checkpoint import Checkpoint, load_model
 from doublehead.model.interop.published import resolve
@@ -130,13 +130,12 @@ def export(
 def describe(checkpoint: Checkpoint, owners: int, precision: str) -> dict[str, str]:
     """What a file says of itself."""
     config = checkpoint.config
-    categories = {"names": checkpoint.categories.names, "ids": checkpoint.categories.ids}
     thresholds = {name: getattr(config.roi, name) for name in ("score_threshold", "nms_iou", "detections")}
     return {
         "format_version": str(FORMAT_VERSION),
         "doublehead": doublehead.__version__,
         "variant": variant(config),
-        "categories": json.dumps(categories),
+        "categories": checkpoint.categories.to_json(),
         "thresholds": json.dumps(thresholds),
         "owners": str(owners),
         "precision": precision,
@@ -157,7 +156,7 @@ def _require_format(output: Path, format: str | None, int8: str | Path | None) -
     """Refuse a file's ending, a format and options that do not go together."""
     if format is not None and format not in FORMATS:
         raise DoubleheadError(f"--format {format}: is not known; use {' or '.join(FORMATS)}")
-    if output.suffix.lower() not in ((FORMATS[format],) if format else SUFFIXES):
+    if output.suffix.lower() not in ((FORMATS[format],) if format else FORMATS.values()):
         wanted = FORMATS[format] if format else ".onnx, or in .xml for OpenVINO"
         raise DoubleheadError(f"{output}: the file to write must end in {wanted}")
     if output.suffix.lower() != ".onnx":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -13,14 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import doublehead
 from doublehead.common.categories import Categories
 from doublehead.common.errors import DoubleheadError, require
-from doublehead.common.files import missing_weights
+from doublehead.common.model_files import EXPORTED, missing_weights, of_newer_version
 from doublehead.config import IN_MODEL, InferenceOptions, ModelConfig, inference_options
 
 OUTPUTS = ("boxes", "scores", "labels")
-SUFFIXES = (".onnx", ".xml")
 FORMAT_VERSION = 1
 SECTION = "doublehead"
 """Of OpenVINO's runtime information: what a file says of itself."""
@@ -77,7 +74,7 @@ class Exported:
 
 def is_exported(path: Path) -> bool:
     """Whether a file's name is that of an exported detector."""
-    return path.suffix.lower() in SUFFIXES
+    return path.suffix.lower() in EXPORTED
 
 
 def open_exported(path: Path, device: str = "auto", precision: str = "fp32") -> Exported:
@@ -96,12 +93,8 @@ def open_exported(path: Path, device: str = "auto", precision: str = "fp32") -> 
     try:
         version = int(about["format_version"])
         if version > FORMAT_VERSION:
-            raise DoubleheadError(
-                f"{path}: was written by doublehead {about['doublehead']}, which is newer than this one "
-                f"({doublehead.__version__}): pip install --upgrade doublehead"
-            )
-        classes = json.loads(about["categories"])
-        categories = Categories(tuple(classes["names"]), tuple(classes["ids"]))
+            raise of_newer_version(path, about["doublehead"])
+        categories = Categories.from_json(about["categories"])
         config = ModelConfig.model_validate_json(about["model"])
     except (KeyError, TypeError, ValueError) as error:
         raise DoubleheadError(f"{path}: is a model, but not one that `doublehead export` wrote") from error

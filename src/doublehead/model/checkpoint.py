@@ -22,10 +22,11 @@ from torch.overrides import TorchFunctionMode
 
 import doublehead
 from doublehead.common.categories import Categories
-from doublehead.common.errors import DoubleheadError
-from doublehead.common.files import missing_weights, whole
+from doublehead.common.errors import DoubleheadError, sentence
+from doublehead.common.files import whole
+from doublehead.common.model_files import EXPORTED, missing_weights, of_newer_version
 from doublehead.common.names import names_only
-from doublehead.config import ModelConfig, sentence, with_options
+from doublehead.config import ModelConfig, with_options
 from doublehead.model.detector import Detector
 
 FORMAT = "doublehead"
@@ -97,7 +98,7 @@ def save_checkpoint(
         "format_version": str(FORMAT_VERSION),
         "doublehead": doublehead.__version__,
         "model": json.dumps(names_only(config.model_dump(mode="json"))),
-        "categories": json.dumps({"names": categories.names, "ids": categories.ids}),
+        "categories": categories.to_json(),
         "notes": json.dumps(names_only(notes)),
     }
     tensors = weights | {TRAINING + key: value for key, value in (training or {}).items()}
@@ -128,7 +129,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path)
     if not path.is_file():
         raise missing_weights(path)
-    if path.suffix.lower() in (".onnx", ".xml"):
+    if path.suffix.lower() in EXPORTED:
         raise DoubleheadError(f"{path}: is exported, for `predict` and `evaluate` alone; give its checkpoint")
     try:
         with safe_open(path, framework="pt") as file:
@@ -141,19 +142,15 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     try:
         version = int(header["format_version"])
         if version > FORMAT_VERSION:
-            raise DoubleheadError(
-                f"{path}: was written by doublehead {header['doublehead']}, which is newer than this one "
-                f"({doublehead.__version__}): pip install --upgrade doublehead"
-            )
+            raise of_newer_version(path, header["doublehead"])
         if version != 1 and checksum(header, tensors) != header["checksum"]:
             raise DoubleheadError(f"{path}: is damaged (its checksum differs); take a copy of it, or train again")
         if version < 3:
             tensors = {key.replace(ONE_HEAD, FIRST_HEAD): value for key, value in tensors.items()}
         config = ModelConfig.model_validate_json(header["model"])
-        categories = json.loads(header["categories"])
         result = Checkpoint(
             config,
-            Categories(tuple(categories["names"]), tuple(categories["ids"])),
+            Categories.from_json(header["categories"]),
             {key: value for key, value in tensors.items() if not key.startswith(TRAINING)},
             {key.removeprefix(TRAINING): value for key, value in tensors.items() if key.startswith(TRAINING)},
             json.loads(header["notes"]),

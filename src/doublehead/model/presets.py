@@ -7,6 +7,7 @@ from typing import Any
 
 from doublehead.common.errors import DoubleheadError
 from doublehead.config import ModelConfig, merge
+from doublehead.model.parts import BackboneRow
 from doublehead.model.variants import VARIANTS
 
 SMALL_HEADS: dict[str, Any] = {
@@ -33,7 +34,7 @@ def _from_timm(model: str, mean: float | tuple[float, ...], std: float | tuple[f
     }
 
 
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+IMAGENET = (BackboneRow.mean, BackboneRow.std)
 
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from doublehead.common.errors import DoubleheadError
+from doublehead.common.errors import DoubleheadError, sentence
 
 if TYPE_CHECKING:
     from doublehead.config import Config
@@ -81,7 +81,7 @@ def resolve(
     """
     from pydantic import ValidationError  # here: `train --help` names the recipes without it
 
-    from doublehead.config import Config, merge, override, read_yaml, renewed, sentence
+    from doublehead.config import Config, merge, override, read_yaml, renewed
 
     settings = settings or {}
     from_file = read_yaml(file) if file else {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ def write_part(path: Path, found: Iterable[ImageResult], categories: Categories)
     pa, parquet = require("pyarrow", "bulk"), require("pyarrow.parquet", "bulk")
     rows = [_row(one) for one in found]
     notes = {
-        CATEGORIES: json.dumps({"names": categories.names, "ids": categories.ids}),
+        CATEGORIES: categories.to_json(),
         BAD: str(sum("fault" in row for row in rows)),
         VERSION: doublehead.__version__,
     }
@@ -56,8 +55,7 @@ def read_part(path: Path) -> Iterator[ImageResult]:
 def read_categories(path: Path) -> Categories:
     """The classes of the model that found what a part holds."""
     with open_parquet(str(path)) as file:
-        said = json.loads(file.schema_arrow.metadata[CATEGORIES])
-    return Categories(tuple(said["names"]), tuple(said["ids"]))
+        return Categories.from_json(file.schema_arrow.metadata[CATEGORIES])
 
 
 def count_bad(path: Path) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from doublehead.config import Strict
+from doublehead.common.strict import Strict
 from doublehead.deploy.server.engine import MOST
 from doublehead.deploy.server.intake import FIELD
 from doublehead.deploy.server.refusals import MEANING

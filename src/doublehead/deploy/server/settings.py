@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 
-from doublehead.common.errors import DoubleheadError
-from doublehead.config import Strict, sentence
+from doublehead.common.errors import DoubleheadError, sentence
+from doublehead.common.strict import Strict
 
 Format = Literal["jpeg", "png", "webp", "bmp", "gif", "tiff"]
 

@@ -12,7 +12,7 @@ import torch
 from doublehead.common.errors import DoubleheadError
 from doublehead.config import ModelConfig
 from doublehead.model.anchors import ANCHORS
-from doublehead.model.interop.format import BRANCH, MANY, Format, Weights
+from doublehead.model.interop.format import BRANCH, MANY, Format, Weights, exchange_colours
 
 ANCHOR = "rpn.anchor_generator.cell_anchors."
 EXTRACTOR = "roi_heads.box.feature_extractor."
@@ -23,9 +23,7 @@ LAST_PIXEL = torch.tensor([0.0, 0.0, 1.0, 1.0], dtype=torch.float32)
 
 def _laid_out(weights: Weights) -> tuple[Weights, dict[str, Any]]:
     """Colours as RGB; the anchors' sizes; of class-agnostic boxes the object's alone, without the background's."""
-    result = {key: value for key, value in weights.items() if not key.startswith(ANCHOR)}
-    if STEM in result:
-        result[STEM] = result[STEM].flip(1)
+    result = exchange_colours({key: value for key, value in weights.items() if not key.startswith(ANCHOR)}, STEM)
     for key in _box_keys(result):
         classes = result.get(key.replace("bbox_pred", "cls_score"))
         if classes is not None and len(result[key]) == 8 < 4 * len(classes):
@@ -42,8 +40,7 @@ def _laid_out(weights: Weights) -> tuple[Weights, dict[str, Any]]:
 
 def _laid_back(weights: Weights, config: ModelConfig) -> Weights:
     """Colours as BGR; the anchors."""
-    result = dict(weights)
-    result[STEM] = result[STEM].flip(1)
+    result = exchange_colours(weights, STEM)
     if config.roi.class_agnostic:
         for key in _box_keys(result):
             result[key] = torch.cat([torch.zeros_like(result[key]), result[key]])

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from doublehead.common.categories import Categories
-from doublehead.common.errors import DoubleheadError
-from doublehead.config import ModelConfig, override, sentence
+from doublehead.common.errors import DoubleheadError, sentence
+from doublehead.config import ModelConfig, override
 from doublehead.data.coco import read_categories
 from doublehead.model.checkpoint import FORMAT, load_checkpoint, save_checkpoint
 from doublehead.model.interop import PROGRAMS

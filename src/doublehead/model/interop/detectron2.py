@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from doublehead.config import ModelConfig
-from doublehead.model.interop.format import BRANCH, Format, Weights, background_first, background_last
+from doublehead.model.interop.format import BRANCH, Format, Weights, background_first, background_last, exchange_colours
 
 BODY = "backbone.bottom_up."
 RPN = "proposal_generator."
@@ -26,17 +26,15 @@ NOT_LEARNED = ("pixel_mean", "pixel_std", f"{RPN}anchor_generator.")
 def _laid_out(weights: Weights) -> tuple[Weights, dict[str, Any]]:
     """Colours as RGB, and the background to the front."""
     result = {key: value for key, value in weights.items() if not key.startswith(NOT_LEARNED)}
-    if STEM in result:
-        result[STEM] = result[STEM].flip(1)
-    return background_first(result, f"{PREDICTOR}cls_score.", f"{PREDICTOR}bbox_pred."), {}
+    return background_first(exchange_colours(result, STEM), f"{PREDICTOR}cls_score.", f"{PREDICTOR}bbox_pred."), {}
 
 
 def _laid_back(weights: Weights, config: ModelConfig) -> Weights:
     """Colours as BGR, and the background to the end."""
-    result = dict(weights)
-    result[STEM] = result[STEM].flip(1)
     agnostic = config.roi.class_agnostic
-    return background_last(result, f"{PREDICTOR}cls_score.", f"{PREDICTOR}bbox_pred.", agnostic)
+    return background_last(
+        exchange_colours(weights, STEM), f"{PREDICTOR}cls_score.", f"{PREDICTOR}bbox_pred.", agnostic
+    )
 
 
 FASTER_RCNN = Format(

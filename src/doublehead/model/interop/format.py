@@ -24,6 +24,11 @@ BODY = "backbone.body."
 BRANCH = "roi_heads.heads.0.branches."
 
 
+def exchange_colours(weights: Weights, stem: str) -> Weights:
+    """The same with RGB for BGR, or the other way round, in the first convolution, if it is there."""
+    return weights | ({stem: weights[stem].flip(1)} if stem in weights else {})
+
+
 def _as_it_is(weights: Weights) -> tuple[Weights, dict[str, Any]]:
     return weights, {}
 

@@ -15,7 +15,8 @@ import platformdirs
 
 from doublehead.common.console import Console
 from doublehead.common.errors import DoubleheadError
-from doublehead.common.files import missing_weights, sha256
+from doublehead.common.files import sha256
+from doublehead.common.model_files import missing_weights
 
 SILENCE = 30.0  # seconds without a byte after which a network counts as dead
 CHUNK = 1 << 20

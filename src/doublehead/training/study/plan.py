@@ -8,8 +8,9 @@ from typing import Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from doublehead.common.errors import DoubleheadError
-from doublehead.config import Strict, read_yaml, sentence
+from doublehead.common.errors import DoubleheadError, sentence
+from doublehead.common.strict import Strict
+from doublehead.config import read_yaml
 
 AT_INFERENCE = "model.roi."
 """Settings that a row measured with another row's weights may change."""
