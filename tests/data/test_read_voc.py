@@ -95,3 +95,13 @@ def test_what_the_list_names_must_be_there(tmp_path):
     (root / "ImageSets/Main/test.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DoubleheadError, match=r"test\.txt: cannot be read"):
         read(root, "test")
+
+
+def test_of_several_files_with_a_name_a_list_means_the_one_in_its_folder(tmp_path):
+    for home, name in ((tmp_path, "near"), (tmp_path / "zoo", "far")):
+        picture(home / "x.jpg")
+        (home / "x.xml").write_text(xml(thing(name, 1, 1, 9, 9)))
+    (tmp_path / "train.txt").write_text("zoo/x\n")
+    split = read(tmp_path)
+    assert [record.path for record in split.records] == [tmp_path / "zoo/x.jpg"]
+    assert [split.categories.names[label - 1] for label in split.records[0].labels] == ["far"]
