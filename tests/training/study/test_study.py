@@ -16,6 +16,7 @@ import yaml
 
 from doublehead.data.dataset import open_dataset
 from doublehead.training.loop import Interrupted
+from doublehead.training.study import pooled, summary
 from doublehead.training.study import study as studying
 from doublehead.training.study.plan import read_plan
 from small import SMALL
@@ -27,6 +28,13 @@ ROWS = {
     "fc scores": {"of": "ext", "settings": {"model.roi.score_branch": "fc"}},
     "single-fc": {"model": "single-fc-tiny", "settings": {"train.steps": 5}},
 }
+
+
+@pytest.fixture(autouse=True)
+def few_drawings(monkeypatch):
+    """Few drawings: what is tested does not depend on their number."""
+    for module in (summary, pooled):
+        monkeypatch.setattr(module, "DRAWS", 50)
 
 
 @pytest.fixture
@@ -91,9 +99,9 @@ def test_several_datasets_are_pooled(plan, dataset, tmp_path, command) -> None:
         assert float(row["AP_at_0.50"]) == pytest.approx(float(row["AP50"]), abs=1e-6)
         assert (output / name / "by_iou.png").exists()
     with (output / "pooled.csv").open(newline="") as file:
-        pooled = {row["iou"]: row for row in csv.DictReader(file)}
-    assert len(pooled) == 11
-    whole = {key: float(value) for key, value in pooled["0.50:0.95"].items() if key in ("difference", "low", "high")}
+        table = {row["iou"]: row for row in csv.DictReader(file)}
+    assert len(table) == 11
+    whole = {key: float(value) for key, value in table["0.50:0.95"].items() if key in ("difference", "low", "high")}
     assert whole["difference"] == pytest.approx(np.mean(means))
     assert whole["low"] - 1e-9 <= whole["difference"] <= whole["high"] + 1e-9
     assert (output / "pooled.md").read_text().count("\n| ") == 3
@@ -110,7 +118,7 @@ def test_several_datasets_are_pooled(plan, dataset, tmp_path, command) -> None:
     again = command(*words)
     assert again.code == 0, again.err
     with (output / "pooled.csv").open(newline="") as file:
-        assert {row["iou"]: row for row in csv.DictReader(file)} == pooled
+        assert {row["iou"]: row for row in csv.DictReader(file)} == table
 
 
 def test_any_row_can_be_what_the_others_are_compared_with(plan, dataset, tmp_path, command) -> None:
