@@ -13,6 +13,7 @@ from doublehead.common.errors import DoubleheadError
 from doublehead.config import InferenceOptions
 from doublehead.evaluation.analysis.heads import FUSED, Heads, chosen, heads_of
 from doublehead.inference.detections import Detections
+from doublehead.inference.ensemble import Ensemble
 from doublehead.inference.predictor import Predictor
 from doublehead.model.detector import Detector, FirstStage
 
@@ -38,13 +39,13 @@ class Choice:
 class Engine:
     """A Predictor whose heads and thresholds can be chosen image by image; for one thread.
 
-    Models that are no PyTorch detectors have one way to answer, and no choice.
+    Exported models, ensembles, and models asked in tiles or views have one way to answer, and no choice.
     """
 
     def __init__(self, predictor: Predictor) -> None:
         self.predictor = predictor
         self.model: Detector | None = None
-        with suppress(DoubleheadError):  # of a model that was exported
+        with suppress(DoubleheadError):  # of one that gives no choice
             self.model = predictor.model
         self.heads: Heads | None = None
         self.own: Choice | None = None
@@ -64,9 +65,7 @@ class Engine:
         asked = {"scores": scores, "boxes": boxes, "nms": nms, "limit": limit}
         if self.own is None:
             if named := [name for name, value in asked.items() if value is not None]:
-                raise DoubleheadError(
-                    f"`{named[0]}` is fixed in an exported model; leave it out, or serve the checkpoint itself"
-                )
+                raise DoubleheadError(f"`{named[0]}` is fixed here: this server runs {self.fixed}; leave it out")
             return None
         for task, name in (("scores", scores), ("boxes", boxes)):
             if name is not None and (reason := self.lacks(task, name)):
@@ -77,6 +76,13 @@ class Engine:
             self.own.nms if nms is None else nms,
             limit or self.own.limit,
         )
+
+    @property
+    def fixed(self) -> str:
+        """What leaves no choice, in words."""
+        if isinstance(self.predictor, Ensemble):
+            return "an ensemble"
+        return "an exported model" if self.predictor.options.plain else "its model in tiles or views"
 
     def names(self, task: str) -> list[str]:
         """Names that `scores` or `boxes` may be asked for, able or not; none where there is no choice."""
