@@ -184,6 +184,11 @@ def synthesize(
     val: Annotated[int, typer.Option(help="Validation images.", min=0)] = 60,
     test: Annotated[int, typer.Option(help="Test images.", min=0)] = 100,
     seed: Annotated[int, typer.Option(help="Another seed, other images.", min=0)] = 0,
+    size: Annotated[tuple[int, int], typer.Option(metavar="W H", help="Of the images, in pixels.")] = (320, 240),
+    objects: Annotated[tuple[int, int], typer.Option(metavar="MIN MAX", help="Shapes in an image.")] = (3, 12),
+    lengths: Annotated[
+        tuple[float, float], typer.Option(metavar="MIN MAX", help="Of a shape's longer side, in pixels.")
+    ] = (12, 160),
 ) -> None:
     """Write a COCO dataset of wholes and parts: shapes to detect among fragments of such shapes."""
     from doublehead.common.console import Console
@@ -191,7 +196,7 @@ def synthesize(
 
     counts = {split: count for split, count in {"train": train, "val": val, "test": test}.items() if count}
     with Console().progress("drawing", sum(counts.values())) as advance:
-        synthetic.synthesize(directory, counts, seed, progress=advance)
+        synthetic.synthesize(directory, counts, seed, size, advance, objects, lengths)
     print(f"{sum(counts.values())} images are in {directory}")
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -127,3 +129,39 @@ def test_images_of_one_tile_and_of_many_come_back_in_order(trained: Path, datase
 def test_mistakes_are_named(trained: Path, wrong: dict[str, object]) -> None:
     with pytest.raises(doublehead.DoubleheadError, match=next(iter(wrong))):
         doublehead.load(trained / "best.safetensors", "cpu", settings=wrong)
+
+
+def test_commands_take_tiles(trained: Path, dataset: Path, tmp_path: Path, command: Any) -> None:
+    weights, asked = trained / "best.safetensors", {"tiles": 64, "overlap": 0.3}
+    flags = ("--tiles", 64, "--overlap", 0.3, "--device", "cpu")
+    model = doublehead.load(weights, "cpu", settings=asked)
+    files = sorted((dataset / "test").iterdir())
+    expected = [
+        one for number, file in enumerate(files, 1) for one in model.predict(str(file)).above(0.02).to_coco(number)
+    ]
+    for form in ("pictures", "coco"):
+        out = tmp_path / form
+        outcome = command("predict", weights, dataset / "test", "-o", out, "--score", 0.02, "--format", form, *flags)
+        assert outcome.code == 0, outcome.err
+        written = json.loads((out / "predictions.json").read_text())["annotations"]
+        assert sorted(one["score"] for one in written) == pytest.approx(
+            sorted(one["score"] for one in expected), abs=1e-5
+        )
+    assert (
+        "settings"
+        in command("predict", weights, dataset / "test", "-o", out, "--format", "coco", "--score", 0.02).sentence
+    )
+    outcome = command("evaluate", weights, dataset, "-o", tmp_path / "measured", *flags)
+    assert outcome.code == 0, outcome.err
+    plain = doublehead.evaluate(weights, dataset, device="cpu")
+    tiled = json.loads((tmp_path / "measured" / "predictions.json").read_text())
+    assert tiled == doublehead.evaluate(weights, dataset, device="cpu", settings=asked).results != plain.results
+
+
+def test_what_looks_inside_a_whole_image_refuses_tiles(
+    trained: Path, dataset: Path, tmp_path: Path, command: Any
+) -> None:
+    words = ("analyze", trained / "best.safetensors", dataset, "-o", tmp_path / "a", "--device", "cpu")
+    assert "tiles" in command(*words, "--set", "tiles=64").sentence
+    outcome = command("export", trained / "best.safetensors", "-o", tmp_path / "a.onnx", "--set", "tiles=64")
+    assert "`tiles`" in outcome.sentence

@@ -65,7 +65,9 @@ class Engine:
         asked = {"scores": scores, "boxes": boxes, "nms": nms, "limit": limit}
         if self.own is None:
             if named := [name for name, value in asked.items() if value is not None]:
-                raise DoubleheadError(f"`{named[0]}` is fixed here: this server runs {self.fixed}; leave it out")
+                raise DoubleheadError(
+                    f"`{named[0]}` is fixed {self.fixed}; leave it out, or serve one checkpoint on whole images"
+                )
             return None
         for task, name in (("scores", scores), ("boxes", boxes)):
             if name is not None and (reason := self.lacks(task, name)):
@@ -78,11 +80,13 @@ class Engine:
         )
 
     @property
-    def fixed(self) -> str:
-        """What leaves no choice, in words."""
+    def fixed(self) -> str | None:
+        """Where there is no choice: "in an exported model", say. None: there is one."""
+        if self.model is not None:
+            return None
         if isinstance(self.predictor, Ensemble):
-            return "an ensemble"
-        return "an exported model" if self.predictor.options.plain else "its model in tiles or views"
+            return "in an ensemble"
+        return "in an exported model" if self.predictor.options.plain else "with tiles, flip or scales"
 
     def names(self, task: str) -> list[str]:
         """Names that `scores` or `boxes` may be asked for, able or not; none where there is no choice."""
