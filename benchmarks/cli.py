@@ -117,6 +117,28 @@ def benchmark_floor(
     _show(table(results), {"command": "benchmark floor", "rows": results}, json)
 
 
+@benchmark.command("tiles")
+def benchmark_tiles(
+    weights: Weights,
+    data: Data,
+    split: Annotated[str, typer.Option(help="Which split to look at.")] = "val",
+    tiles: Annotated[int, typer.Option(metavar="PIXELS", help="Side of a tile.", min=32)] = 800,
+    overlap: Annotated[float, typer.Option(help="Share of a tile that the next one also covers.", max=0.9)] = 0.2,
+    mosaic: Annotated[int, typer.Option(metavar="N", help="Put N x N images together into each.", min=1)] = 1,
+    detections: Annotated[int, typer.Option(help="Maximum detections per image.", min=1)] = 1000,
+    threads: Threads = None,
+    device: Device = "auto",
+    json: Json = None,
+) -> None:
+    """Large images whole, in tiles, and through supervision's InferenceSlicer: AP, doubles, time and memory."""
+    require_weights(weights)
+    require_data(data)
+    from benchmarks.tiles import Tiling, compare_tiles
+
+    report = compare_tiles(weights, data, split, Tiling(tiles, overlap), mosaic, detections, threads, device)
+    _show(report.table(), report.to_json(), json)
+
+
 def _show(table: Table, values: dict[str, Any], json: Path | None) -> None:
     from doublehead.common.console import Console
 

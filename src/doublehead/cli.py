@@ -19,7 +19,7 @@ import typer
 import doublehead
 from doublehead.common.errors import DoubleheadError
 from doublehead.common.source import run_benchmark
-from doublehead.deploy.choices import ENGINES, FORMATS
+from doublehead.deploy.choices import ENGINES, FORMATS, models_and_sources
 from doublehead.evaluation.budget import BINS, FULL, QUICK
 from doublehead.model.interop import PROGRAMS
 from doublehead.training.recipes import RECIPES
@@ -84,6 +84,21 @@ Options = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="An inference option, such as score_threshold=0.3; repeatable."),
 ]
+
+Tiles = Annotated[int | None, typer.Option(metavar="PIXELS", help="Cut larger images into tiles of this side.", min=32)]
+Overlap = Annotated[
+    float | None, typer.Option(help="Minimum share of a tile that the next one also covers; default: 0.2.", max=0.9)
+]
+
+
+def inference_settings(
+    options: list[str] | None, tiles: int | None = None, overlap: float | None = None
+) -> dict[str, Any]:
+    """What --set says, and the inference options that have flags of their own."""
+    from doublehead.config import parse_settings
+
+    flags = {"tiles": tiles, "overlap": overlap}
+    return parse_settings(options or []) | {name: value for name, value in flags.items() if value is not None}
 
 
 def main() -> None:
@@ -169,6 +184,11 @@ def synthesize(
     val: Annotated[int, typer.Option(help="Validation images.", min=0)] = 60,
     test: Annotated[int, typer.Option(help="Test images.", min=0)] = 100,
     seed: Annotated[int, typer.Option(help="Another seed, other images.", min=0)] = 0,
+    size: Annotated[tuple[int, int], typer.Option(metavar="W H", help="Of the images, in pixels.")] = (320, 240),
+    objects: Annotated[tuple[int, int], typer.Option(metavar="MIN MAX", help="Shapes in an image.")] = (3, 12),
+    lengths: Annotated[
+        tuple[float, float], typer.Option(metavar="MIN MAX", help="Of a shape's longer side, in pixels.")
+    ] = (12, 160),
 ) -> None:
     """Write a COCO dataset of wholes and parts: shapes to detect among fragments of such shapes."""
     from doublehead.common.console import Console
@@ -176,7 +196,7 @@ def synthesize(
 
     counts = {split: count for split, count in {"train": train, "val": val, "test": test}.items() if count}
     with Console().progress("drawing", sum(counts.values())) as advance:
-        synthetic.synthesize(directory, counts, seed, progress=advance)
+        synthetic.synthesize(directory, counts, seed, size, advance, objects, lengths)
     print(f"{sum(counts.values())} images are in {directory}")
 
 
@@ -321,29 +341,36 @@ def compare_variants(
 
 @app.command()
 def evaluate(
-    weights: Weights,
-    data: Data,
+    weights: Annotated[
+        list[str], typer.Argument(help="A checkpoint, a published name or an exported file; several with --ensemble.")
+    ],
+    data: Annotated[str, typer.Argument(help="The dataset's folder or YAML: always the last.")],
     split: Annotated[str, typer.Option(help="Which split to measure.")] = "val",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for what is written.")] = None,
+    ensemble: Annotated[bool, typer.Option("--ensemble", help="Measure several models as one, fused.")] = False,
+    tiles: Tiles = None,
+    overlap: Overlap = None,
     batch_size: Batch = 4,
     device: Device = "auto",
     precision: Precision = "fp32",
     options: Options = None,
 ) -> None:
     """Measure a model on annotated images: COCO's figures, AP per class, precision-recall curves."""
-    require_weights(weights)
+    require_weights(*weights)
     require_data(data)
     with _imports():
         from doublehead.common.console import Console
-        from doublehead.config import parse_settings
         from doublehead.evaluation import plots
         from doublehead.evaluation.evaluate import evaluate as measure
 
-    said = parse_settings(options or [])
+    if len(weights) > 1 and not ensemble:
+        raise DoubleheadError(f"{len(weights)} models were named; give --ensemble to measure them as one")
+    said = inference_settings(options, tiles, overlap)
     result = measure(weights, data, split, batch_size, device=device, progress=True, precision=precision, settings=said)
     if not result.leads:
         return
-    output = output or Path(weights).parent / f"evaluation-{split}"
+    own = Path(weights[0]).parent / f"evaluation-{split}"
+    output = output or (own if len(weights) == 1 else Path(f"ensemble-{split}"))
     result.save(output)
     Console.out(result.metrics.table(), result.metrics.totals_table())
     try:
@@ -393,7 +420,11 @@ def analyze(
 def predict(
     weights: Weights,
     sources: Annotated[
-        list[str], typer.Argument(help="Images, folders, globs such as 'photos/*.jpg', tars, Parquet files; or videos.")
+        list[str],
+        typer.Argument(
+            help="Images, folders, globs such as 'photos/*.jpg', tars, Parquet files; or videos. "
+            "Further models before them make an ensemble."
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for what is written.")] = Path("predictions"),
     form: Annotated[str, typer.Option("--format", help=f"{', '.join(FORMATS)}.")] = FORMATS[0],
@@ -406,17 +437,19 @@ def predict(
     shard: Annotated[str, typer.Option(metavar="I/N", help="Do every N-th part, from the I-th.")] = "1/1",
     engine: Annotated[str, typer.Option(help=f"{' or '.join(ENGINES)}.")] = ENGINES[0],
     workers: Annotated[int, typer.Option(help="Of Ray: processes that hold a model.", min=1)] = 1,
+    tiles: Tiles = None,
+    overlap: Overlap = None,
     options: Options = None,
 ) -> None:
     """Detect objects: pictures with boxes and predictions.json; files of detections in millions of images; videos."""
-    require_weights(weights)
+    models, images = models_and_sources([weights, *sources])
+    require_weights(*models)
     with _imports():
-        from doublehead.config import parse_settings
         from doublehead.deploy.predict import predict as detect_in
 
     done = detect_in(
-        weights,
-        sources,
+        models,
+        images,
         output,
         format=form,
         score=score,
@@ -428,7 +461,7 @@ def predict(
         shard=shard,
         engine=engine,
         workers=workers,
-        settings=parse_settings(options or []),
+        settings=inference_settings(options, tiles, overlap),
     )
     print(done.words)
     if done.fault:
@@ -437,7 +470,9 @@ def predict(
 
 @app.command()
 def serve(
-    weights: Weights,
+    weights: Annotated[
+        list[str], typer.Argument(help="A checkpoint, a published name or an exported file; several make an ensemble.")
+    ],
     host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0: to other machines too.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0: any that is free.", min=0, max=65535)] = 8000,
     api_key: Annotated[
@@ -454,12 +489,13 @@ def serve(
     sample: Annotated[Path | None, typer.Option(help="An image for the page to offer; else one is drawn.")] = None,
     device: Device = "auto",
     precision: Precision = "fp32",
+    tiles: Tiles = None,
+    overlap: Overlap = None,
     options: Options = None,
 ) -> None:
     """Answer over HTTP, with a page at /."""
-    require_weights(weights)
+    require_weights(*weights)
     with _imports():
-        from doublehead.config import parse_settings
         from doublehead.deploy.server.settings import make_settings
         from doublehead.deploy.server.start import serve as start_server
 
@@ -477,7 +513,7 @@ def serve(
         formats=formats,
         sample=sample,
     )
-    start_server(weights, settings, device, precision, parse_settings(options or []))
+    start_server(weights, settings, device, precision, inference_settings(options, tiles, overlap))
 
 
 @app.command()

@@ -281,6 +281,43 @@ class InferenceOptions(Strict):
         default="fp32", description="auto: bf16 where the device computes in it, otherwise fp32."
     )
     classes: tuple[Count, ...] | None = Field(default=None, description="Labels 1..C to find; null: all.")
+    tiles: int | None = Field(
+        default=None,
+        ge=32,
+        lt=2**31,
+        description="Side of the tiles that larger images are cut into, in pixels of the image; null: no tiles.",
+    )
+    overlap: float = Field(
+        default=0.2, ge=0, le=0.9, description="Minimum share of a tile that the next one also covers."
+    )
+    tile_batch: Count = Field(default=4, description="Tiles that go through the model at once.")
+    tile_merge: Literal["nms", "wbf"] = Field(
+        default="nms", description="How detections of tiles are merged: NMS, or weighted box fusion."
+    )
+    flip: bool = Field(default=False, description="Also detect in the mirrored image, and fuse.")
+    scales: tuple[Positive, ...] = Field(
+        default=(1.0,),
+        min_length=1,
+        description="Multiples of short_side and long_side to detect at; several are fused.",
+    )
+    model_weights: tuple[Positive, ...] | None = Field(
+        default=None, description="Weight of each model of an ensemble; null: equal."
+    )
+    wbf_iou: Fraction = Field(
+        default=0.55, description="IoU above which weighted box fusion takes boxes for one object."
+    )
+
+    @model_validator(mode="after")
+    def _sizes_in_bounds(self) -> InferenceOptions:
+        sides = [scale * side for scale in self.scales for side in (self.short_side, self.long_side)]
+        if not all(32 <= side < 2**31 for side in sides):
+            raise ValueError(f"scales: {self.short_side} and {self.long_side} must stay at least 32 pixels")
+        return self
+
+    @property
+    def plain(self) -> bool:
+        """Whether an image goes through the model once and whole."""
+        return self.tiles is None and not self.flip and self.scales == (1.0,)
 
 
 IN_MODEL = {
@@ -290,6 +327,9 @@ IN_MODEL = {
     if name in settings.model_fields
 }
 """Options whose defaults are settings of the model."""
+
+AROUND_MODEL = frozenset({"tiles", "overlap", "tile_batch", "tile_merge", "flip", "model_weights", "wbf_iou"})
+"""Options that say what a model is shown and how its answers are put together: any model can do them."""
 
 
 def with_options(model: ModelConfig, settings: Mapping[str, Any]) -> ModelConfig:

@@ -279,3 +279,17 @@ def test_damaged_and_foreign_files(files, dataset, tmp_path, command):
     assert "its weights, a.bin, do not lie beside it" in sentence("a.xml")
     (tmp_path / "a.bin").write_bytes(b"")
     assert "is damaged or no OpenVINO model" in sentence("a.xml")
+
+
+def test_an_exported_file_sees_tiles_and_mirrored_images(files, dataset):
+    usual = doublehead.load(files["onnx"], "cpu", settings={"tiles": 96})
+    images = pictures(dataset)  # 96 x 64
+    assert usual.detect(images) == doublehead.load(files["onnx"], "cpu").detect(images)
+    large = torch.cat([images[0], images[1]], 2)
+    (whole,) = usual.with_options(tiles=None).detect([large])
+    (found,) = usual.with_options(flip=True, overlap=0.3).detect([large])
+    assert len(found)
+    assert found != whole
+    assert found.boxes.max() > 96
+    with pytest.raises(DoubleheadError, match="scales is fixed"):
+        usual.with_options(scales=[1, 2])

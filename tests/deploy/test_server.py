@@ -235,3 +235,19 @@ def test_an_exported_model_answers_and_leaves_no_choice(exported):
         for query in ("nms=0.3", "limit=5", "scores=fc"):
             detail = problem(sent(client, picture(), query), 422, "no_such_choice")
             assert detail.startswith(f"`{query.split('=')[0]}` is fixed in an exported model")
+
+
+@pytest.mark.parametrize("how", ["tiles", "ensemble"])
+def test_tiles_and_ensembles_answer_as_predict_does_and_leave_no_choice(weights, how):
+    several, settings = ([weights, weights], {}) if how == "ensemble" else ([weights], {"tiles": 64, "flip": True})
+    predictor = doublehead.load(several, "cpu", settings=settings)
+    app = create_app(predictor, how, make_settings())
+    with TestClient(app, raise_server_exceptions=False) as client:
+        (model,) = client.get("/v1/models").json()["models"]
+        assert (model["own"], model["preset"]) == (None, predictor.inside.config.preset)
+        words = {"tiles": "with tiles, flip or scales", "ensemble": "in an ensemble"}[how]
+        assert model["fixed"] == words
+        assert f"`nms` is fixed {words}" in problem(sent(client, picture(), "nms=0.3"), 422, "no_such_choice")
+        answer = found(sent(client, picture(), "score=0"))
+        assert len(answer) > 5
+        assert answer == predictor.predict(picture()).to_dicts()

@@ -7,6 +7,9 @@ from pathlib import Path
 import doublehead
 from doublehead.common.errors import DoubleheadError
 
+CHECKPOINT = ".safetensors"
+"""Suffix of checkpoints."""
+
 EXPORTED = (".onnx", ".xml")
 """Suffixes of exported models."""
 

@@ -10,6 +10,7 @@ import colorsys
 import json
 import zlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,12 @@ _PIECES: dict[str, tuple[tuple[int, int], ...]] = {
     "cross": ((0, 90), (0, 180), (45, 270)),
     "ring": ((0, 90), (0, 180), (0, 270)),
 }
-_SMALLEST, _LARGEST = 12, 160  # longer side of a whole, in pixels
+LENGTHS = (12, 160)
+"""Longer side of a whole, in pixels."""
+
+OBJECTS = (3, 12)
+"""Wholes in an image."""
+
 _TURN = 30  # degrees either way
 _SMALLEST_CUT = 24  # a piece of anything smaller is a blot
 _WHOLE_VISIBLE, _PIECE_VISIBLE = 0.6, 0.95  # least share that stays visible; a covered piece could pass for a whole
@@ -43,6 +49,8 @@ def synthesize(
     seed: int = 0,
     size: tuple[int, int] = (320, 240),
     progress: Callable[[], object] | None = None,
+    objects: tuple[int, int] = OBJECTS,
+    lengths: tuple[float, float] = LENGTHS,
 ) -> Path:
     """Write a COCO dataset in the official layout: `annotations/instances_<split>.json` and `<split>/*.jpg`.
 
@@ -57,6 +65,8 @@ def synthesize(
         seed: from 0; the first images of a longer split are those of a shorter one.
         size: (width, height) in pixels, each at least 64.
         progress: called once per image.
+        objects: least and most shapes in an image.
+        lengths: least and most of a shape's longer side, in pixels; none under 24 has pieces.
 
     Raises:
         DoubleheadError: the directory is not empty or cannot be written, or a number is out of range.
@@ -64,6 +74,8 @@ def synthesize(
     directory = Path(directory)
     if min(size) < 64 or seed < 0 or not images or min(images.values()) < 1:
         raise DoubleheadError(f"{directory}: needs a size from 64x64, a seed from 0 and at least one image per split")
+    if not 1 <= objects[0] <= objects[1] or not 4 <= lengths[0] <= lengths[1]:
+        raise DoubleheadError(f"{directory}: needs objects from 1 and lengths from 4 pixels, the smaller number first")
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if any(directory.iterdir()):
@@ -71,7 +83,7 @@ def synthesize(
         (directory / "annotations").mkdir()
         for split, count in images.items():
             (directory / split).mkdir()
-            content = _split(directory / split, split, count, seed, size, progress)
+            content = _split(directory / split, split, count, seed, size, objects, lengths, progress)
             (directory / "annotations" / f"instances_{split}.json").write_text(json.dumps(content), encoding="utf-8")
     except OSError as error:
         raise DoubleheadError(f"{directory}: cannot be written ({error.strerror})") from error
@@ -89,16 +101,24 @@ def scene(seed: int = 0, size: tuple[int, int] = (640, 480)) -> Image.Image:
 
 
 def _split(
-    folder: Path, split: str, count: int, seed: int, size: tuple[int, int], progress: Callable[[], object] | None
+    folder: Path,
+    split: str,
+    count: int,
+    seed: int,
+    size: tuple[int, int],
+    objects: tuple[int, int],
+    lengths: tuple[float, float],
+    progress: Callable[[], object] | None,
 ) -> dict[str, Any]:
     entries: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for index in range(count):
-        pixels, objects = _scene(np.random.default_rng([seed, zlib.crc32(split.encode()), index]), *size)
+        rng = np.random.default_rng([seed, zlib.crc32(split.encode()), index])
+        pixels, found = _scene(rng, *size, objects, lengths)
         file = folder / f"{index:06d}.jpg"
         Image.fromarray(pixels).save(file, quality=92)
         entries.append({"id": index + 1, "file_name": file.name, "width": size[0], "height": size[1]})
-        for item in objects:
+        for item in found:
             annotations.append({"id": len(annotations) + 1, "image_id": index + 1, "iscrowd": 0, **item})
         if progress:
             progress()
@@ -110,31 +130,79 @@ def _split(
     }
 
 
-def _scene(rng: np.random.Generator, width: int, height: int) -> tuple[np.ndarray, list[dict[str, Any]]]:
+@dataclass(frozen=True)
+class _Shape:
+    """A shape inside the image, and no more of the image than it needs."""
+
+    window: tuple[slice, slice]  # rows and columns of the image
+    mask: np.ndarray  # uint8, how far the shape covers each pixel of the window
+    edge: np.ndarray  # the same of its outline
+    area: float  # in pixels, with what lies outside the image
+
+    @property
+    def covered(self) -> np.ndarray:
+        """The pixels that count as the shape's."""
+        return self.mask >= 128
+
+
+@dataclass
+class _Placed:
+    """What is still visible of a shape, and how much of it must stay."""
+
+    window: tuple[slice, slice]
+    seen: np.ndarray
+    least: float
+
+    def under(self, shape: _Shape) -> np.ndarray:
+        """What is visible once another shape lies on top."""
+        starts = [max(a.start, b.start) for a, b in zip(self.window, shape.window, strict=True)]
+        stops = [min(a.stop, b.stop) for a, b in zip(self.window, shape.window, strict=True)]
+        if any(start >= stop for start, stop in zip(starts, stops, strict=True)):
+            return self.seen
+        mine, its = (
+            tuple(slice(a - w.start, b - w.start) for a, b, w in zip(starts, stops, window, strict=True))
+            for window in (self.window, shape.window)
+        )
+        left = self.seen.copy()
+        left[mine] &= ~shape.covered[its]
+        return left
+
+
+def _scene(
+    rng: np.random.Generator,
+    width: int,
+    height: int,
+    objects: tuple[int, int] = OBJECTS,
+    lengths: tuple[float, float] = LENGTHS,
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """One image, uint8 (height, width, 3), and its annotations."""
     canvas = _ground(rng, width, height)
-    pieces = [False] * int(rng.integers(3, 13)) + [True] * int(rng.integers(0, 5))
-    placed: list[tuple[np.ndarray, float]] = []  # what is still visible of each shape, and how much of it must stay
-    objects: list[dict[str, Any]] = []
+    pieces = [False] * int(rng.integers(objects[0], objects[1] + 1)) + [True] * int(rng.integers(0, 5))
+    if lengths[1] < _SMALLEST_CUT:
+        pieces = pieces[: pieces.count(False)]
+    placed: list[_Placed] = []
+    found: list[dict[str, Any]] = []
     for piece in rng.permutation(pieces):
         kind = int(rng.integers(len(CLASSES)))
         for _ in range(12):  # places tried
-            mask, edge, area = _shape(rng, CLASSES[kind], bool(piece), width, height)
-            covered = mask >= 128
-            least = area * (_PIECE_VISIBLE if piece else _WHOLE_VISIBLE)
-            if covered.sum() >= least and all((seen & ~covered).sum() >= need for seen, need in placed):
+            shape = _shape(rng, CLASSES[kind], bool(piece), width, height, lengths)
+            covered = shape.covered
+            least = shape.area * (_PIECE_VISIBLE if piece else _WHOLE_VISIBLE)
+            if covered.sum() >= least and all(one.under(shape).sum() >= one.least for one in placed):
                 break
         else:
             continue
-        placed = [(seen & ~covered, need) for seen, need in placed] + [(covered, least)]
-        _paint(rng, canvas, mask, edge)
+        for one in placed:
+            one.seen = one.under(shape)
+        placed.append(_Placed(shape.window, covered, least))
+        _paint(rng, canvas[shape.window], shape.mask, shape.edge)
         if not piece:
             rows, columns = np.flatnonzero(covered.any(1)), np.flatnonzero(covered.any(0))
-            x, y = int(columns[0]), int(rows[0])
-            box = [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y]
-            objects.append({"category_id": kind + 1, "bbox": box, "area": int(covered.sum())})
+            sides = [int(columns[-1]) + 1 - int(columns[0]), int(rows[-1]) + 1 - int(rows[0])]
+            x, y = shape.window[1].start + int(columns[0]), shape.window[0].start + int(rows[0])
+            found.append({"category_id": kind + 1, "bbox": [x, y, *sides], "area": int(covered.sum())})
     canvas += rng.normal(0, rng.uniform(1, 5), canvas.shape)  # the grain of a camera
-    return np.rint(canvas).clip(0, 255).astype(np.uint8), objects
+    return np.rint(canvas).clip(0, 255).astype(np.uint8), found
 
 
 def _outline(kind: str) -> list[np.ndarray]:
@@ -157,14 +225,12 @@ def _outline(kind: str) -> list[np.ndarray]:
 
 
 def _shape(
-    rng: np.random.Generator, kind: str, piece: bool, width: int, height: int
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """Coverage of the image by a shape and by its outline, both uint8 (height, width), and the shape's whole area.
-
-    A whole may pass the image's edge by an eighth of its length; the area then counts what lies outside too.
-    """
-    largest = min(_LARGEST, 2 * min(width, height) / 3)
-    length = float(np.exp(rng.uniform(np.log(_SMALLEST_CUT if piece else _SMALLEST), np.log(largest))))
+    rng: np.random.Generator, kind: str, piece: bool, width: int, height: int, lengths: tuple[float, float]
+) -> _Shape:
+    """A shape somewhere. A whole may pass the image's edge by an eighth of its length."""
+    smallest = max(_SMALLEST_CUT, lengths[0]) if piece else lengths[0]
+    largest = max(smallest, min(lengths[1], 2 * min(width, height) / 3))
+    length = float(np.exp(rng.uniform(np.log(smallest), np.log(largest))))
     turn = rng.uniform(-_TURN, _TURN)
     cos, sin = np.cos(np.deg2rad(turn)), np.sin(np.deg2rad(turn))
     polygons = [polygon @ np.array([[cos, sin], [-sin, cos]]) for polygon in _outline(kind)]
@@ -194,17 +260,11 @@ def _shape(
     patch = np.asarray(fill.reduce(_FINE))
     edge = np.minimum(patch, np.asarray(line.reduce(_FINE)))
     area = float((patch >= 128).sum())
-    return _into(patch, corner, width, height), _into(edge, corner, width, height), area
-
-
-def _into(patch: np.ndarray, corner: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Lay a patch into an empty image of the given size; what passes its edges is cut off."""
-    whole = np.zeros((height, width), dtype=np.uint8)
     x, y = int(corner[0]), int(corner[1])
-    left, top = max(0, -x), max(0, -y)
-    part = patch[top : height - y, left : width - x]
-    whole[y + top : y + top + part.shape[0], x + left : x + left + part.shape[1]] = part
-    return whole
+    inside = slice(max(0, -y), height - y), slice(max(0, -x), width - x)
+    mask = patch[inside]
+    window = tuple(slice(max(0, low), max(0, low) + size) for low, size in zip((y, x), mask.shape, strict=True))
+    return _Shape(window, mask, edge[inside], area)
 
 
 def _paint(rng: np.random.Generator, canvas: np.ndarray, mask: np.ndarray, edge: np.ndarray) -> None:

@@ -28,7 +28,7 @@ class Done:
 
 
 def predict(
-    weights: str,
+    weights: Sequence[str],
     sources: Sequence[str],
     output: Path,
     *,
@@ -47,7 +47,7 @@ def predict(
     """Detect objects in whatever the sources name, and write it in the format asked for, with a progress bar.
 
     Args:
-        weights: a checkpoint or a published name.
+        weights: a checkpoint, a published name or an exported file; several make an ensemble.
         sources: image files, folders, globs, tars, Parquet files; or videos.
         output: folder to write into.
         format: pictures, with predictions.json; or parquet or coco, for any number of images.
@@ -79,7 +79,7 @@ def predict(
         return _predict_videos(load(weights, device, precision, settings), sources, output, format, score, batch_size)
     listing = Listing.of(sources, part_size, column)
     if format != PICTURES:
-        work = Work(weights, output, format, score, batch_size, device, precision, dict(settings or {}))
+        work = Work(tuple(weights), output, format, score, batch_size, device, precision, dict(settings or {}))
         return Done(str(bulk.predict_bulk(work, listing, shard, engine, workers, progress=True)))
     predictor, parts = load(weights, device, precision, settings), [part for _, part in listing.chosen(lambda _: True)]
     with Console().progress("predicting", sum(listing.sizes)) as advance:

@@ -20,8 +20,7 @@ from doublehead.data.loader import Waited, default_workers, evaluation_loader
 from doublehead.data.own import is_own, own_dataset, own_split
 from doublehead.data.records import Split
 from doublehead.evaluation.coco import Metrics, evaluate_detections
-from doublehead.inference.exported import Exported
-from doublehead.inference.predictor import Predictor, load
+from doublehead.inference.predictor import Predictor, WeightsLike, load
 from doublehead.model.checkpoint import read_notes
 
 
@@ -80,7 +79,7 @@ def predict_split(
 
 
 def evaluate(
-    weights: str | Path | Predictor,
+    weights: WeightsLike | Predictor,
     data: str | Path | Any,
     split: str = "val",
     batch_size: int = 4,
@@ -97,7 +96,8 @@ def evaluate(
     Under torchrun the processes share the images, and each returns all that was measured.
 
     Args:
-        weights: a checkpoint's path, a published name, or a model already loaded.
+        weights: a checkpoint's path, a published name, or a model already loaded; several paths or names make an
+            ensemble.
         data: the dataset's folder or YAML, or a dataset itself (see `data.own.own_dataset`); classes of the model that
             it does not have are left out.
         split: which of its splits.
@@ -137,28 +137,22 @@ def evaluate(
 
 
 def for_classes(predictor: Predictor, categories: Categories) -> Predictor:
-    """The predictor looking for these classes alone, so that others take no place among an image's detections.
-
-    An exported model cannot leave classes out: it comes back as it is.
-    """
+    """The predictor looking for these classes alone, so that others take no place among an image's detections."""
     pairs, asked = predictor.categories.pairs, predictor.options.classes
     labels = [label for label, pair in enumerate(pairs, 1) if pair in categories.pairs]
-    if len(labels) == len(pairs) or isinstance(predictor.inside, Exported):
+    if len(labels) == len(pairs):
         return predictor
-    kept = tuple(label for label in labels if asked is None or label in asked)
-    result = predictor.with_options()
-    result.options = result.options.model_copy(update={"classes": kept})
-    return result
+    return predictor.only(tuple(label for label in labels if asked is None or label in asked))
 
 
 def measured_split(
-    weights: str | Path | Predictor,
+    weights: WeightsLike | Predictor,
     data: str | Path | Any,
     split: str,
     shares: SplitConfig | None = None,
     classes: Sequence[str] | None = None,
 ) -> Split:
-    """Read the split to measure. Data without splits is shared out as it was when the weights were trained.
+    """Read the split to measure. Data without splits is shared out as it was when the (first) weights were trained.
 
     Raises:
         DoubleheadError: data or split have a mistake.
@@ -167,8 +161,9 @@ def measured_split(
         one = not isinstance(data, Mapping)
         return own_split(split, data, classes).sound() if one else own_dataset(data, classes).read(split)
     dataset = open_dataset(data, shares)
-    if dataset.whole and shares is None and isinstance(weights, str | Path):
-        trained = read_notes(Path(weights)).get("split")
+    if dataset.whole and shares is None and not isinstance(weights, Predictor):
+        first = weights if isinstance(weights, str | Path) else weights[0]
+        trained = read_notes(Path(first)).get("split")
         if trained:
             dataset = open_dataset(data, SplitConfig.model_validate(trained))
     return dataset.read(split)

@@ -15,7 +15,7 @@ from torch import Tensor
 from doublehead.common.categories import Categories
 from doublehead.common.errors import DoubleheadError, require
 from doublehead.common.model_files import EXPORTED, missing_weights, of_newer_version
-from doublehead.config import IN_MODEL, InferenceOptions, ModelConfig, inference_options
+from doublehead.config import AROUND_MODEL, IN_MODEL, InferenceOptions, ModelConfig, inference_options
 
 OUTPUTS = ("boxes", "scores", "labels")
 FORMAT_VERSION = 1
@@ -52,7 +52,7 @@ class Exported:
             "score_threshold": options.score_threshold >= own.score_threshold,
             "detections": options.detections <= own.detections,
         }
-        for name in InferenceOptions.model_fields:
+        for name in [name for name in InferenceOptions.model_fields if name not in AROUND_MODEL]:
             if getattr(options, name) != getattr(own, name) and not later.get(name):
                 limit = {"score_threshold": "can only be raised", "detections": "can only be lowered"}
                 fix = "export it again with --set" if name in IN_MODEL else "use its checkpoint"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, overload
@@ -19,10 +20,16 @@ from doublehead.data.images import to_tensor
 from doublehead.data.inputs import ImageLike, as_images, as_picture
 from doublehead.inference.detections import Detections
 from doublehead.inference.exported import Exported, is_exported, open_exported
+from doublehead.inference.fusion import Found
+from doublehead.inference.tiles import detect_in_tiles
+from doublehead.inference.views import detect_in_views
 from doublehead.model.checkpoint import load_model
 from doublehead.model.detector import Detector
 from doublehead.model.interop.published import resolve
 from doublehead.model.optimize import for_inference
+
+WeightsLike = str | Path | Sequence[str | Path]
+"""One model, or several that make an ensemble."""
 
 
 class Detects(Protocol):
@@ -62,7 +69,7 @@ class Predictor:
     ) -> None:
         self.categories = categories
         self.device = device
-        given = option_names(settings or {})
+        given = _of_one_model(settings or {})
         self.precision = pick_precision(given.get("precision", precision), device)
         if isinstance(model, Detector):
             self.options = inference_options(model.config, {"precision": precision} | given, categories.names)
@@ -86,7 +93,7 @@ class Predictor:
         return result
 
     def _changed(self, settings: Mapping[str, Any]) -> InferenceOptions:
-        given = option_names(settings)
+        given = _of_one_model(settings)
         if "precision" in given and PRECISIONS.get(given["precision"], "auto") != self.precision:
             raise DoubleheadError("the precision is chosen when a model is loaded: give it to doublehead.load")
         config = self.inside.config
@@ -97,6 +104,13 @@ class Predictor:
             self.inside.require_possible(options)
         return options
 
+    def only(self, labels: tuple[int, ...]) -> Predictor:
+        """The same model looking for these labels alone; an exported model cannot leave any out, and stays as it is."""
+        result = copy.copy(self)
+        if not isinstance(self.inside, Exported):
+            result.options = self.options.model_copy(update={"classes": labels})
+        return result
+
     def autocast(self) -> torch.autocast:
         """The context in which the model computes, for those who call its parts themselves."""
         return torch.autocast(self.device.type, self.precision, enabled=self.precision is not None)
@@ -106,10 +120,12 @@ class Predictor:
         """The detector, for those who look into it.
 
         Raises:
-            DoubleheadError: it was exported.
+            DoubleheadError: it was exported, or the options show it images in tiles, mirrored or at several sizes.
         """
         if not isinstance(self.inside, Detector):
             raise DoubleheadError(f"{self.inside}: was exported and cannot be looked into; give its checkpoint")
+        if not self.options.plain:
+            raise DoubleheadError("a model can be looked into on whole images alone; leave out tiles, flip and scales")
         return self.inside
 
     @overload
@@ -145,8 +161,12 @@ class Predictor:
 
     def detect(self, images: list[Tensor]) -> list[Detections]:
         """Detect objects in RGB tensors uint8 (3, H, W) of any sizes."""
+        return [self.as_detections(result) for result in self.found(images)]
+
+    def found(self, images: list[Tensor]) -> list[Found]:
+        """As `detect`, in tensors: in tiles and views, as the options say."""
         with self.autocast():
-            return [self.as_detections(result) for result in self.inside.detect(images, self.options)]
+            return detect_in_views(partial(detect_in_tiles, self.inside.detect), images, self.options)
 
     def as_detections(self, result: dict[str, Tensor]) -> Detections:
         """What `Detector.detect` gives of one image, with the names of its classes."""
@@ -154,8 +174,20 @@ class Predictor:
         return Detections(boxes, scores, labels, self.categories.names, self.categories.ids)
 
 
+def _of_one_model(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings by their names.
+
+    Raises:
+        DoubleheadError: there is no such option, or it is one of an ensemble.
+    """
+    given = option_names(settings)
+    if given.get("model_weights") is not None:
+        raise DoubleheadError("model_weights are those of an ensemble: give as many models, or leave them out")
+    return given
+
+
 def load(
-    weights: str | Path,
+    weights: WeightsLike,
     device: str = "auto",
     precision: str = "fp32",
     settings: Mapping[str, Any] | None = None,
@@ -164,7 +196,8 @@ def load(
 
     Args:
         weights: a checkpoint, such as a run's best.safetensors; the name of a published model, such as
-            mmdet-double-head-r50-coco, which is downloaded the first time; or what `doublehead export` wrote.
+            mmdet-double-head-r50-coco, which is downloaded the first time; or what `doublehead export` wrote. Several
+            make an ensemble (see `inference.ensemble`).
         device: auto, cpu, cuda, cuda:1.
         precision: fp32, bf16, fp16, or auto: bf16 where the device computes in it.
         settings: inference options by their names, such as {"score_threshold": 0.3, "short_side": 480}; see
@@ -173,6 +206,10 @@ def load(
     Raises:
         DoubleheadError: the file is not whole, cannot be downloaded, or there is no such device.
     """
+    if not isinstance(weights, str | Path):
+        from doublehead.inference.ensemble import load_ensemble  # an Ensemble is a Predictor
+
+        return load_ensemble(weights, device, precision, settings)
     path = resolve(weights)
     if is_exported(path):
         given = option_names(settings or {})

@@ -8,7 +8,7 @@ predictions.json     with --format coco, once every part is there; and bad.jsonl
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -39,19 +39,20 @@ class BulkPlan:
     @classmethod
     def of(
         cls,
-        weights: str | Path,
+        weights: Sequence[str],
         listing: Listing,
         score: float,
         precision: str,
         format: str,
         settings: Mapping[str, Any],
     ) -> BulkPlan:
-        """The plan of these weights on these images.
+        """The plan of a model, or of the several of an ensemble, on these images.
 
         Raises:
             DoubleheadError: there are no such weights, or no such option.
         """
-        digest, options = fingerprint(resolve(weights)), json.dumps(option_names(settings), sort_keys=True)
+        digest = " ".join(fingerprint(resolve(one)) for one in weights)
+        options = json.dumps(option_names(settings), sort_keys=True)
         return cls(digest, sum(listing.sizes), listing.digest, listing.size, score, precision, format, options)
 
 

@@ -20,7 +20,7 @@ from doublehead.inference.predictor import load
 class Work:
     """How a part is done; it pickles, for workers elsewhere."""
 
-    weights: str
+    weights: tuple[str, ...]  # several make an ensemble
     output: Path
     format: str
     score: float

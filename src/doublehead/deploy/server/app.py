@@ -50,6 +50,7 @@ from doublehead.deploy.server.schema import (
 )
 from doublehead.deploy.server.settings import ServerSettings
 from doublehead.inference.detections import Detections, class_colour
+from doublehead.inference.exported import Exported
 from doublehead.inference.predictor import Predictor
 
 PAGE = Path(__file__).parent / "page"
@@ -245,7 +246,7 @@ def _describe(service: Service) -> ModelInfo:
     own = engine.own
     return ModelInfo(
         name=service.name,
-        preset=config.preset if config else "exported",
+        preset="exported" if isinstance(predictor.inside, Exported) else predictor.inside.config.preset,
         device=str(predictor.device),
         precision=str(predictor.precision or torch.float32).removeprefix("torch."),
         classes=[
@@ -254,6 +255,7 @@ def _describe(service: Service) -> ModelInfo:
         ],
         scores=[Head(name=name, reason=engine.lacks("scores", name)) for name in engine.names("scores")],
         boxes=[Head(name=name, reason=engine.lacks("boxes", name)) for name in engine.names("boxes")],
+        fixed=engine.fixed,
         own={"scores": own.scores, "boxes": own.boxes, "nms": own.nms, "limit": own.limit} if own else None,
         score_threshold=predictor.options.score_threshold if config else None,
     )

@@ -13,6 +13,7 @@ from doublehead.common.errors import DoubleheadError
 from doublehead.config import InferenceOptions
 from doublehead.evaluation.analysis.heads import FUSED, Heads, chosen, heads_of
 from doublehead.inference.detections import Detections
+from doublehead.inference.ensemble import Ensemble
 from doublehead.inference.predictor import Predictor
 from doublehead.model.detector import Detector, FirstStage
 
@@ -38,13 +39,13 @@ class Choice:
 class Engine:
     """A Predictor whose heads and thresholds can be chosen image by image; for one thread.
 
-    Models that are no PyTorch detectors have one way to answer, and no choice.
+    Exported models, ensembles, and models asked in tiles or views have one way to answer, and no choice.
     """
 
     def __init__(self, predictor: Predictor) -> None:
         self.predictor = predictor
         self.model: Detector | None = None
-        with suppress(DoubleheadError):  # of a model that was exported
+        with suppress(DoubleheadError):  # of one that gives no choice
             self.model = predictor.model
         self.heads: Heads | None = None
         self.own: Choice | None = None
@@ -65,7 +66,7 @@ class Engine:
         if self.own is None:
             if named := [name for name, value in asked.items() if value is not None]:
                 raise DoubleheadError(
-                    f"`{named[0]}` is fixed in an exported model; leave it out, or serve the checkpoint itself"
+                    f"`{named[0]}` is fixed {self.fixed}; leave it out, or serve one checkpoint on whole images"
                 )
             return None
         for task, name in (("scores", scores), ("boxes", boxes)):
@@ -77,6 +78,15 @@ class Engine:
             self.own.nms if nms is None else nms,
             limit or self.own.limit,
         )
+
+    @property
+    def fixed(self) -> str | None:
+        """Where there is no choice: "in an exported model", say. None: there is one."""
+        if self.model is not None:
+            return None
+        if isinstance(self.predictor, Ensemble):
+            return "in an ensemble"
+        return "in an exported model" if self.predictor.options.plain else "with tiles, flip or scales"
 
     def names(self, task: str) -> list[str]:
         """Names that `scores` or `boxes` may be asked for, able or not; none where there is no choice."""

@@ -78,8 +78,8 @@ class Answer(BaseModel):
     """All images of a request, in its order."""
 
     model: str
-    scores: str | None = Field(description="The head whose class scores these are; null in an exported model.")
-    boxes: str | None = Field(description="The head whose boxes these are; null in an exported model.")
+    scores: str | None = Field(description="The head whose class scores these are; null where it cannot be chosen.")
+    boxes: str | None = Field(description="The head whose boxes these are; null where it cannot be chosen.")
     images: list[Answered]
 
 
@@ -109,6 +109,7 @@ class ModelInfo(BaseModel):
     classes: list[Class]
     scores: list[Head] = Field(description="For the parameter `scores`; empty where there is no choice.")
     boxes: list[Head] = Field(description="For the parameter `boxes`; empty where there is no choice.")
+    fixed: str | None = Field(description="Where nothing can be chosen, such as `in an ensemble`; null: it can.")
     own: dict[str, str | float | int] | None = Field(
         description="Its own `scores`, `boxes`, `nms` and `limit`; null where these cannot be chosen."
     )

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import socket
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from doublehead.common.console import Console
@@ -24,7 +23,7 @@ a request may cross the closing and get no answer."""
 
 
 def serve(
-    weights: str | Path,
+    weights: Sequence[str],
     settings: ServerSettings,
     device: str = "auto",
     precision: str = "fp32",
@@ -33,7 +32,7 @@ def serve(
     """Answer over HTTP until Ctrl-C or SIGTERM, and then finish what was taken.
 
     Args:
-        weights: see `load`.
+        weights: as of `load`; several make an ensemble.
         settings: where to listen, and limits.
         device: auto, cpu, cuda, cuda:1.
         precision: fp32, bf16, fp16, or auto.
@@ -48,7 +47,8 @@ def serve(
     from doublehead.deploy.server.app import create_app
 
     with _listening(settings) as sock:
-        app = create_app(load(weights, device, precision, options), model_names([str(weights)])[0], settings)
+        name = " + ".join(model_names(list(weights)))
+        app = create_app(load(weights, device, precision, options), name, settings)
         app.state.service.warm_up()
         logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every malformed form
         config = uvicorn.Config(

@@ -50,7 +50,7 @@ async function start() {
   if (model.own) $("nms").value = model.own.nms;
   $("nms").disabled = !model.own;
   $("nms-reason").hidden = Boolean(model.own);
-  $("nms-reason").textContent = "NMS is fixed in an exported model.";
+  $("nms-reason").textContent = `NMS is fixed ${model.fixed}.`;
   offerHeads();
   $("class-list").replaceChildren(...model.classes.map(classChoice));
   show();
