@@ -305,36 +305,32 @@ def compare_variants(
 
 @app.command()
 def evaluate(
-    weights: Weights,
-    data: Data,
+    weights: Annotated[
+        list[str], typer.Argument(help="One or more checkpoints, published names or exported files to compare.")
+    ],
+    data: Annotated[str, typer.Argument(help="The dataset's folder or YAML: always the last.")],
     split: Annotated[str, typer.Option(help="Which split to measure.")] = "val",
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for what is written.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for the report; else beside the first weights.")
+    ] = None,
     batch_size: Batch = 4,
     device: Device = "auto",
     precision: Precision = "fp32",
     options: Options = None,
 ) -> None:
-    """Measure a model on annotated images: COCO's figures, AP per class, precision-recall curves."""
-    require_weights(weights)
+    """Measure models on annotated images: AP, thresholds, confusions and calibration, as a page, JSON and CSV."""
+    require_weights(*weights)
     require_data(data)
     with _imports():
         from doublehead.common.console import Console
         from doublehead.config import parse_settings
-        from doublehead.evaluation import plots
-        from doublehead.evaluation.evaluate import evaluate as measure
+        from doublehead.evaluation.report.run import report
 
     said = parse_settings(options or [])
-    result = measure(weights, data, split, batch_size, device=device, progress=True, precision=precision, settings=said)
-    if not result.leads:
-        return
-    output = output or Path(weights).parent / f"evaluation-{split}"
-    result.save(output)
-    Console.out(result.metrics.table(), result.metrics.totals_table())
-    try:
-        plots.precision_recall(result.metrics, output / "precision_recall.png")
-    except DoubleheadError as error:
-        print(f"no curves drawn: {error}")
-    print(f"{result.waited:.0%} of the time went into waiting for images; everything is in {output}")
+    done = report(weights, data, split, output, batch_size, device=device, precision=precision, settings=said)
+    if done:
+        Console.out(*done.tables)
+        print("\n".join(done.words))
 
 
 @app.command()
