@@ -334,6 +334,26 @@ def evaluate(
 
 
 @app.command()
+def calibrate(
+    weights: Annotated[str, typer.Argument(help="A checkpoint, such as a run's best.safetensors, or a published name.")],
+    data: Data,
+    split: Annotated[str, typer.Option(help="Which split to fit on: not the one trained on.")] = "val",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The checkpoint to write; else NAME-calibrated beside it.")
+    ] = None,
+    batch_size: Batch = 4,
+    device: Device = "auto",
+) -> None:
+    """Fit temperatures that make scores say how often a detection is right; write them into a new checkpoint."""
+    require_weights(weights)
+    require_data(data)
+    with _imports():
+        from doublehead.evaluation.calibrate import calibrate as fit
+
+    print(fit(weights, data, split, output, batch_size, device=device, progress=True))
+
+
+@app.command()
 def analyze(
     weights: Annotated[
         list[str],

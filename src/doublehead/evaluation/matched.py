@@ -50,6 +50,7 @@ class Matched:
     records: Sequence[Record]
     categories: Categories
     objects: Objects
+    place: np.ndarray  # (D,) its place among the results given
     image: np.ndarray  # (D,) place of the record
     label: np.ndarray  # (D,) 1..C
     score: np.ndarray  # (D,) falling
@@ -104,9 +105,8 @@ def match(records: Sequence[Record], categories: Categories, results: Sequence[d
     hits = chosen[~crowd[chosen]]
     target[detection[hits]] = row[hits]
     ignored[detection[chosen[crowd[chosen]]]] = True
-    return Matched(
-        records, categories, objects, image, label, score[order], box, target, ignored, pairs[~crowd], iou[~crowd]
-    )
+    columns = (order, image, label, score[order], box, target, ignored)
+    return Matched(records, categories, objects, *columns, pairs[~crowd], iou[~crowd])
 
 
 def greedy(pairs: np.ndarray, order: np.ndarray, shared: np.ndarray) -> np.ndarray:
