@@ -335,7 +335,9 @@ def evaluate(
 
 @app.command()
 def calibrate(
-    weights: Annotated[str, typer.Argument(help="A checkpoint, such as a run's best.safetensors, or a published name.")],
+    weights: Annotated[
+        str, typer.Argument(help="A checkpoint, such as a run's best.safetensors, or a published name.")
+    ],
     data: Data,
     split: Annotated[str, typer.Option(help="Which split to fit on: not the one trained on.")] = "val",
     output: Annotated[
@@ -397,7 +399,10 @@ def predict(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for what is written.")] = Path("predictions"),
     form: Annotated[str, typer.Option("--format", help=f"{', '.join(FORMATS)}.")] = FORMATS[0],
-    score: Annotated[float, typer.Option(help="Leave out detections below this score.", min=0, max=1)] = 0.5,
+    score: Annotated[
+        float | None,
+        typer.Option(help="Leave out detections below this score; else the weights' threshold or 0.5.", min=0, max=1),
+    ] = None,
     batch_size: Batch = 4,
     device: Device = "auto",
     precision: Precision = "fp32",

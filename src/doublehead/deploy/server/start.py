@@ -48,7 +48,8 @@ def serve(
     from doublehead.deploy.server.app import create_app
 
     with _listening(settings) as sock:
-        app = create_app(load(weights, device, precision, options), model_names([str(weights)])[0], settings)
+        predictor = load(weights, device, precision, options)
+        app = create_app(predictor, model_names([str(weights)])[0], settings)
         app.state.service.warm_up()
         logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every malformed form
         config = uvicorn.Config(
@@ -68,6 +69,9 @@ def serve(
         host, port = sock.getsockname()[:2]
         address = f"[{host}]" if ":" in host else host
         Console().say(f"serving {app.state.service.name} at http://{address}:{port} - Ctrl-C stops")
+        if predictor.options.decision_threshold is not None:
+            threshold = predictor.decision_threshold
+            Console().say(f"detections from a score of {threshold:.2f} on, the decision threshold; ?score= changes it")
         server.run(sockets=[sock])
 
 

@@ -138,8 +138,7 @@ def _crop(image: Image.Image, record: Record, matched: Matched, confusion: Confu
     middle = (low + high) / 2
     left, top = (int(max(0, v)) for v in middle - half)
     right, bottom = (
-        int(min(side, max(v, first + 1)))
-        for v, side, first in zip(middle + half, image.size, (left, top), strict=True)
+        int(min(side, max(v, first + 1))) for v, side, first in zip(middle + half, image.size, (left, top), strict=True)
     )
     left, top = min(left, right - 1), min(top, bottom - 1)
     scale = _SIDE / max(right - left, bottom - top)
@@ -166,7 +165,9 @@ def _shown(matched: Matched, place: int, false: int, missed: int) -> Shown:
         for row, score in zip(rows[:DRAWN], found_at, strict=False)
     ]
     detections = [
-        Box(_place(matched.box[d]), matched.categories.names[matched.label[d] - 1], float(matched.score[d]), bool(right))
+        Box(
+            _place(matched.box[d]), matched.categories.names[matched.label[d] - 1], float(matched.score[d]), bool(right)
+        )
         for d, right in zip(found[:DRAWN], hit, strict=False)
     ]
     left_out = len(rows) + len(found) - len(objects) - len(detections)
