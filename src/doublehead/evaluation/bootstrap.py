@@ -51,12 +51,12 @@ class Matches:
         evaluation = hotcoco.COCOeval(gt, gt.load_res(list(results)), "bbox")
         most = max(USUAL, most)
         evaluation.params.max_dets = [1, 10, most]
+        evaluation.params.area_rng, evaluation.params.area_rng_lbl = [[0, 1e10]], ["all"]
         evaluation.evaluate()
         place = {record.image_id: i for i, record in enumerate(records)}
         found: dict[int, list[dict[str, Any]]] = {category: [] for category in categories.ids}
-        everything = evaluation.params.area_rng[0]
         for match in evaluation.eval_imgs:
-            if match is not None and list(match["aRng"]) == list(everything):
+            if match is not None:
                 found[match["category_id"]].append(match)
         self.classes = [_joined(matches, place, most) if matches else None for matches in found.values()]
 

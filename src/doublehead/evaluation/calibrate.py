@@ -64,7 +64,7 @@ class Calibrated:
         fitted = ", ".join(f"{name} {value:.3f}" for name, value in self.temperatures.items())
         return (
             f"temperature: {fitted}\n"
-            f"expected calibration error on {self.split}: {self.before.error:.1%} before, {self.after.error:.1%} after\n"
+            f"calibration error on {self.split}: {self.before.error:.1%} before, {self.after.error:.1%} after\n"
             f"decision threshold: {self.best.score:.2f}, F1 {self.best.f1:.1%}\n"
             f"{self.path} holds the calibrated weights"
         )
@@ -152,7 +152,7 @@ def fit_temperatures(logits: Sequence[Tensor], labels: Tensor, right: Tensor, fu
         value.backward()
         return value
 
-    optimizer.step(loss)  # type: ignore[no-untyped-call]
+    optimizer.step(loss)
     return [float(value) for value in logs.detach().clamp(low, high).exp()]
 
 

@@ -1,4 +1,4 @@
-"""Detections of a split matched to its objects at one IoU, as columns: what every decision at a score is counted from."""
+"""Detections of a split matched to its objects at one IoU, as columns from which decisions are counted."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ class Reliability:
 
     @property
     def error(self) -> float:
-        """Expected calibration error: mean distance of score and share, weighted by count (Naeini et al., AAAI 2015)."""
+        """Expected calibration error: mean distance of score and share, by count (Naeini et al., AAAI 2015)."""
         distance = np.nan_to_num(np.abs(self.right - self.score))
         return float((distance * self.count).sum() / self.count.sum()) if self.count.sum() else float("nan")
 

@@ -36,8 +36,11 @@ def write_tables(one: Measured, folder: Path) -> None:
         "thresholds": _threshold_rows(one),
         "precision_recall": _curve_rows(one),
         "reliability": reliability_rows(one.reliability),
-        "groups": [*group_rows("size", one.sizes), *group_rows("overlap", one.overlaps)]
-        + group_rows("objects in the image", one.crowding),
+        "groups": [
+            *group_rows("size", one.sizes),
+            *group_rows("overlap", one.overlaps),
+            *group_rows("objects in the image", one.crowding),
+        ],
         "images": _image_rows(one),
     }
     for name, rows in tables.items():

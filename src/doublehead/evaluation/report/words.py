@@ -16,8 +16,8 @@ def found(one: Measured) -> list[tuple[str, str]]:
     return [
         (
             "AP",
-            f"{_percent(metrics['AP'])}, 95% interval {_percent(low)} to {_percent(high)} over {metrics.images} images; "
-            f"AP50 {_percent(metrics['AP50'])}, AP75 {_percent(metrics['AP75'])}.",
+            f"{_percent(metrics['AP'])}, 95% interval {_percent(low)} to {_percent(high)} over {metrics.images} "
+            f"images; AP50 {_percent(metrics['AP50'])}, AP75 {_percent(metrics['AP75'])}.",
         ),
         ("Threshold", _threshold(one)),
         ("Confusions", _confusions(one)),
