@@ -189,14 +189,22 @@ def check(
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all findings there.")] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="Preset to check boxes against; default: double-head-lite."),
+        typer.Option(help="Preset or checkpoint to check boxes against; default: double-head-lite."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="As of train, such as data.split=[70,20,10]; repeatable."),
     ] = None,
 ) -> None:
     """Look for all that training and evaluation would meet in a dataset. Exit code 1 where they would fail."""
     from doublehead.common.console import Console
+    from doublehead.config import parse_settings
     from doublehead.data.inspection import inspect
+    from doublehead.model.presets import SMALL_DATA_MODEL
+    from doublehead.training.recipes import resolve
 
-    inspection = inspect(data, progress=True, **({"model": model} if model else {}))
+    name, said = model or SMALL_DATA_MODEL, parse_settings(settings or [])
+    inspection = inspect(data, True, name, resolve(name, settings=said), said)
     if inspection.note:
         print(inspection.note)
     if inspection.rows:
