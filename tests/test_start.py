@@ -67,6 +67,7 @@ def test_a_wrong_path_leaves_torch_unimported(dataset, tmp_path):
         ["train", gone, "--model", "double-head-tiny"],
         ["evaluate", gone, str(dataset)],
         ["evaluate", file, gone],
+        ["calibrate", gone, str(dataset)],
         ["analyze", gone, str(dataset)],
         ["predict", gone, file],
         ["serve", gone],

@@ -342,11 +342,13 @@ def compare_variants(
 @app.command()
 def evaluate(
     weights: Annotated[
-        list[str], typer.Argument(help="A checkpoint, a published name or an exported file; several with --ensemble.")
+        list[str], typer.Argument(help="One or more checkpoints, published names or exported files to compare.")
     ],
     data: Annotated[str, typer.Argument(help="The dataset's folder or YAML: always the last.")],
     split: Annotated[str, typer.Option(help="Which split to measure.")] = "val",
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for what is written.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for the report; else beside the first weights.")
+    ] = None,
     ensemble: Annotated[bool, typer.Option("--ensemble", help="Measure several models as one, fused.")] = False,
     tiles: Tiles = None,
     overlap: Overlap = None,
@@ -355,29 +357,41 @@ def evaluate(
     precision: Precision = "fp32",
     options: Options = None,
 ) -> None:
-    """Measure a model on annotated images: COCO's figures, AP per class, precision-recall curves."""
+    """Measure models on annotated images: AP, thresholds, confusions and calibration, as a page, JSON and CSV."""
     require_weights(*weights)
     require_data(data)
     with _imports():
         from doublehead.common.console import Console
-        from doublehead.evaluation import plots
-        from doublehead.evaluation.evaluate import evaluate as measure
+        from doublehead.evaluation.report.run import report
 
-    if len(weights) > 1 and not ensemble:
-        raise DoubleheadError(f"{len(weights)} models were named; give --ensemble to measure them as one")
     said = inference_settings(options, tiles, overlap)
-    result = measure(weights, data, split, batch_size, device=device, progress=True, precision=precision, settings=said)
-    if not result.leads:
-        return
-    own = Path(weights[0]).parent / f"evaluation-{split}"
-    output = output or (own if len(weights) == 1 else Path(f"ensemble-{split}"))
-    result.save(output)
-    Console.out(result.metrics.table(), result.metrics.totals_table())
-    try:
-        plots.precision_recall(result.metrics, output / "precision_recall.png")
-    except DoubleheadError as error:
-        print(f"no curves drawn: {error}")
-    print(f"{result.waited:.0%} of the time went into waiting for images; everything is in {output}")
+    models = [weights] if ensemble and len(weights) > 1 else weights
+    done = report(models, data, split, output, batch_size, device=device, precision=precision, settings=said)
+    if done:
+        Console.out(*done.tables)
+        print("\n".join(done.words))
+
+
+@app.command()
+def calibrate(
+    weights: Annotated[
+        str, typer.Argument(help="A checkpoint, such as a run's best.safetensors, or a published name.")
+    ],
+    data: Data,
+    split: Annotated[str, typer.Option(help="Which split to fit on: not the one trained on.")] = "val",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The checkpoint to write; else NAME-calibrated beside it.")
+    ] = None,
+    batch_size: Batch = 4,
+    device: Device = "auto",
+) -> None:
+    """Fit temperatures that make scores say how often a detection is right; write them into a new checkpoint."""
+    require_weights(weights)
+    require_data(data)
+    with _imports():
+        from doublehead.evaluation.calibrate import calibrate as fit
+
+    print(fit(weights, data, split, output, batch_size, device=device, progress=True))
 
 
 @app.command()
@@ -428,7 +442,10 @@ def predict(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for what is written.")] = Path("predictions"),
     form: Annotated[str, typer.Option("--format", help=f"{', '.join(FORMATS)}.")] = FORMATS[0],
-    score: Annotated[float, typer.Option(help="Leave out detections below this score.", min=0, max=1)] = 0.5,
+    score: Annotated[
+        float | None,
+        typer.Option(help="Leave out detections below this score; else the weights' threshold or 0.5.", min=0, max=1),
+    ] = None,
     batch_size: Batch = 4,
     device: Device = "auto",
     precision: Precision = "fp32",

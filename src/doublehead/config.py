@@ -39,6 +39,9 @@ class BranchConfig(Strict):
         default=None,
         description="Enlarges each RoI about its centre; None: the trunk's own, 1.0 for fc and 1.3 for conv.",
     )
+    temperature: Positive = Field(
+        default=1.0, description="Divides the class logits at inference; `doublehead calibrate` fits it."
+    )
 
     @field_validator("trunk")
     @classmethod
@@ -170,6 +173,10 @@ class RoIConfig(Strict):
     score_threshold: Fraction = 0.05
     nms_iou: Fraction = 0.5
     detections: Count = Field(default=100, description="Best detections kept per image.")
+    calibrated: bool = Field(default=True, description="Divide each branch's class logits by its temperature.")
+    decision_threshold: Fraction | None = Field(
+        default=None, description="Score from which `predict` and `serve` show detections by default; null: 0.5."
+    )
     smallest_side: NotNegative = Field(
         default=1e-2, description="Detections with a side under it, in pixels, are dropped."
     )
@@ -277,6 +284,10 @@ class InferenceOptions(Strict):
     score_floor: Fraction = Field(description="Score of the first branch below which later branches skip a proposal.")
     fusion: Fusion = Field(description="How the scores of several branches become one.")
     inference_proposals: Literal["owners", "all"] = Field(description="What a branch that gives only boxes sees.")
+    calibrated: bool = Field(description="Divide each branch's class logits by its temperature.")
+    decision_threshold: Fraction | None = Field(
+        description="Score from which `predict` and `serve` show detections by default; null: 0.5."
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="fp32", description="auto: bf16 where the device computes in it, otherwise fp32."
     )
@@ -320,6 +331,9 @@ class InferenceOptions(Strict):
         return self.tiles is None and not self.flip and self.scales == (1.0,)
 
 
+USUAL_DECISION = 0.5
+"""Score from which detections are shown where a model has no `decision_threshold`."""
+
 IN_MODEL = {
     name: f"{part}.{name}"
     for name in InferenceOptions.model_fields
@@ -350,6 +364,13 @@ def with_options(model: ModelConfig, settings: Mapping[str, Any]) -> ModelConfig
         return ModelConfig.model_validate(override(model.model_dump(), {IN_MODEL[n]: v for n, v in given.items()}))
     except ValidationError as error:
         raise DoubleheadError(f"inference options: {sentence(error)}") from error
+
+
+def unfitted(model: ModelConfig) -> ModelConfig:
+    """A model's config without what was fitted to trained weights: temperatures and the decision threshold."""
+    branches = tuple(branch.model_copy(update={"temperature": 1.0}) for branch in model.branches)
+    roi = model.roi.model_copy(update={"decision_threshold": None})
+    return model.model_copy(update={"branches": branches, "roi": roi})
 
 
 def option_names(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -263,8 +263,8 @@ def _shape(
     x, y = int(corner[0]), int(corner[1])
     inside = slice(max(0, -y), height - y), slice(max(0, -x), width - x)
     mask = patch[inside]
-    window = tuple(slice(max(0, low), max(0, low) + size) for low, size in zip((y, x), mask.shape, strict=True))
-    return _Shape(window, mask, edge[inside], area)
+    rows, columns = (slice(max(0, low), max(0, low) + size) for low, size in zip((y, x), mask.shape, strict=True))
+    return _Shape((rows, columns), mask, edge[inside], area)
 
 
 def _paint(rng: np.random.Generator, canvas: np.ndarray, mask: np.ndarray, edge: np.ndarray) -> None:

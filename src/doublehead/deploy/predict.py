@@ -10,13 +10,14 @@ from typing import Any
 from doublehead.common.console import Console
 from doublehead.common.errors import DoubleheadError
 from doublehead.common.files import free_name
+from doublehead.config import USUAL_DECISION
 from doublehead.deploy.bulk import run as bulk
 from doublehead.deploy.bulk.pictures import predict_pictures
 from doublehead.deploy.bulk.sources import Listing, find_files
 from doublehead.deploy.bulk.worker import Work
 from doublehead.deploy.choices import FORMATS, PICTURES
 from doublehead.deploy.video import VIDEO_SUFFIXES, count_frames, predict_video
-from doublehead.inference.predictor import Predictor, load
+from doublehead.inference.predictor import Predictor, decision_threshold, load
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ def predict(
     output: Path,
     *,
     format: str = PICTURES,
-    score: float = 0.5,
+    score: float | None = None,
     batch_size: int = 4,
     device: str = "auto",
     precision: str = "fp32",
@@ -51,7 +52,7 @@ def predict(
         sources: image files, folders, globs, tars, Parquet files; or videos.
         output: folder to write into.
         format: pictures, with predictions.json; or parquet or coco, for any number of images.
-        score: detections below it are left out.
+        score: detections below it are left out; None: the weights' decision threshold, else 0.5.
         batch_size: images that go through the model at once.
         device: where to compute.
         precision: as of `load`.
@@ -72,6 +73,7 @@ def predict(
         raise DoubleheadError("--shard and --engine share out parts: they go with --format parquet or coco")
     if workers > 1 and engine != "ray":
         raise DoubleheadError("--workers goes with --engine ray; without it, --shard shares the work out")
+    score = _least_score(weights, settings) if score is None else score
     videos = [Path(source).suffix.lower() in VIDEO_SUFFIXES for source in sources]
     if any(videos):
         if not all(videos) or format == "parquet" or not alone:
@@ -91,6 +93,15 @@ def predict(
         if written.faults
         else None,
     )
+
+
+def _least_score(weights: Sequence[str], settings: Mapping[str, Any] | None) -> float:
+    """The decision threshold of the weights, which is said, or the usual one; fused scores have none."""
+    brought = decision_threshold(weights[0], settings) if len(weights) == 1 else None
+    if brought is None:
+        return USUAL_DECISION
+    Console().say(f"detections from a score of {brought:.2f} on, the decision threshold; --score changes it")
+    return brought
 
 
 def _predict_videos(

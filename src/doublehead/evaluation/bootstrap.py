@@ -13,6 +13,9 @@ from doublehead.common.categories import Categories
 from doublehead.data.records import Record
 from doublehead.evaluation.coco import RECALLS, USUAL, truth
 
+THRESHOLDS = np.linspace(0.5, 0.95, 10)
+"""COCO's, of IoU."""
+
 CELLS = 2**20
 """Weights of detections that are held at once: some 50 MB for any number of images, detections and draws."""
 
@@ -48,14 +51,14 @@ class Matches:
         evaluation = hotcoco.COCOeval(gt, gt.load_res(list(results)), "bbox")
         most = max(USUAL, most)
         evaluation.params.max_dets = [1, 10, most]
+        evaluation.params.area_rng, evaluation.params.area_rng_lbl = [[0, 1e10]], ["all"]
         evaluation.evaluate()
         place = {record.image_id: i for i, record in enumerate(records)}
         found: dict[int, list[dict[str, Any]]] = {category: [] for category in categories.ids}
-        everything = evaluation.params.area_rng[0]
         for match in evaluation.eval_imgs:
-            if match is not None and list(match["aRng"]) == list(everything):
+            if match is not None:
                 found[match["category_id"]].append(match)
-        self.classes = [_joined(matches, place, most) for matches in found.values() if matches]
+        self.classes = [_joined(matches, place, most) if matches else None for matches in found.values()]
 
     def ap(self, weights: np.ndarray) -> np.ndarray:
         """AP as COCO has it, with image i counted `weights[..., i]` times.
@@ -66,13 +69,22 @@ class Matches:
         Returns:
             (W,), each in 0..1; NaN where no object is left.
         """
-        return self.ap_by_iou(weights).mean(0)
+        return mean_known(self.by_class(weights).mean(1))
 
     def ap_by_iou(self, weights: np.ndarray) -> np.ndarray:
         """AP at each of COCO's thresholds, 0.50 to 0.95: as `ap`, but (10, W)."""
-        per_class = np.stack([_class_ap(matches, weights) for matches in self.classes])
-        known = ~np.isnan(per_class)
-        return np.where(known.any(0), np.nansum(per_class, 0) / np.maximum(known.sum(0), 1), np.nan)
+        return mean_known(self.by_class(weights))
+
+    def by_class(self, weights: np.ndarray) -> np.ndarray:
+        """As `ap`, of each class at each of COCO's thresholds: (C, 10, W), NaN where a class has no object left."""
+        nothing = np.full((len(THRESHOLDS), len(weights)), np.nan)
+        return np.stack([nothing if one is None else _class_ap(one, weights) for one in self.classes])
+
+
+def mean_known(values: np.ndarray) -> np.ndarray:
+    """The mean over the first axis, of what is not NaN; NaN where nothing is known."""
+    known = ~np.isnan(values)
+    return np.where(known.any(0), np.nansum(values, 0) / np.maximum(known.sum(0), 1), np.nan)
 
 
 def draws(images: int, number: int, rng: np.random.Generator) -> np.ndarray:
@@ -98,18 +110,18 @@ def _joined(matches: list[dict[str, Any]], place: dict[int, int], most: int) -> 
 
 
 def _class_ap(matches: _ClassMatches, weights: np.ndarray) -> np.ndarray:
-    """AP of one class at each threshold, (T, W)."""
+    """AP of one class at each threshold, (10, W)."""
     rows = max(1, CELLS // max(1, len(matches.image)))
     parts = [weights[start : start + rows] for start in range(0, len(weights), rows)]
     return np.concatenate([_ap_of_rows(matches, part.astype(np.float64)) for part in parts], axis=1)
 
 
 def _ap_of_rows(matches: _ClassMatches, weights: np.ndarray) -> np.ndarray:
-    """AP of one class at each threshold under a few weights, (T, W)."""
+    """AP of one class under a few weights, (10, W)."""
     objects = weights @ matches.objects
     times = weights[:, matches.image]  # (W, D)
-    result = np.full((len(matches.right), len(weights)), np.nan)
-    for threshold, (right, counts) in enumerate(zip(matches.right, matches.counts, strict=True)):
+    aps = np.zeros((len(matches.right), len(weights)))
+    for ap, right, counts in zip(aps, matches.right, matches.counts, strict=True):
         true = np.cumsum(times * (right & counts), axis=1)
         false = np.cumsum(times * (~right & counts), axis=1)
         precision = true / np.maximum(true + false, np.spacing(1))
@@ -117,5 +129,5 @@ def _ap_of_rows(matches: _ClassMatches, weights: np.ndarray) -> np.ndarray:
         recall = true / np.maximum(objects, 1)[:, None]
         for w in np.flatnonzero(objects > 0):
             at = np.searchsorted(recall[w], RECALLS, side="left")
-            result[threshold, w] = precision[w, at[at < recall.shape[1]]].sum() / len(RECALLS)
-    return result
+            ap[w] = precision[w, at[at < recall.shape[1]]].sum() / len(RECALLS)
+    return np.where(objects > 0, aps, np.nan)

@@ -15,6 +15,8 @@ from rich.text import Text
 
 from doublehead.common.errors import DoubleheadError
 from doublehead.data.records import Categories, Record
+from doublehead.evaluation.matched import match
+from doublehead.evaluation.thresholds import sweep
 
 RECALLS = np.linspace(0, 1, 101)
 """The recall at each point of a curve."""
@@ -67,10 +69,11 @@ class Metrics:
     boxes: int  # annotated, crowds not counted
     detections: int
     most: int = USUAL  # detections of an image and class that counted
+    best_threshold: float = math.nan  # score of the highest F1 at IoU 0.5, all classes together
 
     def __getitem__(self, name: str) -> float:
-        """One of the twelve figures, such as metrics["AP50"]."""
-        return self.totals[name]
+        """One of the twelve figures, such as metrics["AP50"]; or metrics["best_threshold"]."""
+        return self.best_threshold if name == "best_threshold" else self.totals[name]
 
     def to_json(self) -> dict[str, Any]:
         """Everything as plain values for `json.dump`; NaN becomes null, curves keep five decimals."""
@@ -80,6 +83,7 @@ class Metrics:
             "boxes": self.boxes,
             "detections": self.detections,
             "max_detections": self.most,
+            "best_threshold": _plain(self.best_threshold),
             "recall": _plain_all(RECALLS),
             "classes": [
                 {
@@ -182,6 +186,7 @@ def evaluate_detections(
         boxes=boxes.total(),
         detections=len(results),
         most=most,
+        best_threshold=sweep(match(records, categories, results)).best.score,
     )
 
 

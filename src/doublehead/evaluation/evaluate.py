@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ from doublehead.data.loader import Waited, default_workers, evaluation_loader
 from doublehead.data.own import is_own, own_dataset, own_split
 from doublehead.data.records import Split
 from doublehead.evaluation.coco import Metrics, evaluate_detections
+from doublehead.evaluation.matched import match
+from doublehead.evaluation.thresholds import sweep
+from doublehead.inference.exported import Exported
 from doublehead.inference.predictor import Predictor, WeightsLike, load
 from doublehead.model.checkpoint import read_notes
 
@@ -29,7 +32,10 @@ class Evaluation:
     """What was measured, and the detections it was measured on, in COCO's result format."""
 
     metrics: Metrics
-    results: list[dict[str, Any]]
+    results: list[dict[str, Any]]  # without calibration, as AP is measured
+    decided: list[dict[str, Any]]  # with the scores that decisions are taken by; `results` itself if uncalibrated
+    split: Split
+    threshold: float | None  # the decision threshold of the weights or the settings, if there is one
     waited: float  # share of the time in which the model stood idle, waiting for images
     leads: bool = True  # under torchrun, whether this process is the one that speaks and writes
 
@@ -126,14 +132,37 @@ def evaluate(
             predictor = load(weights, str(processes.device), precision, settings)
         require_known_classes(predictor.categories, chosen.categories)
         predictor = for_classes(predictor, chosen.categories)
-        bar = Console(progress and processes.leads).progress("measuring", -(-len(chosen.records) // processes.world))
-        with told(smaller), bar as advance:
-            found = predict_split(predictor, chosen, batch_size, workers, processes, advance)
+        console, images = Console(progress and processes.leads), -(-len(chosen.records) // processes.world)
+        with told(smaller), console.progress("measuring", images) as advance:
+            found = predict_split(_uncalibrated(predictor), chosen, batch_size, workers, processes, advance)
+        decided = found
+        if _calibrated(predictor):
+            console.say("measuring again with calibrated scores, for everything but AP")
+            with told(smaller), console.progress("measuring", images) as advance:
+                decided = predict_split(predictor, chosen, batch_size, workers, processes, advance)
     finally:
         processes.stop()
     results = of_classes(found.results, chosen.categories)
     metrics = evaluate_detections(chosen.records, chosen.categories, results, predictor.options.detections)
-    return Evaluation(metrics, results, found.waited / max(found.seconds, 1e-9), processes.leads)
+    by_score = results
+    if decided is not found:
+        by_score = of_classes(decided.results, chosen.categories)
+        best = sweep(match(chosen.records, chosen.categories, by_score)).best.score
+        metrics = replace(metrics, best_threshold=best)
+    waited = found.waited / max(found.seconds, 1e-9)
+    threshold = predictor.options.decision_threshold
+    return Evaluation(metrics, results, by_score, chosen, threshold, waited, processes.leads)
+
+
+def _calibrated(predictor: Predictor) -> bool:
+    """Whether calibration changes the scores, and can be left out."""
+    fitted = any(branch.temperature != 1 for branch in predictor.inside.config.branches)
+    return fitted and predictor.options.calibrated and not isinstance(predictor.inside, Exported)
+
+
+def _uncalibrated(predictor: Predictor) -> Predictor:
+    """The predictor as AP is measured: calibration would put some proposals in another order."""
+    return predictor.with_options(calibrated=False) if _calibrated(predictor) else predictor
 
 
 def for_classes(predictor: Predictor, categories: Categories) -> Predictor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from doublehead.common.errors import DoubleheadError, require
+from doublehead.common.pages.pages import data_uri
 from doublehead.evaluation.coco import RECALLS, Metrics
 from doublehead.inference.detections import Detections, class_colour, draw_boxes, save_picture
 
@@ -19,28 +21,40 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_MANY = 12  # classes; more lines than that cannot be told apart
-_GREY = "0.75"
+MANY = 12
+"""Classes; more lines than that cannot be told apart."""
+
+FAN: dict[str, Any] = {"color": "0.75", "lw": 0.7, "rasterized": True}
+"""How these are drawn instead: as pixels, of which a vector file holds as many for a thousand lines as for one."""
 
 
 def precision_recall(metrics: Metrics, path: str | Path) -> Path:
-    """Precision-recall curves at IoU 0.5 and 0.75, written as a picture (.png, .svg, .pdf ...).
-
-    One line per class up to 12 classes; of more, the mean, on a fan of grey lines. Returns the path.
+    """Precision-recall curves at IoU 0.5 and 0.75, written as a picture (.png, .svg, .pdf ...). Returns the path.
 
     Raises:
         DoubleheadError: matplotlib is not installed, or the ending names no format.
     """
+    return _write(precision_recall_figure(metrics), path)
+
+
+def precision_recall_figure(metrics: Metrics) -> Figure:
+    """Precision-recall curves at IoU 0.5 and 0.75.
+
+    One line per class up to 12 classes; of more, the mean, on a fan of grey lines.
+
+    Raises:
+        DoubleheadError: matplotlib is not installed.
+    """
     figure = new_figure(11, 4.8)
     panels = figure.subplots(1, 2, sharey=True)
     measured = [(k, c) for k, c in enumerate(metrics.classes, 1) if not math.isnan(c.ap)]
-    few = len(measured) <= _MANY
+    few = len(measured) <= MANY
     for axes, iou, total in zip(panels, ("0.5", "0.75"), ("AP50", "AP75"), strict=True):
         curves = [(c.curve50 if iou == "0.5" else c.curve75).precision for _, c in measured]
         for (label, c), precision in zip(measured, curves, strict=True):
             ap = c.ap50 if iou == "0.5" else c.ap75
-            style = {"color": _rgb(label), "lw": 2, "label": f"{c.name}  {100 * ap:.1f}"}
-            axes.plot(RECALLS, precision, **(style if few else {"color": _GREY, "lw": 0.7}))
+            style = {"color": line_colour(label), "lw": 2, "label": f"{c.name}  {100 * ap:.1f}"}
+            axes.plot(RECALLS, precision, **(style if few else FAN))
         if len(measured) > 1:
             name = f"mean of {len(measured)}  {100 * metrics[total]:.1f}"
             axes.plot(
@@ -57,7 +71,7 @@ def precision_recall(metrics: Metrics, path: str | Path) -> Path:
             axes.legend(title="AP at this IoU, %", loc="lower left", fontsize=9)
         else:
             axes.text(0.5, 0.5, "no annotated boxes to measure against", ha="center", va="center", color="0.4")
-    return _write(figure, path)
+    return figure
 
 
 def training_curves(training_csv: str | Path, validation_csv: str | Path | None, path: str | Path) -> Path:
@@ -83,7 +97,7 @@ def training_curves(training_csv: str | Path, validation_csv: str | Path | None,
     parts = [name for name in training if name not in ("step", "epoch", "lr", "time")]
     window = max(1, len(steps) // 40)
     for place, name in enumerate(parts):
-        colour = "black" if name == "loss" else _rgb(place)
+        colour = "black" if name == "loss" else line_colour(place)
         values = np.where(training[name] > 0, training[name], np.nan)  # a log scale has no place for 0
         if window > 1:
             losses.plot(steps, values, color=colour, lw=0.6, alpha=0.22)
@@ -128,7 +142,7 @@ def compared(
     figure = new_figure(11, 1.6 + 0.42 * len(names))
     left, right = figure.subplots(1, 2, sharey=True)
     for place, (seeds, difference) in enumerate(zip(values, differences, strict=True)):
-        colour = "0.4" if difference is None else _rgb(1)
+        colour = "0.4" if difference is None else line_colour(1)
         left.plot(100 * np.asarray(seeds), [place] * len(seeds), "o", color=colour, alpha=0.55, ms=6)
         left.plot([100 * float(np.mean(seeds))], [place], "|", color="black", ms=16, mew=2)
         if difference is not None:
@@ -166,7 +180,7 @@ def by_iou(
     left, right = figure.subplots(1, 2)
     for place, (name, ap, apart) in enumerate(zip(names, aps, differences, strict=True)):
         thresholds = np.linspace(0.5, 0.95, len(ap))
-        colour = _rgb(place) if apart else "black"
+        colour = line_colour(place) if apart else "black"
         left.plot(thresholds, 100 * np.asarray(ap), "o-", color=colour, ms=4, label=name)
         if apart:
             middle, low, high = 100 * np.asarray(apart).T
@@ -242,7 +256,7 @@ def _validation_panel(axes: Axes, validation: dict[str, np.ndarray]) -> None:
     for place, name in enumerate(names, 1):
         values = 100 * validation[name]
         best = f"  best {np.nanmax(values):.1f}" if not np.isnan(values).all() else ""
-        axes.plot(validation["step"], values, marker="o", ms=3.5, lw=1.8, color=_rgb(place), label=name + best)
+        axes.plot(validation["step"], values, marker="o", ms=3.5, lw=1.8, color=line_colour(place), label=name + best)
     axes.legend(fontsize=9, loc="lower right")
 
 
@@ -268,6 +282,13 @@ def dress(axes: Axes, title: str, x: str, y: str) -> None:
     axes.grid(color="0.9", lw=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def svg(figure: Figure) -> str:
+    """A figure as a data URI."""
+    file = io.BytesIO()
+    figure.savefig(file, format="svg")
+    return data_uri(file.getvalue(), "image/svg+xml")
 
 
 def _write(figure: Figure, path: str | Path) -> Path:
@@ -305,5 +326,6 @@ def _smoothed(values: np.ndarray, window: int) -> np.ndarray:
     return np.where(number > 0, (sums[high] - sums[low]) / np.maximum(number, 1), np.nan)
 
 
-def _rgb(label: int) -> tuple[Any, ...]:
+def line_colour(label: int) -> tuple[Any, ...]:
+    """The colour of a class's lines, as matplotlib has it."""
     return tuple(value / 255 for value in class_colour(max(1, label)))

@@ -51,6 +51,7 @@ class Exported:
         later = {
             "score_threshold": options.score_threshold >= own.score_threshold,
             "detections": options.detections <= own.detections,
+            "decision_threshold": True,  # applied to what the file finds
         }
         for name in [name for name in InferenceOptions.model_fields if name not in AROUND_MODEL]:
             if getattr(options, name) != getattr(own, name) and not later.get(name):

@@ -15,7 +15,7 @@ from torch import Tensor
 from doublehead.common.categories import Categories
 from doublehead.common.device import PRECISIONS, pick_device, pick_precision
 from doublehead.common.errors import DoubleheadError
-from doublehead.config import InferenceOptions, ModelConfig, inference_options, option_names
+from doublehead.config import USUAL_DECISION, InferenceOptions, ModelConfig, inference_options, option_names
 from doublehead.data.images import to_tensor
 from doublehead.data.inputs import ImageLike, as_images, as_picture
 from doublehead.inference.detections import Detections
@@ -23,7 +23,7 @@ from doublehead.inference.exported import Exported, is_exported, open_exported
 from doublehead.inference.fusion import Found
 from doublehead.inference.tiles import detect_in_tiles
 from doublehead.inference.views import detect_in_views
-from doublehead.model.checkpoint import load_model
+from doublehead.model.checkpoint import load_model, read_config
 from doublehead.model.detector import Detector
 from doublehead.model.interop.published import resolve
 from doublehead.model.optimize import for_inference
@@ -110,6 +110,12 @@ class Predictor:
         if not isinstance(self.inside, Exported):
             result.options = self.options.model_copy(update={"classes": labels})
         return result
+
+    @property
+    def decision_threshold(self) -> float:
+        """Score from which detections are shown unless asked otherwise."""
+        chosen = self.options.decision_threshold
+        return USUAL_DECISION if chosen is None else chosen
 
     def autocast(self) -> torch.autocast:
         """The context in which the model computes, for those who call its parts themselves."""
@@ -218,3 +224,20 @@ def load(
     chosen = pick_device(device)
     model, checkpoint = load_model(path)
     return Predictor(model, checkpoint.categories, chosen, precision, settings)
+
+
+def decision_threshold(weights: str | Path, settings: Mapping[str, Any] | None = None) -> float | None:
+    """The decision threshold of weights that are not loaded; None where they have none.
+
+    Args:
+        weights: as of `load`.
+        settings: likewise; theirs comes first.
+
+    Raises:
+        DoubleheadError: the weights cannot be downloaded, or an option is not known or does not fit.
+    """
+    given = option_names(settings or {})
+    path = resolve(weights)
+    config = open_exported(path, "cpu").config if is_exported(path) else read_config(path)
+    own = {name: value for name, value in given.items() if name == "decision_threshold"}
+    return inference_options(config, own).decision_threshold if config else None

@@ -44,6 +44,7 @@ class BoxHead(nn.Module):
         super().__init__()
         self.config = config.roi
         self.names = config.branch_names
+        self.temperatures = [branch.temperature for branch in config.branches]
         self.pooler = RoIPooler(
             RESOLUTION, config.roi.sampling_ratio, config.roi.aligned, Edges(config.inclusive_pixels)
         )
@@ -141,7 +142,8 @@ class BoxHead(nn.Module):
                 scores, deltas = [scores[0][above]], None if deltas is None else deltas[above]
             logits, found = self.run(i, levels, [p[s] for p, s in zip(proposals, indices, strict=True)])
             assert logits is not None
-            scores.append(logits.softmax(1))
+            temperature = self.temperatures[i] if options.calibrated else 1.0
+            scores.append((logits / temperature).softmax(1) if temperature != 1 else logits.softmax(1))
             deltas = found if i == box_branch else deltas
         proposals = [p[s] for p, s in zip(proposals, indices, strict=True)]
         staged = deltas is None and options.inference_proposals == "owners"

@@ -172,6 +172,15 @@ def read_notes(path: Path) -> dict[str, Any]:
     return notes if isinstance(notes, dict) else {}
 
 
+def read_config(path: Path) -> ModelConfig | None:
+    """A checkpoint's model config, without its tensors; None where the file is no sound checkpoint."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return ModelConfig.model_validate_json((file.metadata() or {})["model"])
+    except (SafetensorError, OSError, ValueError, KeyError):
+        return None
+
+
 class _Blank(TorchFunctionMode):
     """Inside, layers draw no random weights: these are replaced at once, and drawing them takes most of the time."""
 

@@ -21,7 +21,7 @@ from doublehead.common.distribution import Distribution
 from doublehead.common.errors import DoubleheadError, Fault
 from doublehead.common.faults import less_memory, told
 from doublehead.common.files import writing
-from doublehead.config import Config
+from doublehead.config import Config, with_options
 from doublehead.data.check import check_images, read_for_training
 from doublehead.data.dataset import Dataset, summary
 from doublehead.data.loader import DetectionDataset, Waited, default_workers, steps_per_epoch, training_loader
@@ -413,7 +413,7 @@ class _Training:
             state.best = metrics["AP"]
         self._report(metrics)
         if improved:
-            self._save_best()
+            self._save_best(metrics.best_threshold)
         self._save()
 
     def _report(self, metrics: Metrics) -> None:
@@ -442,9 +442,13 @@ class _Training:
             self.processes.lead(lambda: state.save(run.last, self.config, self.split.categories, keep=run.previous))
         self.saved, self.saved_at = time.monotonic(), (state.step, state.measured)
 
-    def _save_best(self) -> None:
-        state, run = self.state, self.run_folder
-        self.processes.lead(lambda: state.save(run.best, self.config, self.split.categories, weights_only=True))
+    def _save_best(self, threshold: float = math.nan) -> None:
+        """Write `best`, with the score of the highest F1 as its decision threshold unless the config has one."""
+        state, run, config = self.state, self.run_folder, self.config
+        if config.model.roi.decision_threshold is None and not math.isnan(threshold):
+            model = with_options(config.model, {"decision_threshold": threshold})
+            config = config.model_copy(update={"model": model})
+        self.processes.lead(lambda: state.save(run.best, config, self.split.categories, weights_only=True))
 
 
 def _resume_command(folder: Path, world: int, dataset: Dataset | None) -> str:

@@ -141,6 +141,7 @@ def _part(values: dict[str, Any], key: str) -> dict[str, Any]:
 
 def _model(name: str) -> dict[str, Any]:
     """A preset's settings, or those of a trained model and where its weights are."""
+    from doublehead.config import unfitted
     from doublehead.model.presets import PRESETS, preset_values
 
     if name in PRESETS:
@@ -151,7 +152,8 @@ def _model(name: str) -> dict[str, Any]:
     if name not in published.PUBLISHED and not Path(name).is_file():
         return {"model": preset_values(name)}
     path = published.resolve(name)
-    return {"model": load_checkpoint(path).config.model_dump(mode="json"), "train": {"weights": str(path)}}
+    config = unfitted(load_checkpoint(path).config)
+    return {"model": config.model_dump(mode="json"), "train": {"weights": str(path)}}
 
 
 def _backbone(name: str) -> dict[str, Any]:

@@ -193,9 +193,10 @@ async def detect(request: Request, service: Serving, asked: Annotated[Asked, Que
     with service.room.place() as place:
         images = await read_images(request, service.settings.max_images)
         found = await _unless_left(request, service, service.detect(images, choice, place))
+    least = service.engine.predictor.decision_threshold if asked.score is None else asked.score
     answers = []
     for image, (tensor, detections) in zip(images, found, strict=True):
-        kept = detections.above(asked.score)
+        kept = detections.above(least)
         service.metrics.detections.inc(len(kept))
         height, width = tensor.shape[1:]
         items = [Found.model_validate(item) for item in kept.to_dicts()]
@@ -258,6 +259,7 @@ def _describe(service: Service) -> ModelInfo:
         fixed=engine.fixed,
         own={"scores": own.scores, "boxes": own.boxes, "nms": own.nms, "limit": own.limit} if own else None,
         score_threshold=predictor.options.score_threshold if config else None,
+        decision_threshold=predictor.decision_threshold,
     )
 
 

@@ -38,11 +38,12 @@ BODY: dict[str, Any] = {
 class Asked(Strict):
     """Query parameters of a detection."""
 
-    score: float = Field(
-        default=0.5,
+    score: float | None = Field(
+        default=None,
         ge=0,
         le=1,
-        description="Detections below this score are left out; the model gives none under its own score_threshold.",
+        description="Detections below this score are left out, else those below the model's decision_threshold; the "
+        "model gives none under its own score_threshold.",
     )
     nms: float | None = Field(
         default=None,
@@ -114,6 +115,7 @@ class ModelInfo(BaseModel):
         description="Its own `scores`, `boxes`, `nms` and `limit`; null where these cannot be chosen."
     )
     score_threshold: float | None = Field(description="It gives no detection under it.")
+    decision_threshold: float = Field(description="Detections under it are left out unless `score` is given.")
 
 
 class Limits(BaseModel):

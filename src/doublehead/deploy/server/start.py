@@ -47,8 +47,8 @@ def serve(
     from doublehead.deploy.server.app import create_app
 
     with _listening(settings) as sock:
-        name = " + ".join(model_names(list(weights)))
-        app = create_app(load(weights, device, precision, options), name, settings)
+        predictor = load(weights, device, precision, options)
+        app = create_app(predictor, " + ".join(model_names(list(weights))), settings)
         app.state.service.warm_up()
         logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every malformed form
         config = uvicorn.Config(
@@ -68,6 +68,9 @@ def serve(
         host, port = sock.getsockname()[:2]
         address = f"[{host}]" if ":" in host else host
         Console().say(f"serving {app.state.service.name} at http://{address}:{port} - Ctrl-C stops")
+        if predictor.options.decision_threshold is not None:
+            threshold = predictor.decision_threshold
+            Console().say(f"detections from a score of {threshold:.2f} on, the decision threshold; ?score= changes it")
         server.run(sockets=[sock])
 
 

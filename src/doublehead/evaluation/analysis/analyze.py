@@ -58,7 +58,8 @@ def analyze(
     began = time.monotonic()
     paths = [str(w) for w in ([weights] if isinstance(weights, str | Path) else weights)]
     found = measured_split(paths[0], data, split)
-    predictors = [load(path, device, settings=settings) for path in paths]
+    raw = {"calibrated": False} | dict(settings or {})  # curves of scores are of the heads as trained
+    predictors = [load(path, device, settings=raw) for path in paths]
     for predictor in predictors:
         require_known_classes(predictor.categories, found.categories)
     predictors = [for_classes(predictor, found.categories) for predictor in predictors]

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from doublehead.common.categories import Categories
-from doublehead.common.pages.pages import data_uri, jpeg
+from doublehead.common.pages.pages import jpeg
 from doublehead.data.images import read_image
 from doublehead.evaluation.analysis.breakdown import HIT, KINDS, Judged
 from doublehead.evaluation.analysis.curves import Curve, Survivors, mean
 from doublehead.evaluation.analysis.spatial import Correlation
 from doublehead.evaluation.budget import BINS
-from doublehead.evaluation.plots import dress, new_figure
+from doublehead.evaluation.plots import dress, new_figure, svg
 from doublehead.inference.detections import class_colour, draw_boxes
 from doublehead.model.box_head import RESOLUTION
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 Named = Callable[[str, str], str]
 """A model and a branch to a head's name."""
@@ -163,13 +159,6 @@ def picture(image: Judged, categories: Categories) -> str:
 def colour(kind: str) -> str:
     """A kind's colour on the pictures, as CSS has it."""
     return "rgb({}, {}, {})".format(*class_colour(COLOUR_OF_KIND[kind]))
-
-
-def svg(figure: Figure) -> str:
-    """A figure as a data URI."""
-    file = io.BytesIO()
-    figure.savefig(file, format="svg")
-    return data_uri(file.getvalue(), "image/svg+xml")
 
 
 def _style(model: str, branch: str, models: list[str]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from doublehead.data.records import Record
 from doublehead.evaluation.budget import BINS, Budget
 
 SIZES = ("small", "medium", "large")
-_BORDERS = (32**2, 96**2)  # COCO's, in pixels of area
+BORDERS = (32**2, 96**2)  # COCO's, in pixels of area
 
 _DRAWN, _KEPT = 600_000, 10_000  # windows drawn, and kept of each range; the rarest has 12,458
 
@@ -82,7 +82,7 @@ def objects_of(record: Record) -> list[Object]:
             continue
         same = record.labels == record.labels[i]
         same[i] = False
-        size = SIZES[int(np.digitize(record.areas[i], _BORDERS))]
+        size = SIZES[int(np.digitize(record.areas[i], BORDERS))]
         canvas = (record.width, record.height)
         result.append(Object(record.image_id, canvas, box, int(record.labels[i]), size, inside[same]))
     return result

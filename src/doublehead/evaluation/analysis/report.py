@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 
 import doublehead
 from doublehead.common.pages.pages import render
+from doublehead.common.plain import plain
 from doublehead.evaluation.analysis import figures, words
 from doublehead.evaluation.analysis.breakdown import BACKGROUND, FOREGROUND, HIT, KINDS
 from doublehead.evaluation.analysis.curves import Bins, Curve, mean
@@ -33,7 +33,7 @@ def write_report(analysis: Analysis, folder: Path) -> None:
         DoubleheadError: matplotlib is not installed, or an image can no longer be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "analysis.json").write_text(json.dumps(_plain(to_json(analysis)), indent=1), encoding="utf-8")
+    (folder / "analysis.json").write_text(json.dumps(plain(to_json(analysis)), indent=1), encoding="utf-8")
     (folder / "index.html").write_text(page(analysis), encoding="utf-8")
 
 
@@ -229,14 +229,3 @@ def _combination_rows(analysis: Analysis) -> list[dict[str, Any]]:
 def _counts(analysis: Analysis) -> dict[str, int]:
     sizes = [each.size for each in analysis.objects]
     return {size: sizes.count(size) for size in SIZES}
-
-
-def _plain(value: Any) -> Any:
-    """Values that JSON has; NaN becomes null."""
-    if isinstance(value, np.ndarray | np.generic):
-        value = value.tolist()
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value

@@ -47,6 +47,7 @@ async function start() {
   const { model } = state;
   $("model").textContent = `${model.name} · ${model.preset} · ${model.classes.length} classes · ${model.device}`;
   document.title = `${model.name} · doublehead`;
+  $("score").value = model.decision_threshold;
   if (model.own) $("nms").value = model.own.nms;
   $("nms").disabled = !model.own;
   $("nms-reason").hidden = Boolean(model.own);

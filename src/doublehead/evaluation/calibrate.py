@@ -1,0 +1,207 @@
+"""Temperatures of the heads, fitted so that scores say how often a detection is right (Guo et al., ICML 2017)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from doublehead.common.console import Console
+from doublehead.common.device import pick_device
+from doublehead.common.errors import DoubleheadError
+from doublehead.config import ModelConfig
+from doublehead.data.loader import default_workers, evaluation_loader
+from doublehead.data.records import Split
+from doublehead.evaluation.evaluate import for_classes, measured_split, require_known_classes
+from doublehead.evaluation.matched import Matched, match
+from doublehead.evaluation.report.reliability import Reliability, reliability
+from doublehead.evaluation.thresholds import Cut, Sweep
+from doublehead.inference.predictor import Predictor
+from doublehead.model.checkpoint import load_checkpoint, save_checkpoint
+from doublehead.model.interop.published import resolve
+from doublehead.model.postprocess import fuse
+
+RANGE = (0.05, 20.0)
+"""Temperatures lie in it: detections that are all right, or all wrong, would ask for 0 or infinity."""
+
+FEWEST = 20
+"""Detections to fit on, right and wrong ones each at least a quarter of it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """Detections of a split before calibration, and what the heads said of their proposals."""
+
+    logits: dict[str, Tensor]  # of each branch whose scores count, (D, C + 1) with the background first
+    labels: Tensor  # (D,) 1..C of the model
+    right: np.ndarray  # (D,) bool
+    counted: np.ndarray  # (D,) bool: not on a crowd
+    objects: int
+
+    def scores(self, temperatures: Mapping[str, float], fusion: str) -> np.ndarray:
+        """The fused score of each detection under these temperatures, (D,)."""
+        values = [torch.tensor(temperatures[name], dtype=torch.float64) for name in self.logits]
+        return _scores(list(self.logits.values()), values, self.labels, fusion).numpy()
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What was fitted, and where it is."""
+
+    path: Path
+    temperatures: dict[str, float]
+    before: Reliability
+    after: Reliability
+    best: Cut
+    split: str
+
+    def __str__(self) -> str:
+        fitted = ", ".join(f"{name} {value:.3f}" for name, value in self.temperatures.items())
+        return (
+            f"temperature: {fitted}\n"
+            f"calibration error on {self.split}: {self.before.error:.1%} before, {self.after.error:.1%} after\n"
+            f"decision threshold: {self.best.score:.2f}, F1 {self.best.f1:.1%}\n"
+            f"{self.path} holds the calibrated weights"
+        )
+
+
+def calibrate(
+    weights: str | Path,
+    data: str | Path | Any,
+    split: str = "val",
+    output: str | Path | None = None,
+    batch_size: int = 4,
+    workers: int | None = None,
+    device: str = "auto",
+    progress: bool = False,
+) -> Calibrated:
+    """Fit a temperature for each head whose scores count, and write a checkpoint with them and the best threshold.
+
+    Args:
+        weights: a checkpoint or a published name; it stays as it is.
+        data: as of `evaluate`.
+        split: images that the model was not trained on.
+        output: the checkpoint to write; None: beside the weights, `best-calibrated.safetensors`.
+        batch_size: images that go through the model at once.
+        workers: processes that decode images; None: by the cores.
+        device: where to compute.
+        progress: whether to show a bar.
+
+    Raises:
+        DoubleheadError: weights, data or split have a mistake, the output exists, or there are too few detections.
+    """
+    path = resolve(weights)
+    destination = Path(output) if output else path.with_name(f"{path.stem}-calibrated.safetensors")
+    if destination.exists():
+        raise DoubleheadError(f"{destination}: exists already; remove it or give another --output")
+    if destination.suffix != ".safetensors":
+        raise DoubleheadError(f"{destination}: a checkpoint's name ends in .safetensors")
+    checkpoint, chosen = load_checkpoint(path), measured_split(weights, data, split)
+    require_known_classes(checkpoint.categories, chosen.categories)
+    predictor = Predictor(checkpoint.build(), checkpoint.categories, pick_device(device))
+    predictor = for_classes(predictor.with_options(calibrated=False), chosen.categories)
+    fusion = predictor.options.fusion
+    with Console(progress).progress("measuring", len(chosen.records)) as advance:
+        asked = ask_split(predictor, chosen, batch_size, default_workers() if workers is None else workers, advance)
+    right, wrong = (int((asked.counted & (asked.right == value)).sum()) for value in (True, False))
+    if right + wrong < FEWEST or min(right, wrong) < FEWEST // 4:
+        raise DoubleheadError(
+            f"{data}: split `{split}` gives {right} right and {wrong} wrong detections, too few to fit a temperature; "
+            "give a larger --split"
+        )
+    counted = torch.from_numpy(asked.counted)
+    fitted = fit_temperatures(
+        [logits[counted] for logits in asked.logits.values()],
+        asked.labels[counted],
+        torch.from_numpy(asked.right[asked.counted]),
+        fusion,
+    )
+    temperatures = dict(zip(asked.logits, fitted, strict=True))
+    before, after = (_counted(asked, values, fusion) for values in (dict.fromkeys(temperatures, 1.0), temperatures))
+    order = np.argsort(-after[0], kind="stable")
+    best = Sweep(after[0][order], np.cumsum(after[1][order]), asked.objects).best
+    config = with_temperatures(checkpoint.config, temperatures, best.score)
+    save_checkpoint(destination, config, checkpoint.categories, checkpoint.weights, checkpoint.notes)
+    return Calibrated(destination, temperatures, reliability(*before), reliability(*after), best, chosen.name)
+
+
+def fit_temperatures(logits: Sequence[Tensor], labels: Tensor, right: Tensor, fusion: str) -> list[float]:
+    """Temperatures under which the fused scores give the least cross-entropy with what is right.
+
+    Args:
+        logits: of each head, (D, C + 1) with the background first.
+        labels: (D,) the class of each detection, 1..C.
+        right: (D,) bool, whether it is right.
+        fusion: how the heads' scores become one.
+    """
+    wide = [each.double() for each in logits]
+    logs = torch.zeros(len(wide), dtype=torch.float64, requires_grad=True)
+    low, high = (float(np.log(end)) for end in RANGE)
+    optimizer = torch.optim.LBFGS([logs], max_iter=200, line_search_fn="strong_wolfe")
+    truth = right.double()
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        scores = _scores(wide, list(logs.clamp(low, high).exp()), labels, fusion).clamp(1e-12, 1 - 1e-12)
+        value = torch.nn.functional.binary_cross_entropy(scores, truth)
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    return [float(value) for value in logs.detach().clamp(low, high).exp()]
+
+
+def ask_split(predictor: Predictor, split: Split, batch_size: int, workers: int, advance: Any) -> Asked:
+    """Detect in a split, and ask the heads whose scores count about the proposals that own the detections."""
+    model, options = predictor.model, predictor.options
+    head = model.roi_heads.last
+    branches = {head.names[i]: i for i in head.score_branches(options)}
+    logits: dict[str, list[Tensor]] = {name: [] for name in branches}
+    labels, results = list[Tensor](), list[dict[str, Any]]()
+    for images, records in evaluation_loader(split, batch_size, workers):
+        with torch.no_grad(), predictor.autocast():
+            stage = model.first_stage(images, options)
+            found = model.second_stage(stage, options)
+            owners = [p[each["proposals"]] for p, each in zip(stage.proposals, found, strict=True)]
+            for name, place in branches.items():
+                said, _ = head.run(place, stage.levels, owners)
+                assert said is not None
+                logits[name].append(said.double().cpu())
+        labels += [each["labels"].cpu() for each in found]
+        for record, each in zip(records, found, strict=True):
+            results += predictor.as_detections(each).to_coco(record.image_id)
+        advance(len(images))
+    matched = match(split.records, split.categories, results)
+    return _in_order(matched, {name: torch.cat(parts) for name, parts in logits.items()}, torch.cat(labels))
+
+
+def with_temperatures(config: ModelConfig, temperatures: Mapping[str, float], threshold: float) -> ModelConfig:
+    """The config with these temperatures by branch, and this decision threshold."""
+    branches = tuple(
+        branch.model_copy(update={"temperature": temperatures.get(name, branch.temperature)})
+        for name, branch in zip(config.branch_names, config.branches, strict=True)
+    )
+    roi = config.roi.model_copy(update={"calibrated": True, "decision_threshold": threshold})
+    return config.model_copy(update={"branches": branches, "roi": roi})
+
+
+def _in_order(matched: Matched, logits: dict[str, Tensor], labels: Tensor) -> Asked:
+    place = torch.from_numpy(matched.place)
+    objects = int((~matched.objects.crowd).sum())
+    found = {name: values[place] for name, values in logits.items()}
+    return Asked(found, labels[place], matched.hit, ~matched.ignored, objects)
+
+
+def _scores(logits: Sequence[Tensor], temperatures: Sequence[Tensor], labels: Tensor, fusion: str) -> Tensor:
+    """The fused score of each detection's class, (D,)."""
+    scores = fuse([(each / t).softmax(1) for each, t in zip(logits, temperatures, strict=True)], fusion)
+    return scores[torch.arange(len(labels)), labels]
+
+
+def _counted(asked: Asked, temperatures: Mapping[str, float], fusion: str) -> tuple[np.ndarray, np.ndarray]:
+    return asked.scores(temperatures, fusion)[asked.counted], asked.right[asked.counted]
