@@ -4,13 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from math import sqrt
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, RootModel, SerializeAsAny, ValidationError, model_serializer, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, RootModel, SerializeAsAny, ValidationError, model_serializer, model_validator
 
 from doublehead.common.errors import sentence
-from doublehead.common.strict import Count, Fraction, Strict
+from doublehead.common.strict import Count, Fraction, Positive, Strict
 from doublehead.common.tables import row_of
+
+
+def _rising(values: tuple[float, float]) -> tuple[float, float]:
+    if values[0] > values[1]:
+        raise ValueError("give the smaller value first")
+    return values
+
+
+Range = Annotated[tuple[Positive, Positive], AfterValidator(_rising)]
+"""Smallest and largest value of a uniform draw."""
+
+
+VISIBLE: Any = Field(
+    default=0.1, description="Smallest share of a box that must remain in the image; boxes with less are dropped."
+)
 
 
 class Chance(Strict):
@@ -19,12 +35,46 @@ class Chance(Strict):
     p: Fraction = Field(default=0.5, description="Probability.")
 
 
-class ShortSides(Strict):
+class Sized(Strict):
+    """A step that chooses the size of the image that the model gets."""
+
+    def limits(self, short_side: int, long_side: int) -> list[tuple[int, int]]:
+        """Short side and limit of the long side, in pixels, of each size that the step may leave.
+
+        Args:
+            short_side: the model's own.
+            long_side: the model's limit of the long side.
+        """
+        raise NotImplementedError
+
+
+class ShortSides(Sized):
     """Resize to a short side drawn at random; the long side has the model's limit."""
 
     sides: tuple[Count, ...] | None = Field(
         default=None, min_length=1, description="Short sides in pixels; null: model.input.short_side alone."
     )
+
+    def limits(self, short_side: int, long_side: int) -> list[tuple[int, int]]:  # noqa: D102
+        return [(side, long_side) for side in sorted(set(self.sides or (short_side,)))]
+
+
+class LargeScaleJitter(Sized):
+    """Resize by a random factor, then crop or pad to a square (Ghiasi et al., Simple Copy-Paste, section 3)."""
+
+    size: Count | None = Field(
+        default=None,
+        description="Side of the square in pixels; null: as many pixels as the model's input has, 1024 for 800 x 1333.",
+    )
+    scale: Range = Field(default=(0.1, 2.0), description="Range of the factor; 1: the image just fits the square.")
+    visible: Fraction = VISIBLE
+
+    def side(self, short_side: int, long_side: int) -> int:
+        """Side of the square in pixels."""
+        return self.size or max(32, 32 * round(sqrt(short_side * long_side) / 32))
+
+    def limits(self, short_side: int, long_side: int) -> list[tuple[int, int]]:  # noqa: D102
+        return [(self.side(short_side, long_side),) * 2]
 
 
 class Colour(Strict):
@@ -50,6 +100,7 @@ class StepRow:
 STEPS: dict[str, StepRow] = {
     "iou_crop": StepRow(Chance, "doublehead.data.transforms:iou_crop"),
     "short_sides": StepRow(ShortSides, "doublehead.data.transforms:short_sides"),
+    "lsj": StepRow(LargeScaleJitter, "doublehead.data.geometry:lsj"),
     "flip": StepRow(Chance, "doublehead.data.transforms:flip"),
     "vertical_flip": StepRow(Chance, "doublehead.data.transforms:vertical_flip"),
     "colour": StepRow(Colour, "doublehead.data.transforms:colour"),

@@ -262,7 +262,7 @@ class _Training:
         return training_loader(
             DetectionDataset(
                 self.split,
-                training_transform(data.augment, size.short_side, size.long_side, size.antialias),
+                training_transform(data.augment, size.short_side, size.long_side, size.antialias, size.mean),
                 settings.seed,
             ),
             settings.batch_size,
