@@ -122,14 +122,18 @@ def _page(rows: Sequence[Row], split: Split, config: Config) -> str:
 def _montage(rows: Sequence[Row]) -> Image.Image:
     """All pictures in one, a row of it for each image, with their captions."""
     cell = _LONG_SIDE + _GAP
-    heights = [max(each.picture.height for each in row.shown) + _LINE + _GAP for row in rows]
+    heights = [max(each.picture.height for each in row.shown) + 2 * _LINE + _GAP for row in rows]
     canvas = Image.new("RGB", (cell * max(len(row.shown) for row in rows) + _GAP, sum(heights) + _GAP), "white")
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(_LINE - 6)
     top = _GAP
     for row, height in zip(rows, heights, strict=True):
+        pen.text((_GAP, top), row.name, "black", font)
         for column, each in enumerate(row.shown):
             left = _GAP + column * cell
-            canvas.paste(each.picture, (left, top + _LINE))
-            pen.text((left, top), f"{row.name}, {each.caption}" if not column else each.caption, "black", font)
+            canvas.paste(each.picture, (left, top + 2 * _LINE))
+            words = each.caption
+            while font.getlength(words) > _LONG_SIDE:
+                words = words[:-2] + "…"
+            pen.text((left, top + _LINE), words, "black", font)
         top += height
     return canvas

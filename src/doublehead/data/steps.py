@@ -230,7 +230,7 @@ STANDARD: list[dict[str, Any]] = [
 
 PRESETS: dict[str, list[dict[str, Any]]] = {
     "none": [],
-    "light": [{"iou_crop": {"p": 0.3}}, {"flip": {"p": 0.5}}, {"colour": {"strength": 0.5}}],
+    "light": [{"flip": {"p": 0.5}}, {"colour": {"strength": 0.5}}],
     "strong": [
         {"mosaic": {"p": 0.5}},
         {"copy_paste": {"p": 0.3}},

@@ -22,8 +22,13 @@ from doublehead.common.errors import DoubleheadError
 from doublehead.data.steps import Use
 from doublehead.data.transforms import InputSize, Sample, Step, StepError
 
-_FORMATS = {"pascal_voc": "XYXY", "coco": "XYWH"}
-"""Formats of Albumentations whose boxes are in pixels, and torchvision's names of them."""
+_FORMATS = {
+    "pascal_voc": ("XYXY", False),
+    "coco": ("XYWH", False),
+    "albumentations": ("XYXY", True),
+    "yolo": ("CXCYWH", True),
+}
+"""Formats of Albumentations: torchvision's names of them, and whether they are fractions of the image's size."""
 
 
 def use(settings: Use, size: InputSize) -> Step:
@@ -81,7 +86,7 @@ class Albumentations:
     a dictionary of the same.
 
     Args:
-        compose: with `bbox_params` whose format is pascal_voc or coco and which name one label field.
+        compose: with `bbox_params` that name one label field.
         name: of the compose, for errors.
     """
 
@@ -99,18 +104,22 @@ class Albumentations:
     def __call__(self, image: Tensor, boxes: Tensor, labels: Tensor) -> Any:  # noqa: D102
         if hasattr(self.compose, "set_random_seed"):  # from version 1.4.19 on it draws from generators of its own
             self.compose.set_random_seed(int(torch.randint(2**31, ())))
-        size = (image.shape[-2], image.shape[-1])
-        given = functional.convert_bounding_box_format(boxes, new_format=_FORMATS[self.format]).tolist()
+        name, fractions = _FORMATS[self.format]
+        given = functional.convert_bounding_box_format(boxes, new_format=name).as_subclass(Tensor)
+        given = given / _lengths(image) if fractions else given
         pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
-        result = self.compose(image=pixels, bboxes=given, **{self.field: labels.tolist()})
-        image, found = result["image"], np.asarray(result["bboxes"], np.float32).reshape(-1, 4)
+        result = self.compose(image=pixels, bboxes=given.tolist(), **{self.field: labels.tolist()})
+        image, found = result["image"], torch.from_numpy(np.asarray(result["bboxes"], np.float32).reshape(-1, 4))
         if isinstance(image, np.ndarray):  # else a tensor, of ToTensorV2
             image = torch.from_numpy(np.ascontiguousarray(image)).movedim(-1, 0)
-            size = (image.shape[-2], image.shape[-1])
-        boxes = tv_tensors.BoundingBoxes(torch.from_numpy(found), format=_FORMATS[self.format], canvas_size=size)
-        names = np.asarray(result[self.field])
-        whole = names.astype(np.int64) if np.all(names == np.round(names)) else names  # some versions return floats
-        return image, boxes, whole
+        found = found * _lengths(image) if fractions else found
+        labels = torch.tensor(result[self.field], dtype=torch.float64)  # some versions return them as floats
+        return image, functional.convert_bounding_box_format(found, name, "XYXY"), labels.to(torch.int64)
+
+
+def _lengths(image: Tensor) -> Tensor:
+    """Width and height, twice."""
+    return torch.tensor([image.shape[-1], image.shape[-2]] * 2)
 
 
 def is_albumentations(found: Any) -> bool:
