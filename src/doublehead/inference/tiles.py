@@ -155,8 +155,7 @@ def _clear(boxes: np.ndarray, regions: np.ndarray, size: Sequence[int], margin: 
     """Whether boxes (N, 4) lie in regions (N, 4) or (1, 4) and end at no inner edge of theirs: (N,) bool."""
     begins = np.where(regions[:, :2] > 0, regions[:, :2] + margin, -np.inf)
     ends = np.where(regions[:, 2:] < np.array(size), regions[:, 2:] - margin, np.inf)
-    inside: np.ndarray = ((boxes[:, :2] > begins) & (boxes[:, 2:] < ends)).all(axis=1)
-    return inside
+    return np.all((boxes[:, :2] > begins) & (boxes[:, 2:] < ends), axis=1)
 
 
 def _merged(found: Found, options: InferenceOptions) -> Found:
