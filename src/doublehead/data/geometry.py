@@ -120,14 +120,16 @@ class _Affine:
     def __init__(self, settings: Affine, fill: list[int]) -> None:
         self.settings, self.fill = settings, fill
         shear = (-settings.shear, settings.shear)
-        self.random = v2.RandomAffine(settings.degrees, shear=(*shear, *shear))
+        self.random = v2.RandomAffine((-settings.degrees, settings.degrees), shear=(*shear, *shear))
 
     def __call__(self, image: Tensor, boxes: Tensor, labels: Tensor, others: Sequence[Sample]) -> Sample:
         if not happens(self.settings.p):
             return image, boxes, labels
         change = self.random.make_params([image])
         height, width = image.shape[-2:]
-        turned = functional.affine(image, **change, interpolation=v2.InterpolationMode.BILINEAR, fill=self.fill)
+        turned = functional.affine(
+            image, **change, interpolation=v2.InterpolationMode.BILINEAR, fill=list(map(float, self.fill))
+        )
         reach = 2.0 * (height + width)  # torchvision clips boxes to the canvas: here one that none can leave
         wide = tv_tensors.BoundingBoxes(
             boxes + reach, format="XYXY", canvas_size=(int(height + 2 * reach), int(width + 2 * reach))

@@ -22,11 +22,12 @@ from doublehead.common.errors import DoubleheadError
 from doublehead.data.steps import Use
 from doublehead.data.transforms import InputSize, Sample, Step, StepError
 
+_XYXY = tv_tensors.BoundingBoxFormat.XYXY
 _FORMATS = {
-    "pascal_voc": ("XYXY", False),
-    "coco": ("XYWH", False),
-    "albumentations": ("XYXY", True),
-    "yolo": ("CXCYWH", True),
+    "pascal_voc": (_XYXY, False),
+    "coco": (tv_tensors.BoundingBoxFormat.XYWH, False),
+    "albumentations": (_XYXY, True),
+    "yolo": (tv_tensors.BoundingBoxFormat.CXCYWH, True),
 }
 """Formats of Albumentations: torchvision's names of them, and whether they are fractions of the image's size."""
 
@@ -94,7 +95,7 @@ class Albumentations:
         self.compose = compose
         parameters = getattr(compose.processors.get("bboxes"), "params", None)
         fields = list(getattr(parameters, "label_fields", None) or ())
-        self.format = getattr(parameters, "format", None)
+        self.format = str(getattr(parameters, "format", None))
         if self.format not in _FORMATS or len(fields) != 1:
             raise DoubleheadError(
                 f"step `use`: give {name} bbox_params=BboxParams(format='pascal_voc', label_fields=['labels'])"
@@ -114,7 +115,7 @@ class Albumentations:
             image = torch.from_numpy(np.ascontiguousarray(image)).movedim(-1, 0)
         found = found * _lengths(image) if fractions else found
         labels = torch.tensor(result[self.field], dtype=torch.float64)  # some versions return them as floats
-        return image, functional.convert_bounding_box_format(found, name, "XYXY"), labels.to(torch.int64)
+        return image, functional.convert_bounding_box_format(found, name, _XYXY), labels.to(torch.int64)
 
 
 def _lengths(image: Tensor) -> Tensor:
@@ -131,7 +132,7 @@ def _in_xyxy(result: Any) -> Any:
     """The same with boxes as x1, y1, x2, y2, where they are torchvision's in another format."""
     if isinstance(result, list | tuple) and len(result) == 3 and isinstance(result[1], tv_tensors.BoundingBoxes):
         image, boxes, labels = result
-        return image, functional.convert_bounding_box_format(boxes, new_format="XYXY"), labels
+        return image, functional.convert_bounding_box_format(boxes, new_format=_XYXY), labels
     return result
 
 
