@@ -47,7 +47,7 @@ def rotate90(settings: Chance, size: InputSize) -> Step | None:
 
 def affine(settings: Affine, size: InputSize) -> Step | None:
     """Build the rotation and shear by a few degrees."""
-    return _Affine(settings, list(size.fill)) if settings.p else None
+    return _Affine(settings, [float(value) for value in size.fill]) if settings.p else None
 
 
 class _IoUCrop:
@@ -117,10 +117,10 @@ class _QuarterTurns:
 class _Affine:
     """Torchvision's RandomAffine with boxes that are measured before they are clipped."""
 
-    def __init__(self, settings: Affine, fill: list[int]) -> None:
+    def __init__(self, settings: Affine, fill: list[float]) -> None:
         self.settings, self.fill = settings, fill
         shear = (-settings.shear, settings.shear)
-        self.random = v2.RandomAffine(settings.degrees, shear=(*shear, *shear))
+        self.random = v2.RandomAffine((-settings.degrees, settings.degrees), shear=(*shear, *shear))
 
     def __call__(self, image: Tensor, boxes: Tensor, labels: Tensor, others: Sequence[Sample]) -> Sample:
         if not happens(self.settings.p):

@@ -32,7 +32,7 @@ class Key(NamedTuple):
     """All that an augmented image depends on, besides the seed."""
 
     epoch: int
-    index: int  # of the record
+    record: int  # its index
     closing: bool = False  # whether it is for the end of a run
 
 
@@ -89,7 +89,7 @@ class DetectionDataset(torch.utils.data.Dataset[tuple[torch.Tensor, Target]]):
         return len(self.records)
 
     def __getitem__(self, key: tuple[int, int] | Key) -> tuple[torch.Tensor, Target]:
-        epoch, index, closing = Key(*key)
+        epoch, index, closing = key if isinstance(key, Key) else Key(*key)
         with self.drawing(epoch, index):
             image, boxes, labels = (self.closing if closing else self.transform)(*self.samples[index], self.samples)
             if len(labels) and int(labels.max()) > self.classes:

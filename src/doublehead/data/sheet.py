@@ -88,8 +88,8 @@ def _augmented(dataset: DetectionDataset, key: Key) -> tuple[Sample, list[str]]:
     transform = dataset.transform
     assert isinstance(transform, InOrder)
     acted = []
-    with dataset.drawing(key.epoch, key.index):
-        sample = dataset.samples[key.index]
+    with dataset.drawing(key.epoch, key.record):
+        sample = dataset.samples[key.record]
         for name, step in transform.steps:
             before, sample = sample, after(name, step, sample, dataset.samples)
             if sample[0].shape != before[0].shape or not torch.equal(sample[0], before[0]):
