@@ -47,7 +47,7 @@ def rotate90(settings: Chance, size: InputSize) -> Step | None:
 
 def affine(settings: Affine, size: InputSize) -> Step | None:
     """Build the rotation and shear by a few degrees."""
-    return _Affine(settings, list(size.fill)) if settings.p else None
+    return _Affine(settings, [float(value) for value in size.fill]) if settings.p else None
 
 
 class _IoUCrop:
@@ -117,7 +117,7 @@ class _QuarterTurns:
 class _Affine:
     """Torchvision's RandomAffine with boxes that are measured before they are clipped."""
 
-    def __init__(self, settings: Affine, fill: list[int]) -> None:
+    def __init__(self, settings: Affine, fill: list[float]) -> None:
         self.settings, self.fill = settings, fill
         shear = (-settings.shear, settings.shear)
         self.random = v2.RandomAffine((-settings.degrees, settings.degrees), shear=(*shear, *shear))
@@ -127,9 +127,7 @@ class _Affine:
             return image, boxes, labels
         change = self.random.make_params([image])
         height, width = image.shape[-2:]
-        turned = functional.affine(
-            image, **change, interpolation=v2.InterpolationMode.BILINEAR, fill=list(map(float, self.fill))
-        )
+        turned = functional.affine(image, **change, interpolation=v2.InterpolationMode.BILINEAR, fill=self.fill)
         reach = 2.0 * (height + width)  # torchvision clips boxes to the canvas: here one that none can leave
         wide = tv_tensors.BoundingBoxes(
             boxes + reach, format="XYXY", canvas_size=(int(height + 2 * reach), int(width + 2 * reach))

@@ -32,7 +32,7 @@ class Key(NamedTuple):
     """All that an augmented image depends on, besides the seed."""
 
     epoch: int
-    record: int  # its place
+    record: int  # its index
     closing: bool = False  # whether it is for the end of a run
 
 
@@ -89,11 +89,9 @@ class DetectionDataset(torch.utils.data.Dataset[tuple[torch.Tensor, Target]]):
         return len(self.records)
 
     def __getitem__(self, key: tuple[int, int] | Key) -> tuple[torch.Tensor, Target]:
-        epoch, index, closing = (*key, False)[:3]
+        epoch, index, closing = key if isinstance(key, Key) else Key(*key)
         with self.drawing(epoch, index):
-            transform = self.closing if closing else self.transform
-            image, boxes, labels = self.samples[index]
-            image, boxes, labels = transform(image, boxes, labels, self.samples)
+            image, boxes, labels = (self.closing if closing else self.transform)(*self.samples[index], self.samples)
             if len(labels) and int(labels.max()) > self.classes:
                 raise StepError(f"a step returned the label {int(labels.max())}, but there are {self.classes} classes")
         return image.as_subclass(torch.Tensor), {

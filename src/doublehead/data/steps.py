@@ -319,7 +319,7 @@ def listed(values: Any) -> Any:
     for key, value in values.items():
         if key == "steps":
             continue
-        name: str = FORMER.get(key) or key
+        name = FORMER.get(str(key), str(key))
         change = _fields(name, value)
         places = [i for i, step in enumerate(steps) if isinstance(step, Mapping) and name in step]
         if not places:

@@ -15,19 +15,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
+from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
 from doublehead.common.errors import DoubleheadError
 from doublehead.data.steps import Use
 from doublehead.data.transforms import InputSize, Sample, Step, StepError
 
-_XYXY = tv_tensors.BoundingBoxFormat.XYXY
 _FORMATS = {
-    "pascal_voc": (_XYXY, False),
-    "coco": (tv_tensors.BoundingBoxFormat.XYWH, False),
-    "albumentations": (_XYXY, True),
-    "yolo": (tv_tensors.BoundingBoxFormat.CXCYWH, True),
+    "pascal_voc": (BoundingBoxFormat.XYXY, False),
+    "coco": (BoundingBoxFormat.XYWH, False),
+    "albumentations": (BoundingBoxFormat.XYXY, True),
+    "yolo": (BoundingBoxFormat.CXCYWH, True),
 }
 """Formats of Albumentations: torchvision's names of them, and whether they are fractions of the image's size."""
 
@@ -95,18 +94,18 @@ class Albumentations:
         self.compose = compose
         parameters = getattr(compose.processors.get("bboxes"), "params", None)
         fields = list(getattr(parameters, "label_fields", None) or ())
-        self.format = str(getattr(parameters, "format", None))
-        if self.format not in _FORMATS or len(fields) != 1:
+        found: Any = getattr(parameters, "format", None)
+        if found not in _FORMATS or len(fields) != 1:
             raise DoubleheadError(
                 f"step `use`: give {name} bbox_params=BboxParams(format='pascal_voc', label_fields=['labels'])"
             )
-        self.field = fields[0]
+        self.format, self.field = _FORMATS[found], fields[0]
 
     def __call__(self, image: Tensor, boxes: Tensor, labels: Tensor) -> Any:  # noqa: D102
         if hasattr(self.compose, "set_random_seed"):  # from version 1.4.19 on it draws from generators of its own
             self.compose.set_random_seed(int(torch.randint(2**31, ())))
-        name, fractions = _FORMATS[self.format]
-        given = functional.convert_bounding_box_format(boxes, new_format=name).as_subclass(Tensor)
+        own, fractions = self.format
+        given = functional.convert_bounding_box_format(boxes, new_format=own).as_subclass(Tensor)
         given = given / _lengths(image) if fractions else given
         pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
         result = self.compose(image=pixels, bboxes=given.tolist(), **{self.field: labels.tolist()})
@@ -115,7 +114,7 @@ class Albumentations:
             image = torch.from_numpy(np.ascontiguousarray(image)).movedim(-1, 0)
         found = found * _lengths(image) if fractions else found
         labels = torch.tensor(result[self.field], dtype=torch.float64)  # some versions return them as floats
-        return image, functional.convert_bounding_box_format(found, name, _XYXY), labels.to(torch.int64)
+        return image, functional.convert_bounding_box_format(found, own, BoundingBoxFormat.XYXY), labels.to(torch.int64)
 
 
 def _lengths(image: Tensor) -> Tensor:
@@ -130,9 +129,9 @@ def is_albumentations(found: Any) -> bool:
 
 def _in_xyxy(result: Any) -> Any:
     """The same with boxes as x1, y1, x2, y2, where they are torchvision's in another format."""
-    if isinstance(result, list | tuple) and len(result) == 3 and isinstance(result[1], tv_tensors.BoundingBoxes):
+    if isinstance(result, list | tuple) and len(result) == 3 and isinstance(result[1], BoundingBoxes):
         image, boxes, labels = result
-        return image, functional.convert_bounding_box_format(boxes, new_format=_XYXY), labels
+        return image, functional.convert_bounding_box_format(boxes, new_format=BoundingBoxFormat.XYXY), labels
     return result
 
 
