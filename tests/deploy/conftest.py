@@ -50,7 +50,7 @@ class Exported:
 
     def __init__(self, predictor: Predictor) -> None:
         self.categories, self.device, self.precision = predictor.categories, predictor.device, predictor.precision
-        self.detect = predictor.detect
+        self.detect, self.decision_threshold = predictor.detect, predictor.decision_threshold
 
     @property
     def model(self) -> Detector:
