@@ -180,7 +180,7 @@ def by_iou(
     left, right = figure.subplots(1, 2)
     for place, (name, ap, apart) in enumerate(zip(names, aps, differences, strict=True)):
         thresholds = np.linspace(0.5, 0.95, len(ap))
-        colour = _rgb(place) if apart else "black"
+        colour = line_colour(place) if apart else "black"
         left.plot(thresholds, 100 * np.asarray(ap), "o-", color=colour, ms=4, label=name)
         if apart:
             middle, low, high = 100 * np.asarray(apart).T
