@@ -11,7 +11,7 @@ from doublehead.config import Config
 from doublehead.model.parts import BACKBONES, TRUNKS
 from doublehead.training.recipes import resolve
 
-MAY_BE_NEGATIVE = {"model.input.mean"}
+MAY_BE_NEGATIVE = {"model.input.mean", "model.branches.0.background_offset"}
 SECTIONS = {"model.backbone": {row.section: row.config for row in BACKBONES.values() if row.section}} | {
     "model": {f"{name}_head": row.config for name, row in TRUNKS.items()}
 }

@@ -42,6 +42,9 @@ class BranchConfig(Strict):
     temperature: Positive = Field(
         default=1.0, description="Divides the class logits at inference; `doublehead calibrate` fits it."
     )
+    background_offset: float = Field(
+        default=0.0, ge=-100, le=100, description="Added to the background's logit before; fitted with it."
+    )
 
     @field_validator("trunk")
     @classmethod
@@ -58,6 +61,11 @@ class BranchConfig(Strict):
     def scale(self) -> float:
         """The RoI scale in force."""
         return self.roi_scale or TRUNKS[self.trunk].roi_scale
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether its scores were calibrated."""
+        return (self.temperature, self.background_offset) != (1, 0)
 
     @property
     def only_regresses(self) -> bool:
@@ -173,7 +181,7 @@ class RoIConfig(Strict):
     score_threshold: Fraction = 0.05
     nms_iou: Fraction = 0.5
     detections: Count = Field(default=100, description="Best detections kept per image.")
-    calibrated: bool = Field(default=True, description="Divide each branch's class logits by its temperature.")
+    calibrated: bool = Field(default=True, description="Apply each branch's temperature and background offset.")
     decision_threshold: Fraction | None = Field(
         default=None, description="Score from which `predict` and `serve` show detections by default; null: 0.5."
     )
@@ -284,7 +292,7 @@ class InferenceOptions(Strict):
     score_floor: Fraction = Field(description="Score of the first branch below which later branches skip a proposal.")
     fusion: Fusion = Field(description="How the scores of several branches become one.")
     inference_proposals: Literal["owners", "all"] = Field(description="What a branch that gives only boxes sees.")
-    calibrated: bool = Field(description="Divide each branch's class logits by its temperature.")
+    calibrated: bool = Field(description="Apply each branch's temperature and background offset.")
     decision_threshold: Fraction | None = Field(
         description="Score from which `predict` and `serve` show detections by default; null: 0.5."
     )
@@ -367,8 +375,9 @@ def with_options(model: ModelConfig, settings: Mapping[str, Any]) -> ModelConfig
 
 
 def unfitted(model: ModelConfig) -> ModelConfig:
-    """A model's config without what was fitted to trained weights: temperatures and the decision threshold."""
-    branches = tuple(branch.model_copy(update={"temperature": 1.0}) for branch in model.branches)
+    """A model's config without what was fitted to trained weights: calibration and the decision threshold."""
+    fitted = {"temperature": 1.0, "background_offset": 0.0}
+    branches = tuple(branch.model_copy(update=fitted) for branch in model.branches)
     roi = model.roi.model_copy(update={"decision_threshold": None})
     return model.model_copy(update={"branches": branches, "roi": roi})
 

@@ -51,6 +51,7 @@ class Exported:
     def __init__(self, predictor: Predictor) -> None:
         self.categories, self.device, self.precision = predictor.categories, predictor.device, predictor.precision
         self.detect, self.options, self.inside = predictor.detect, predictor.options, predictor.inside
+        self.decision_threshold = predictor.decision_threshold
 
     @property
     def model(self) -> Detector:

@@ -69,6 +69,15 @@ def test_requests_with_unlike_choices_share_a_batch(served):
     assert len({str(answer) for answer in alone}) == len(queries)
 
 
+def test_the_decision_threshold_is_the_score_unless_asked(weights):
+    predictor = doublehead.load(weights, "cpu", settings={"decision_threshold": 0.2})
+    with TestClient(create_app(predictor, "own", make_settings())) as own:
+        everything = found(sent(own, picture(), "score=0"))
+        assert found(sent(own, picture(), "")) == [d for d in everything if d["score"] >= 0.2]
+        (model,) = own.get("/v1/models").json()["models"]
+    assert model["decision_threshold"] == 0.2
+
+
 def test_score_is_a_filter_and_limit_takes_the_best(client):
     everything = found(sent(client, picture()))
     middle = everything[len(everything) // 2]["score"]

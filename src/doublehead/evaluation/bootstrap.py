@@ -69,14 +69,14 @@ class Matches:
         Returns:
             (W,), each in 0..1; NaN where no object is left.
         """
-        return mean_known(self.by_class(weights).mean(1))
+        return self.ap_by_iou(weights).mean(0)
 
     def ap_by_iou(self, weights: np.ndarray) -> np.ndarray:
         """AP at each of COCO's thresholds, 0.50 to 0.95: as `ap`, but (10, W)."""
         return mean_known(self.by_class(weights))
 
     def by_class(self, weights: np.ndarray) -> np.ndarray:
-        """As `ap`, of each class at each of COCO's thresholds: (C, 10, W), NaN where a class has no object left."""
+        """AP of each class at each of COCO's thresholds: (C, 10, W), NaN where a class has no object left."""
         nothing = np.full((len(THRESHOLDS), len(weights)), np.nan)
         return np.stack([nothing if one is None else _class_ap(one, weights) for one in self.classes])
 
@@ -110,18 +110,18 @@ def _joined(matches: list[dict[str, Any]], place: dict[int, int], most: int) -> 
 
 
 def _class_ap(matches: _ClassMatches, weights: np.ndarray) -> np.ndarray:
-    """AP of one class at each threshold, (10, W)."""
+    """AP of one class at each threshold, (T, W)."""
     rows = max(1, CELLS // max(1, len(matches.image)))
     parts = [weights[start : start + rows] for start in range(0, len(weights), rows)]
     return np.concatenate([_ap_of_rows(matches, part.astype(np.float64)) for part in parts], axis=1)
 
 
 def _ap_of_rows(matches: _ClassMatches, weights: np.ndarray) -> np.ndarray:
-    """AP of one class under a few weights, (10, W)."""
+    """AP of one class at each threshold under a few weights, (T, W)."""
     objects = weights @ matches.objects
     times = weights[:, matches.image]  # (W, D)
-    aps = np.zeros((len(matches.right), len(weights)))
-    for ap, right, counts in zip(aps, matches.right, matches.counts, strict=True):
+    result = np.full((len(matches.right), len(weights)), np.nan)
+    for threshold, (right, counts) in enumerate(zip(matches.right, matches.counts, strict=True)):
         true = np.cumsum(times * (right & counts), axis=1)
         false = np.cumsum(times * (~right & counts), axis=1)
         precision = true / np.maximum(true + false, np.spacing(1))
@@ -129,5 +129,5 @@ def _ap_of_rows(matches: _ClassMatches, weights: np.ndarray) -> np.ndarray:
         recall = true / np.maximum(objects, 1)[:, None]
         for w in np.flatnonzero(objects > 0):
             at = np.searchsorted(recall[w], RECALLS, side="left")
-            ap[w] = precision[w, at[at < recall.shape[1]]].sum() / len(RECALLS)
-    return np.where(objects > 0, aps, np.nan)
+            result[threshold, w] = precision[w, at[at < recall.shape[1]]].sum() / len(RECALLS)
+    return result

@@ -1,15 +1,20 @@
-"""Temperatures of the heads, fitted so that scores say how often a detection is right (Guo et al., ICML 2017)."""
+"""Heads calibrated: scores that say how often a detection is right.
+
+Temperature scaling (Guo et al., ICML 2017), with an offset of the background's logit. A head learns to classify
+proposals, but NMS leaves one for each object: what it leaves besides is background more often than the scores say.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from doublehead.common.console import Console
 from doublehead.common.device import pick_device
@@ -22,15 +27,23 @@ from doublehead.evaluation.matched import Matched, match
 from doublehead.evaluation.report.reliability import Reliability, reliability
 from doublehead.evaluation.thresholds import Cut, Sweep
 from doublehead.inference.predictor import Predictor
+from doublehead.model.box_head import calibrated
 from doublehead.model.checkpoint import load_checkpoint, save_checkpoint
 from doublehead.model.interop.published import resolve
 from doublehead.model.postprocess import fuse
 
-RANGE = (0.05, 20.0)
-"""Temperatures lie in it: detections that are all right, or all wrong, would ask for 0 or infinity."""
+TEMPERATURES, OFFSET = (0.05, 20.0), 20.0
+"""Bounds: detections that are all right, or all wrong, would ask for 0 or infinity."""
 
 FEWEST = 20
 """Detections to fit on, right and wrong ones each at least a quarter of it."""
+
+
+class Fitted(NamedTuple):
+    """How a head's logits are changed; by default not at all."""
+
+    temperature: float = 1.0
+    background_offset: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,10 +56,9 @@ class Asked:
     counted: np.ndarray  # (D,) bool: not on a crowd
     objects: int
 
-    def scores(self, temperatures: Mapping[str, float], fusion: str) -> np.ndarray:
-        """The fused score of each detection under these temperatures, (D,)."""
-        values = [torch.tensor(temperatures[name], dtype=torch.float64) for name in self.logits]
-        return _scores(list(self.logits.values()), values, self.labels, fusion).numpy()
+    def scores(self, heads: Mapping[str, Fitted], fusion: str) -> np.ndarray:
+        """The fused score of each detection with heads calibrated so, (D,)."""
+        return _scores([(self.logits[name], *heads[name]) for name in self.logits], self.labels, fusion).numpy()
 
 
 @dataclass(frozen=True)
@@ -54,17 +66,19 @@ class Calibrated:
     """What was fitted, and where it is."""
 
     path: Path
-    temperatures: dict[str, float]
+    heads: dict[str, Fitted]
     before: Reliability
     after: Reliability
     best: Cut
     split: str
 
     def __str__(self) -> str:
-        fitted = ", ".join(f"{name} {value:.3f}" for name, value in self.temperatures.items())
+        heads = "".join(
+            f"{name}: temperature {fitted.temperature:.3f}, background offset {fitted.background_offset:.3f}\n"
+            for name, fitted in self.heads.items()
+        )
         return (
-            f"temperature: {fitted}\n"
-            f"calibration error on {self.split}: {self.before.error:.1%} before, {self.after.error:.1%} after\n"
+            f"{heads}calibration error on {self.split}: {self.before.error:.1%} before, {self.after.error:.1%} after\n"
             f"decision threshold: {self.best.score:.2f}, F1 {self.best.f1:.1%}\n"
             f"{self.path} holds the calibrated weights"
         )
@@ -80,7 +94,7 @@ def calibrate(
     device: str = "auto",
     progress: bool = False,
 ) -> Calibrated:
-    """Fit a temperature for each head whose scores count, and write a checkpoint with them and the best threshold.
+    """Calibrate each head whose scores count, and write a checkpoint of it with the best threshold.
 
     Args:
         weights: a checkpoint or a published name; it stays as it is.
@@ -111,27 +125,27 @@ def calibrate(
     right, wrong = (int((asked.counted & (asked.right == value)).sum()) for value in (True, False))
     if right + wrong < FEWEST or min(right, wrong) < FEWEST // 4:
         raise DoubleheadError(
-            f"{data}: split `{split}` gives {right} right and {wrong} wrong detections, too few to fit a temperature; "
+            f"{data}: split `{split}` gives {right} right and {wrong} wrong detections, too few to calibrate; "
             "give a larger --split"
         )
     counted = torch.from_numpy(asked.counted)
-    fitted = fit_temperatures(
+    fitted = fit(
         [logits[counted] for logits in asked.logits.values()],
         asked.labels[counted],
         torch.from_numpy(asked.right[asked.counted]),
         fusion,
     )
-    temperatures = dict(zip(asked.logits, fitted, strict=True))
-    before, after = (_counted(asked, values, fusion) for values in (dict.fromkeys(temperatures, 1.0), temperatures))
+    heads = dict(zip(asked.logits, fitted, strict=True))
+    before, after = (_counted(asked, values, fusion) for values in (dict.fromkeys(heads, Fitted()), heads))
     order = np.argsort(-after[0], kind="stable")
     best = Sweep(after[0][order], np.cumsum(after[1][order]), asked.objects).best
-    config = with_temperatures(checkpoint.config, temperatures, best.score)
+    config = with_heads(checkpoint.config, heads, best.score)
     save_checkpoint(destination, config, checkpoint.categories, checkpoint.weights, checkpoint.notes)
-    return Calibrated(destination, temperatures, reliability(*before), reliability(*after), best, chosen.name)
+    return Calibrated(destination, heads, reliability(*before), reliability(*after), best, chosen.name)
 
 
-def fit_temperatures(logits: Sequence[Tensor], labels: Tensor, right: Tensor, fusion: str) -> list[float]:
-    """Temperatures under which the fused scores give the least cross-entropy with what is right.
+def fit(logits: Sequence[Tensor], labels: Tensor, right: Tensor, fusion: str) -> list[Fitted]:
+    """Temperature and offset of each head under which the fused scores have the least cross-entropy with what is right.
 
     Args:
         logits: of each head, (D, C + 1) with the background first.
@@ -140,20 +154,23 @@ def fit_temperatures(logits: Sequence[Tensor], labels: Tensor, right: Tensor, fu
         fusion: how the heads' scores become one.
     """
     wide = [each.double() for each in logits]
-    logs = torch.zeros(len(wide), dtype=torch.float64, requires_grad=True)
-    low, high = (float(np.log(end)) for end in RANGE)
-    optimizer = torch.optim.LBFGS([logs], max_iter=200, line_search_fn="strong_wolfe")
+    values = torch.zeros(len(wide), 2, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([values], max_iter=200, line_search_fn="strong_wolfe")
     truth = right.double()
+
+    def heads() -> list[tuple[Tensor, Tensor]]:
+        temperatures = values[:, 0].exp().clamp(*TEMPERATURES)
+        return list(zip(temperatures, values[:, 1].clamp(-OFFSET, OFFSET), strict=True))
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        scores = _scores(wide, list(logs.clamp(low, high).exp()), labels, fusion).clamp(1e-12, 1 - 1e-12)
-        value = torch.nn.functional.binary_cross_entropy(scores, truth)
+        said = [(each, *head) for each, head in zip(wide, heads(), strict=True)]
+        value = functional.binary_cross_entropy(_scores(said, labels, fusion).clamp(1e-12, 1 - 1e-12), truth)
         value.backward()
         return value
 
     optimizer.step(loss)
-    return [float(value) for value in logs.detach().clamp(low, high).exp()]
+    return [Fitted(float(temperature.detach()), float(offset.detach())) for temperature, offset in heads()]
 
 
 def ask_split(predictor: Predictor, split: Split, batch_size: int, workers: int, advance: Any) -> Asked:
@@ -180,10 +197,10 @@ def ask_split(predictor: Predictor, split: Split, batch_size: int, workers: int,
     return _in_order(matched, {name: torch.cat(parts) for name, parts in logits.items()}, torch.cat(labels))
 
 
-def with_temperatures(config: ModelConfig, temperatures: Mapping[str, float], threshold: float) -> ModelConfig:
-    """The config with these temperatures by branch, and this decision threshold."""
+def with_heads(config: ModelConfig, heads: Mapping[str, Fitted], threshold: float) -> ModelConfig:
+    """The config with heads calibrated, by branch, and a decision threshold."""
     branches = tuple(
-        branch.model_copy(update={"temperature": temperatures.get(name, branch.temperature)})
+        branch.model_copy(update=heads[name]._asdict()) if name in heads else branch
         for name, branch in zip(config.branch_names, config.branches, strict=True)
     )
     roi = config.roi.model_copy(update={"calibrated": True, "decision_threshold": threshold})
@@ -197,11 +214,11 @@ def _in_order(matched: Matched, logits: dict[str, Tensor], labels: Tensor) -> As
     return Asked(found, labels[place], matched.hit, ~matched.ignored, objects)
 
 
-def _scores(logits: Sequence[Tensor], temperatures: Sequence[Tensor], labels: Tensor, fusion: str) -> Tensor:
-    """The fused score of each detection's class, (D,)."""
-    scores = fuse([(each / t).softmax(1) for each, t in zip(logits, temperatures, strict=True)], fusion)
+def _scores(said: Sequence[tuple[Tensor, Any, Any]], labels: Tensor, fusion: str) -> Tensor:
+    """The fused score of each detection's class, (D,), of heads' logits, temperatures and offsets."""
+    scores = fuse([calibrated(*one).softmax(1) for one in said], fusion)
     return scores[torch.arange(len(labels)), labels]
 
 
-def _counted(asked: Asked, temperatures: Mapping[str, float], fusion: str) -> tuple[np.ndarray, np.ndarray]:
-    return asked.scores(temperatures, fusion)[asked.counted], asked.right[asked.counted]
+def _counted(asked: Asked, heads: Mapping[str, Fitted], fusion: str) -> tuple[np.ndarray, np.ndarray]:
+    return asked.scores(heads, fusion)[asked.counted], asked.right[asked.counted]

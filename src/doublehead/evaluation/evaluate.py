@@ -156,7 +156,7 @@ def evaluate(
 
 def _calibrated(predictor: Predictor) -> bool:
     """Whether calibration changes the scores, and can be left out."""
-    fitted = any(branch.temperature != 1 for branch in predictor.inside.config.branches)
+    fitted = any(branch.calibrated for branch in predictor.inside.config.branches)
     return fitted and predictor.options.calibrated and not isinstance(predictor.inside, Exported)
 
 

@@ -44,7 +44,7 @@ class BoxHead(nn.Module):
         super().__init__()
         self.config = config.roi
         self.names = config.branch_names
-        self.temperatures = [branch.temperature for branch in config.branches]
+        self.branch_configs = config.branches
         self.pooler = RoIPooler(
             RESOLUTION, config.roi.sampling_ratio, config.roi.aligned, Edges(config.inclusive_pixels)
         )
@@ -142,8 +142,10 @@ class BoxHead(nn.Module):
                 scores, deltas = [scores[0][above]], None if deltas is None else deltas[above]
             logits, found = self.run(i, levels, [p[s] for p, s in zip(proposals, indices, strict=True)])
             assert logits is not None
-            temperature = self.temperatures[i] if options.calibrated else 1.0
-            scores.append((logits / temperature).softmax(1) if temperature != 1 else logits.softmax(1))
+            branch = self.branch_configs[i]
+            if options.calibrated and branch.calibrated:
+                logits = calibrated(logits, branch.temperature, branch.background_offset)
+            scores.append(logits.softmax(1))
             deltas = found if i == box_branch else deltas
         proposals = [p[s] for p, s in zip(proposals, indices, strict=True)]
         staged = deltas is None and options.inference_proposals == "owners"
@@ -179,6 +181,11 @@ class HeadScores(Scored):
         assert found is not None
         decoded = self.head.coder.decode_single(found, torch.cat(owners)).unflatten(1, (-1, 4))
         return list(decoded.split([o.shape[0] for o in owners]))
+
+
+def calibrated(logits: Tensor, temperature: Tensor | float, background_offset: Tensor | float) -> Tensor:
+    """Logits (N, C + 1), the background first, as `doublehead calibrate` fitted them."""
+    return torch.cat([logits[:, :1] + background_offset, logits[:, 1:]], 1) / temperature
 
 
 def box_loss(deltas: Tensor, labels: Tensor, wanted: Tensor, sampled: int) -> Tensor:

@@ -12,7 +12,7 @@ from playwright.sync_api import sync_playwright
 
 import doublehead
 from doublehead.common.errors import DoubleheadError
-from doublehead.evaluation.calibrate import calibrate, fit_temperatures
+from doublehead.evaluation.calibrate import calibrate, fit
 from doublehead.evaluation.report.pictures import CROPS, OF_CELL
 from doublehead.evaluation.report.report import write_report
 from doublehead.inference.predictor import decision_threshold
@@ -160,16 +160,19 @@ def test_training_from_fitted_weights_starts_unfitted(weights):
 
 
 @pytest.mark.parametrize("fusion", ["complementary", "average"])
-@pytest.mark.parametrize("wanted", [[1.7], [0.6], [2.0, 0.7]])
-def test_temperatures_are_recovered(wanted, fusion):
-    """Detections that are right as often as their scores under known temperatures say."""
+@pytest.mark.parametrize("wanted", [[(1.7, 0.0)], [(0.6, 1.5)], [(2.0, 1.0), (0.7, -0.5)]])
+def test_known_temperatures_and_offsets_are_recovered(wanted, fusion):
+    """From detections that are right as often as their scores under these say."""
     torch.manual_seed(0)
-    count = 40_000
-    logits = [2.5 * torch.randn(count, 5, dtype=torch.float64) for _ in wanted]
+    count = 60_000
+    logits = [3 * torch.randn(count, 5, dtype=torch.float64) for _ in wanted]
     labels = torch.randint(1, 5, (count,))
-    scores = fuse([(each / t).softmax(1) for each, t in zip(logits, wanted, strict=True)], fusion)
+    shifted = [each + torch.tensor([offset, 0, 0, 0, 0]) for each, (_, offset) in zip(logits, wanted, strict=True)]
+    scores = fuse([(each / t).softmax(1) for each, (t, _) in zip(shifted, wanted, strict=True)], fusion)
     right = torch.rand(count) < scores[torch.arange(count), labels]
-    assert fit_temperatures(logits, labels, right, fusion) == pytest.approx(wanted, rel=0.06)
+    for found, (temperature, offset) in zip(fit(logits, labels, right, fusion), wanted, strict=True):
+        assert found.temperature == pytest.approx(temperature, rel=0.08)
+        assert found.background_offset == pytest.approx(offset, abs=0.15)
 
 
 def test_calibrated_weights_score_otherwise_and_leave_ap_as_it_is(
@@ -182,9 +185,10 @@ def test_calibrated_weights_score_otherwise_and_leave_ap_as_it_is(
     assert outcome.code == 0, outcome.err
     assert weights.read_bytes() == before
     assert "exists already" in command("calibrate", weights, dataset, "-o", new).sentence
-    (temperature,) = [b.temperature for b in load_checkpoint(new).config.branches if b.classify]
-    assert f"fc {temperature:.3f}" in outcome.out
-    assert temperature != 1
+    (head,) = [branch for branch in load_checkpoint(new).config.branches if branch.classify]
+    said = f"fc: temperature {head.temperature:.3f}, background offset {head.background_offset:.3f}"
+    assert said in outcome.out
+    assert head.calibrated
     found = doublehead.evaluate(new, dataset, "train", device="cpu", workers=0)
     assert found.metrics.totals == pytest.approx(evaluation.metrics.totals, nan_ok=True)
     assert found.results == evaluation.results
@@ -199,7 +203,7 @@ def test_calibrated_weights_score_otherwise_and_leave_ap_as_it_is(
 
 
 def test_too_few_detections_to_calibrate_are_told(weights, dataset, tmp_path):
-    with pytest.raises(DoubleheadError, match="too few to fit a temperature"):
+    with pytest.raises(DoubleheadError, match="too few to calibrate"):
         calibrate_strict(weights, dataset, tmp_path / "c.safetensors")
 
 
@@ -212,3 +216,12 @@ def calibrate_strict(weights, dataset, output):
     config = checkpoint.config.model_copy(update={"roi": roi})
     save_checkpoint(strict, config, checkpoint.categories, checkpoint.weights, checkpoint.notes)
     return calibrate(strict, dataset, "val", output, device="cpu", workers=0)
+
+
+def test_a_model_that_finds_nothing_has_a_report(weights, dataset, tmp_path):
+    nothing = doublehead.evaluate(weights, dataset, "val", device="cpu", workers=0, settings={"score_threshold": 0.999})
+    assert not nothing.results
+    write_report([nothing], ["nothing"], tmp_path)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["best_threshold"]["score"] is None
+    assert np.array(report["confusion"]["matrix"])[:-1, -1].sum() == nothing.metrics.boxes

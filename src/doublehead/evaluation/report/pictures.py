@@ -129,9 +129,11 @@ def _image(matched: Matched, confusion: Confusion, place: int) -> int:
 
 def _crop(image: Image.Image, record: Record, matched: Matched, confusion: Confusion, place: int) -> Crop:
     row, detection = confusion.objects[place], confusion.detections[place]
-    frames = [(_TRUTH, matched.objects.box[row])] * bool(row >= 0) + [(_FOUND, matched.box[detection])] * bool(
-        detection >= 0
-    )
+    frames = []
+    if row >= 0:
+        frames.append((_TRUTH, matched.objects.box[row]))
+    if detection >= 0:
+        frames.append((_FOUND, matched.box[detection]))
     boxes = np.stack([box for _, box in frames])
     low, high = boxes[:, :2].min(0), boxes[:, 2:].max(0)
     half = max(24.0, 0.75 * float((high - low).max()))
