@@ -45,7 +45,7 @@ class BoxHead(nn.Module):
         self.config = config.roi
         self.names = config.branch_names
         self.pooler = RoIPooler(
-            RESOLUTION, config.roi.sampling_ratio, config.roi.aligned, Edges(config.inclusive_pixels)
+            RESOLUTION, config.roi.sampling_ratio, config.roi.aligned, Edges(config.inclusive_pixels), config.strides
         )
         self.branches = nn.ModuleList(Branch(b, config, classes, RESOLUTION) for b in config.branches)
         self.coder = BoxCoder(DELTA_WEIGHTS)
