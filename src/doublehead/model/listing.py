@@ -50,12 +50,13 @@ def listed_published() -> list[Entry]:
 def presets_table(entries: list[Entry]) -> Table:
     """Parameters and GFLOPs of presets."""
     table = _table(
-        ("model", "parameters, M", "GFLOPs", "GFLOPs, all proposals", "input"),
-        f"80 classes; a branch that only regresses sees {TYPICAL_OWNERS} proposals, or all",
+        ("model", "M", "GFLOPs", "all", "input"),
+        f"M: millions of parameters, for 80 classes; GFLOPs where a branch that only regresses sees {TYPICAL_OWNERS} "
+        "proposals, or all",
     )
     for entry in entries:
         if entry.cost is None:
-            table.add_row(entry.name, "needs doublehead[backbones]")
+            table.add_row(entry.name, "", "", "", "needs the extra backbones")
             continue
         height, width = entry.cost.size
         table.add_row(entry.name, *_figures(entry.cost), f"{entry.cost.gflops_all:.0f}", f"{height}x{width}")
@@ -65,9 +66,10 @@ def presets_table(entries: list[Entry]) -> Table:
 def published_table(entries: list[Entry]) -> Table:
     """AP, cost and licence of published models."""
     table = _table(
-        ("published model", "AP", "parameters, M", "GFLOPs", "licence"),
-        "AP on COCO val2017, as published; downloaded the first time a model is named",
+        ("published model", "AP", "M", "GFLOPs", "licence"),
+        "AP on COCO val2017, as published; M: millions of parameters; downloaded the first time a model is named",
     )
+    table.columns[-1].no_wrap = True
     for entry in entries:
         assert entry.cost is not None
         table.add_row(entry.name, f"{entry.ap:.1f}", *_figures(entry.cost), entry.licence)
@@ -93,6 +95,6 @@ def _figures(found: Cost) -> tuple[str, str]:
 
 
 def _table(columns: tuple[str, ...], caption: str) -> Table:
-    table = Table(*columns, caption=caption, box=SIMPLE, pad_edge=False)
+    table = Table(*columns, caption=caption, box=SIMPLE, padding=(0, 1, 0, 0), show_edge=False)
     table.columns[0].no_wrap = True
     return table

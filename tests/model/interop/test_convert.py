@@ -307,9 +307,9 @@ def torchvisions_mobilenet(classes: int) -> torch.nn.Module:
     for module in model.modules():
         if isinstance(module, FrozenBatchNorm2d):
             module.running_mean.uniform_(-0.1, 0.1)
-            module.running_var.uniform_(0.05, 0.2)
-    for layer in (model.rpn.head.cls_logits, model.roi_heads.box_predictor.cls_score):
-        layer.weight.data *= 50
+            module.running_var.uniform_(0.16, 0.24)
+    model.rpn.head.cls_logits.weight.data *= 300  # so that some proposals score less than 0.05
+    model.roi_heads.box_predictor.cls_score.weight.data *= 10
     return model
 
 

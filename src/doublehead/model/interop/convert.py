@@ -26,7 +26,7 @@ from doublehead.model.weights import read_weights
 FORMATS: dict[str, tuple[Format, ...]] = {
     program: import_module(f"doublehead.model.interop.{program}").FORMATS for program in PROGRAMS
 }
-"""By the name of their program."""
+"""By the name of their program. Of those that recognise a file, the last one is the most special."""
 
 _LISTED = tuple(enumerate(FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]))[1:]
 COCO_WITH_GAPS = Categories(tuple(name for _, name in _LISTED), tuple(number for number, _ in _LISTED))
@@ -88,7 +88,7 @@ def read(
         known = "; ".join(f.name for family in FORMATS.values() for f in family)
         raise DoubleheadError(f"{source}: its keys ({', '.join(list(weights)[:3])}, ...) are of none of these: {known}")
     try:
-        config, classes, ours = formats[0].load(
+        config, classes, ours = formats[-1].load(
             weights, {key.removeprefix("model."): value for key, value in settings.items()}
         )
     except ValidationError as error:
@@ -98,8 +98,8 @@ def read(
     named = read_categories(categories) if categories else _named(classes, beside)
     if len(named) != classes:
         raise DoubleheadError(f"{categories}: has {len(named)} categories, but {source} {classes}")
-    words = f"{formats[0].name}: {config.backbone.name}, {classes} classes ({', '.join(named.names[:3])}, ...)"
-    return Checkpoint(config, named, ours, {}, {"converted_from": formats[0].name}), words
+    words = f"{formats[-1].name}: {config.backbone.name}, {classes} classes ({', '.join(named.names[:3])}, ...)"
+    return Checkpoint(config, named, ours, {}, {"converted_from": formats[-1].name}), words
 
 
 def _with_settings(source: Path, categories: Path | None, settings: Mapping[str, Any]) -> tuple[Checkpoint, str]:

@@ -44,6 +44,9 @@ def _counts(key: str) -> bool:
 def _laid_back(weights: Weights, config: ModelConfig) -> Weights:
     """Colours as BGR, and the background to the end."""
     agnostic = config.roi.class_agnostic
+    numbered = f"{RPN}rpn_head.conv.conv0."
+    if config.rpn.depth == 1:
+        weights = {key.replace(numbered, f"{RPN}rpn_head.conv."): value for key, value in weights.items()}
     return background_last(
         exchange_colours(weights, STEM), f"{PREDICTOR}cls_score.", f"{PREDICTOR}bbox_pred.", agnostic
     )
@@ -69,6 +72,8 @@ FIRST_STAGE = (
         for n in range(4)
         for norm, place in (("norm.", 1), ("", 0))
     ),
+    *((f"{RPN}rpn_head.conv.conv{n}.", f"rpn.head.conv.{n}.0.") for n in range(4)),
+    (f"{RPN}rpn_head.conv.", "rpn.head.conv.0.0."),  # where it is the only one
     (f"{RPN}rpn_head.objectness_logits.", "rpn.head.cls_logits."),
     (f"{RPN}rpn_head.anchor_deltas.", "rpn.head.bbox_pred."),
     (f"{PREDICTOR}cls_score.", f"{BRANCH}0.classifier."),
@@ -93,7 +98,6 @@ FASTER_RCNN = Format(
     marker=f"{RPN}rpn_head.",
     table=(
         *FIRST_STAGE,
-        (f"{RPN}rpn_head.conv.", "rpn.head.conv.0.0."),
         *((f"roi_heads.box_head.fc{n + 1}.", f"{FC}{n}.") for n in range(4)),
     ),
     conventions=CONVENTIONS,
@@ -112,7 +116,6 @@ CONV_FC = Format(
     marker="roi_heads.box_head.conv1.",
     table=(
         *FIRST_STAGE,
-        *((f"{RPN}rpn_head.conv.conv{n}.", f"rpn.head.conv.{n}.0.") for n in range(4)),
         *(
             (f"roi_heads.box_head.conv{n + 1}.{norm}", f"{BRANCH}0.trunk.convs.{n}.{place}.")
             for n in range(8)
@@ -138,4 +141,4 @@ CONV_FC = Format(
 """Box parts of `mask_rcnn_R_50_FPN_100ep_LSJ` and the like: norms everywhere, two convolutions in the RPN, and a box
 head of four convolutions and one layer."""
 
-FORMATS = (CONV_FC, FASTER_RCNN)
+FORMATS = (FASTER_RCNN, CONV_FC)
