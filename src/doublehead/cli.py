@@ -270,6 +270,36 @@ def train(
 
 
 @app.command()
+def augment(
+    data: Annotated[str, typer.Argument(help="The dataset's folder or YAML.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The page: .html, .png or .jpg; or a folder for index.html.")
+    ] = Path("augmentation.html"),
+    model: Annotated[
+        str | None, typer.Option(help="A preset or checkpoint, as of `train`; default: double-head-lite.")
+    ] = None,
+    recipe: Annotated[str | None, typer.Option(help=f"{', '.join(RECIPES)}; else by the model.")] = None,
+    config: Annotated[Path | None, typer.Option(help="A YAML with any settings, such as a run's config.yaml.")] = None,
+    images: Annotated[int, typer.Option(help="Images to show.", min=1)] = 6,
+    epochs: Annotated[int, typer.Option(help="Epochs to show of each.", min=1)] = 3,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as data.augment=strong.")
+    ] = None,
+) -> None:
+    """Draw a contact sheet of what training would see: augmented images with their boxes."""
+    require_data(data)
+    with _imports():
+        from doublehead.config import parse_settings
+        from doublehead.data.sheet import contact_sheet
+        from doublehead.model.presets import SMALL_DATA_MODEL
+        from doublehead.training.recipes import resolve
+
+    said = {"data.path": data} | parse_settings(settings or [])
+    resolved = resolve(model or (None if config else SMALL_DATA_MODEL), recipe, config, said)
+    print(f"the sheet is {contact_sheet(resolved, output, images, epochs)}")
+
+
+@app.command()
 def resume(
     run: Annotated[Path, typer.Argument(help="The folder of the run.")],
     other_data: Annotated[bool, typer.Option("--other-data", help="Go on though the data has changed.")] = False,

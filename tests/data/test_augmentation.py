@@ -15,8 +15,8 @@ from doublehead.common.strict import Strict
 from doublehead.config import Config
 from doublehead.data.loader import DetectionDataset, training_loader
 from doublehead.data.records import Categories, Findings, Record, Split
-from doublehead.data.steps import STEPS, AugmentConfig, StepRow
-from doublehead.data.transforms import DropEmptyBoxes, IoUCrop, training_transform
+from doublehead.data.steps import PRESETS, STEPS, AugmentConfig, StepRow
+from doublehead.data.transforms import DropEmptyBoxes, training_transform
 from doublehead.training.recipes import resolve
 
 NAMES = ["iou_crop", "short_sides", "flip", "vertical_flip", "colour"]
@@ -79,6 +79,13 @@ def test_a_step_of_a_list_in_a_file_is_set_by_its_name(tmp_path, key):
         ({"flap": 0.5}, "unknown step `flap`"),
         ({"steps": 3}, "data.augment"),
         (None, "data.augment"),
+        ("heavy", "unknown preset `heavy`; choose none, light, strong"),
+        ({"steps": "heavy"}, "unknown preset `heavy`"),
+        ([{"lsj": {"scale": [2, 1]}}], "lsj: `scale`"),
+        ([{"lsj": {"scale": [0, 1]}}], "lsj: `scale"),
+        ([{"use": "no colon"}], "use: `transform`: write it as package.module:name"),
+        ([{"use": {}}], "use: `transform`"),
+        ([{"jpeg": {"quality": [0, 90]}}], "jpeg: `quality"),
     ],
 )
 def test_a_slip_is_named(said, words):
@@ -88,11 +95,42 @@ def test_a_slip_is_named(said, words):
     assert "\n" not in str(error.value)
 
 
+def test_a_preset_says_all_and_its_steps_are_set_by_name():
+    presets = {name: resolve("double-head-lite", settings={"data.augment": name}) for name in PRESETS}
+    assert steps(presets["none"]) == {}
+    assert list(steps(presets["light"])) == ["flip", "colour"]  # the recipe says colour too, which is left out
+    assert {"mosaic", "copy_paste", "flip"} <= steps(presets["strong"]).keys()
+    config = resolve("double-head-lite", settings={"data.augment": "strong", "data.augment.mosaic.p": 0.125})
+    assert steps(config)["mosaic"].p == 0.125
+    assert list(steps(config)) == list(steps(presets["strong"]))
+    assert Config.model_validate(config.model_dump(mode="json")) == config
+
+
+def test_a_preset_in_a_file_is_changed_by_name(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("data: {augment: strong}")
+    found = steps(resolve("double-head-tiny", file=file, settings={"data.augment.flip": 0.25}))
+    assert (found["flip"].p, "mosaic" in found) == (0.25, True)
+    found = steps(resolve("double-head-tiny", file=file, settings={"data.augment": "none"}))
+    assert found == {}
+
+
+def test_a_plain_value_sets_a_steps_main_field():
+    said = [{"flip": 0.2}, {"colour": 0.3}, {"short_sides": [32, 48]}, {"mosaic": 0.4}, {"use": "a.b:c"}]
+    found = steps(resolve("double-head-tiny", settings={"data.augment": said}))
+    assert (found["flip"].p, found["colour"].strength, found["short_sides"].sides) == (0.2, 0.3, (32, 48))
+    assert (found["mosaic"].p, found["use"].transform) == (0.4, "a.b:c")
+
+
 # Working
 
 
 def former(augment: dict, short_side: int, long_side: int):
     """The transform of version 0.1, in which the size came second."""
+
+    class IoUCrop(v2.RandomIoUCrop):
+        def make_params(self, flat):
+            return super().make_params(flat) if float(torch.rand(())) < augment["iou_crop"] else {}
 
     class Size(v2.RandomShortestSize):
         def make_params(self, flat):
@@ -105,7 +143,7 @@ def former(augment: dict, short_side: int, long_side: int):
     change = 0.4 * augment["colour"]
     whole = v2.Compose(
         [
-            IoUCrop(augment["iou_crop"]),
+            IoUCrop(),
             Size(list(augment["short_sides"] or (short_side,))),
             v2.RandomHorizontalFlip(augment["horizontal_flip"]),
             v2.RandomVerticalFlip(augment["vertical_flip"]),
@@ -201,3 +239,34 @@ def test_whatever_a_step_makes_of_the_size_the_model_gets_its_own(split, beside)
         image, target = DetectionDataset(split, training_transform(augment, 45, 70), 1)[0, index]
         assert max(image.shape[1:]) <= 70
         assert (target["boxes"][:, 2] <= image.shape[2]).all()
+
+
+@pytest.mark.parametrize("start", [0, 17, 19])
+def test_mosaics_close_for_the_last_tenth_of_a_run_wherever_it_is_resumed(split, start):
+    augment = AugmentConfig.model_validate([{"mosaic": 1}, {"mixup": 1}, {"flip": 1}])
+    assert [step.name for step in augment.closed.steps] == ["flip"]
+    open_, closed = (training_transform(each, 45, 90) for each in (augment, augment.closed))
+    alone = DetectionDataset(split, closed, 0)
+
+    def mixed(length):
+        """Steps with an image that more than flip was done to."""
+        dataset = DetectionDataset(split, open_, 0, closed)
+        loader = enumerate(training_loader(dataset, 2, 2, 0, 1, 0, start, length, 0), start=start)
+        return [
+            step
+            for step, (images, targets) in loader
+            if not all(i.equal(alone[step // 3, t["index"]][0]) for i, t in zip(images, targets, strict=True))
+        ]
+
+    assert mixed(20) == list(range(start, 18))
+    assert mixed(40) == list(range(start, 36))  # the run is extended: they open again
+
+
+def test_a_run_of_few_steps_has_no_last_tenth(split):
+    augment = AugmentConfig.model_validate([{"mosaic": 1}])
+    open_, closed = (training_transform(each, 45, 90) for each in (augment, augment.closed))
+    found = list(training_loader(DetectionDataset(split, open_, 0, closed), 2, 2, 0, 1, 0, 0, 3, 0))
+    expected = list(training_loader(DetectionDataset(split, open_, 0), 2, 2, 0, 1, 0, 0, 3, 0))
+    assert all(
+        a.equal(b) for one, other in zip(found, expected, strict=True) for a, b in zip(one[0], other[0], strict=True)
+    )

@@ -121,6 +121,18 @@ def test_momenta_come_back_as_their_parameters_lie_in_memory(tmp_path, optimizer
     assert all(layouts(after).values())
 
 
+def test_stopped_with_mosaics_and_pasted_objects_it_resumes_and_closes_them(dataset, tmp_path, monkeypatch, command):
+    """Stopped before the last tenth of the run, whose images are no mosaics."""
+    steps = [{"mosaic": 1}, {"copy_paste": 1}, {"mixup": 0.5}, {"affine": 0.5}, {"erasing": 0.5}, {"flip": 0.5}]
+    settings = NARROW | {"train.steps": 20, "train.evaluate_every": 10, "data.augment": steps}
+    settings.pop("data.augment.colour")
+    whole = tmp_path / "whole"
+    doublehead.train(dataset, MODEL, whole, settings=settings)
+    run = stopped(dataset, tmp_path / "run", monkeypatch, 17, settings | {"data.workers": 1})
+    assert command("resume", run).code == 0
+    assert_same_run(run, whole)
+
+
 def test_stopped_while_measuring_it_measures_again(dataset, tmp_path, monkeypatch, never_stopped):
     whole = never_stopped(ADAMW)
     measure = loop.predict_split

@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -18,13 +18,24 @@ from torchvision import tv_tensors
 
 from doublehead.common.errors import DoubleheadError, Fault
 from doublehead.common.faults import SECOND_IMPORT, allow_open_files
-from doublehead.config import LOADER_TIMEOUT
+from doublehead.config import LOADER_TIMEOUT, Config
 from doublehead.data.check import read_record
 from doublehead.data.images import to_tensor
 from doublehead.data.records import Record, Split
-from doublehead.data.transforms import Sample, Step
+from doublehead.data.transforms import Sample, Step, StepError, training_transform
 
-Key = tuple[int, int]  # epoch, index of the record: all that an augmented image depends on, besides the seed
+LAST = 10
+"""Steps that close do so for the last of so many parts of a run."""
+
+
+class Key(NamedTuple):
+    """All that an augmented image depends on, besides the seed."""
+
+    epoch: int
+    index: int  # of the record
+    closing: bool = False  # whether it is for the end of a run
+
+
 Target = dict[str, Any]
 Item = TypeVar("Item")
 
@@ -59,30 +70,65 @@ class DetectionDataset(torch.utils.data.Dataset[tuple[torch.Tensor, Target]]):
 
     Gives an image, uint8 (3, H, W), and its target: `boxes` float32 (N, 4) xyxy, `labels` int64 (N,), `image_id`
     and `index` of the record.
+
+    Args:
+        split: the images.
+        transform: what is done to each.
+        seed: of the run.
+        closing: what is done in the last tenth of a run; None: the same.
     """
 
-    def __init__(self, split: Split, transform: Step, seed: int) -> None:
+    def __init__(self, split: Split, transform: Step, seed: int, closing: Step | None = None) -> None:
         self.records = split.records
+        self.classes = len(split.categories)
         self.samples = Samples(split.records)
-        self.transform = transform
+        self.transform, self.closing = transform, closing or transform
         self.seed = seed
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, key: Key) -> tuple[torch.Tensor, Target]:
-        epoch, index = key
-        image, boxes, labels = self.samples[index]
-        with torch.random.fork_rng(devices=[]):
-            # the CPU's generator alone: torch.manual_seed would also reset the devices' without giving them back
-            torch.default_generator.manual_seed(_mix(self.seed, epoch, index))
-            image, boxes, labels = self.transform(image, boxes, labels, self.samples)
+    def __getitem__(self, key: tuple[int, int] | Key) -> tuple[torch.Tensor, Target]:
+        epoch, index, closing = Key(*key)
+        with self.drawing(epoch, index):
+            image, boxes, labels = (self.closing if closing else self.transform)(*self.samples[index], self.samples)
+            if len(labels) and int(labels.max()) > self.classes:
+                raise StepError(f"a step returned the label {int(labels.max())}, but there are {self.classes} classes")
         return image.as_subclass(torch.Tensor), {
             "boxes": boxes.as_subclass(torch.Tensor),
             "labels": labels,
             "image_id": self.records[index].image_id,
             "index": index,
         }
+
+    @contextmanager
+    def drawing(self, epoch: int, index: int) -> Iterator[None]:
+        """Draw as for this epoch and image, which is named where a step fails.
+
+        Raises:
+            StepError: a step failed.
+        """
+        with torch.random.fork_rng(devices=[]):
+            # the CPU's generator alone: torch.manual_seed would also reset the devices' without giving them back
+            torch.default_generator.manual_seed(_mix(self.seed, epoch, index))
+            try:
+                yield
+            except StepError as error:
+                raise StepError(f"{self.records[index].path}: {error}") from error
+
+
+def training_dataset(split: Split, config: Config) -> DetectionDataset:
+    """The images of a run as its config augments them.
+
+    Raises:
+        DoubleheadError: a function that a step names cannot be imported.
+    """
+    size, augment = config.model.input, config.data.augment
+    open_, closed = (
+        training_transform(steps, size.short_side, size.long_side, size.antialias, size.mean)
+        for steps in (augment, augment.closed)
+    )
+    return DetectionDataset(split, open_, config.train.seed, closed)
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
@@ -131,7 +177,7 @@ def training_loader(
     timeout: float = LOADER_TIMEOUT,
     pin: bool = False,
 ) -> Iterator[tuple[list[torch.Tensor], list[Target]]]:
-    """Micro-batches (images, targets) of one rank, from `start_step` up to, not including, `steps`.
+    """Micro-batches (images, targets) of one rank, from `start_step` up to, not including, `steps`, the run's length.
 
     Step s takes batch s of the endless row of epochs, whatever came before: resuming needs nothing but the step.
     A rank takes its contiguous part of each batch of `batch_size` images, in `batch_size / world / micro_batch` pieces.
@@ -216,6 +262,7 @@ class _BatchSchedule:
         self.batch_size, self.micro_batch, self.seed = batch_size, micro_batch, seed
         self.share = range(rank * batch_size // world, (rank + 1) * batch_size // world, micro_batch)
         self.steps = range(start_step, steps)
+        self.closing = steps - steps // LAST
 
     def __len__(self) -> int:
         return len(self.steps) * len(self.share)
@@ -228,7 +275,8 @@ class _BatchSchedule:
             if epoch != current:
                 current, batches = epoch, epoch_batches(self.sizes, self.batch_size, self.seed, epoch)
             for start in self.share:
-                yield [(epoch, index) for index in batches[place][start : start + self.micro_batch]]
+                part = batches[place][start : start + self.micro_batch]
+                yield [Key(epoch, index, step >= self.closing) for index in part]
 
 
 class _Originals:

@@ -2,15 +2,44 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from math import sqrt
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, RootModel, SerializeAsAny, ValidationError, model_serializer, model_validator
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    RootModel,
+    SerializeAsAny,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from doublehead.common.errors import sentence
-from doublehead.common.strict import Count, Fraction, Strict
+from doublehead.common.strict import Count, Fraction, Share, Strict
 from doublehead.common.tables import row_of
+
+
+def _rising(values: tuple[float, float]) -> tuple[float, float]:
+    if values[0] > values[1]:
+        raise ValueError("give the smaller value first")
+    return values
+
+
+Factor = Annotated[float, Field(gt=0, le=10)]
+Range = Annotated[tuple[Factor, Factor], AfterValidator(_rising)]
+"""Smallest and largest value of a uniform draw."""
+Quality = Annotated[int, Field(ge=1, le=100)]
+
+
+VISIBLE: Any = Field(
+    default=0.1, description="Smallest share of a box that must remain in the image; boxes with less are dropped."
+)
 
 
 class Chance(Strict):
@@ -19,11 +48,92 @@ class Chance(Strict):
     p: Fraction = Field(default=0.5, description="Probability.")
 
 
-class ShortSides(Strict):
+class Sized(Strict):
+    """A step that chooses the size of the image that the model gets."""
+
+    def limits(self, short_side: int, long_side: int) -> list[tuple[int, int]]:
+        """Short side and limit of the long side, in pixels, of each size that the step may leave.
+
+        Args:
+            short_side: the model's own.
+            long_side: the model's limit of the long side.
+        """
+        raise NotImplementedError
+
+
+class ShortSides(Sized):
     """Resize to a short side drawn at random; the long side has the model's limit."""
 
     sides: tuple[Count, ...] | None = Field(
         default=None, min_length=1, description="Short sides in pixels; null: model.input.short_side alone."
+    )
+
+    def limits(self, short_side: int, long_side: int) -> list[tuple[int, int]]:  # noqa: D102
+        return [(side, long_side) for side in sorted(set(self.sides or (short_side,)))]
+
+
+class LargeScaleJitter(Sized):
+    """Resize by a random factor, then crop or pad to a square (Ghiasi et al., Simple Copy-Paste, section 3)."""
+
+    size: Count | None = Field(
+        default=None,
+        description="Side of the square in pixels; null: as many pixels as the model's input has, 1024 for 800 x 1333.",
+    )
+    scale: Range = Field(default=(0.1, 2.0), description="Range of the factor; 1: the image just fits the square.")
+    visible: Fraction = VISIBLE
+
+    def side(self, short_side: int, long_side: int) -> int:
+        """Side of the square in pixels."""
+        return self.size or max(32, 32 * round(sqrt(short_side * long_side) / 32))
+
+    def limits(self, short_side: int, long_side: int) -> list[tuple[int, int]]:  # noqa: D102
+        return [(self.side(short_side, long_side),) * 2]
+
+
+class IoUCrop(Chance):
+    """Crop to a random part that keeps some object whole (SSD, section 2.2)."""
+
+    visible: Fraction = Field(
+        default=0.0,
+        description="Smallest share of a box that must remain; boxes with their centre outside are always dropped.",
+    )
+
+
+class Affine(Chance):
+    """Rotate and shear about the centre. Boxes become the upright boxes around their turned corners."""
+
+    degrees: float = Field(default=5.0, ge=0, le=180, description="Largest rotation to either side, in degrees.")
+    shear: float = Field(default=3.0, ge=0, le=60, description="Largest shear to either side, in degrees.")
+    visible: Fraction = VISIBLE
+
+
+class Mosaic(Chance):
+    """Lay the image and three others around a random point, each at a random scale (YOLOv4, section 3.3)."""
+
+    scale: Range = Field(
+        default=(0.4, 1.0), description="Range of each image's scale; 1: as large as the whole mosaic."
+    )
+    visible: Fraction = VISIBLE
+
+
+class Mixup(Chance):
+    """Blend with another image, and keep the boxes of both (Zhang et al. 2019, Bag of Freebies, section 3.1)."""
+
+    alpha: float = Field(
+        default=8.0, gt=0, le=1e4, description="Parameter of the Beta distribution of the weights; large: near 0.5."
+    )
+
+
+class CopyPaste(Chance):
+    """Paste objects of another image (Ghiasi et al. 2021), as the boxes around them."""
+
+    objects: Count = Field(default=3, le=1000, description="Maximum objects pasted.")
+    scale: Range = Field(default=(0.5, 1.5), description="Range of the factor by which each is resized.")
+    feather: Fraction = Field(
+        default=0.1, description="Share of the shorter side over which the edge fades in; 0: a hard edge."
+    )
+    covered: Fraction = Field(
+        default=0.3, description="Largest share of a box that may be covered; what finds no such place is left out."
     )
 
 
@@ -31,6 +141,46 @@ class Colour(Strict):
     """Change brightness, contrast, saturation and hue."""
 
     strength: Fraction = Field(default=0.3, description="Strength of the change; 0: none.")
+
+
+class Blur(Chance):
+    """Blur with a Gaussian."""
+
+    sigma: Range = Field(default=(0.3, 2.0), description="Range of the standard deviation in pixels.")
+
+
+class Jpeg(Chance):
+    """Compress as JPEG does."""
+
+    quality: Annotated[tuple[Quality, Quality], AfterValidator(_rising)] = Field(
+        default=(30, 90), description="Range of the quality, 1 to 100."
+    )
+
+
+class Erasing(Chance):
+    """Replace a rectangle by noise (Zhong et al. 2020, Random Erasing)."""
+
+    area: Annotated[tuple[Share, Share], AfterValidator(_rising)] = Field(
+        default=(0.02, 0.2), description="Range of its share of the image."
+    )
+    visible: Fraction = Field(
+        default=0.3, description="Smallest share of a box that must remain; boxes with less are dropped."
+    )
+
+
+class Use(Strict):
+    """Call a function of your own."""
+
+    transform: str = Field(
+        description="package.module:name of a callable on (image, boxes, labels), or of a Compose of Albumentations."
+    )
+
+    @field_validator("transform")
+    @classmethod
+    def _importable(cls, name: str) -> str:
+        if not re.fullmatch(r"[\w.]+:[\w.]+", name):
+            raise ValueError("write it as package.module:name")
+        return name
 
 
 @dataclass(frozen=True)
@@ -41,18 +191,32 @@ class StepRow:
         config: its settings.
         build: called with its settings and the model's `InputSize`; gives a `Step`, or None where these settings do
             nothing. Or where to import it from, as `package.module:name`.
+        plain: the field that a plain value sets, as in `{flip: 0.2}`; "": there is none.
+        closes: whether the step is left out in the last tenth of a run.
     """
 
     config: type[Strict]
     build: str | Callable[..., Any]
+    plain: str = ""
+    closes: bool = False
 
 
 STEPS: dict[str, StepRow] = {
-    "iou_crop": StepRow(Chance, "doublehead.data.transforms:iou_crop"),
-    "short_sides": StepRow(ShortSides, "doublehead.data.transforms:short_sides"),
-    "flip": StepRow(Chance, "doublehead.data.transforms:flip"),
-    "vertical_flip": StepRow(Chance, "doublehead.data.transforms:vertical_flip"),
-    "colour": StepRow(Colour, "doublehead.data.transforms:colour"),
+    "iou_crop": StepRow(IoUCrop, "doublehead.data.geometry:iou_crop", "p"),
+    "short_sides": StepRow(ShortSides, "doublehead.data.geometry:short_sides", "sides"),
+    "lsj": StepRow(LargeScaleJitter, "doublehead.data.geometry:lsj"),
+    "flip": StepRow(Chance, "doublehead.data.geometry:flip", "p"),
+    "vertical_flip": StepRow(Chance, "doublehead.data.geometry:vertical_flip", "p"),
+    "rotate90": StepRow(Chance, "doublehead.data.geometry:rotate90", "p"),
+    "affine": StepRow(Affine, "doublehead.data.geometry:affine", "p"),
+    "mosaic": StepRow(Mosaic, "doublehead.data.mixing:mosaic", "p", closes=True),
+    "mixup": StepRow(Mixup, "doublehead.data.mixing:mixup", "p", closes=True),
+    "copy_paste": StepRow(CopyPaste, "doublehead.data.mixing:copy_paste", "p"),
+    "colour": StepRow(Colour, "doublehead.data.appearance:colour", "strength"),
+    "blur": StepRow(Blur, "doublehead.data.appearance:blur", "p"),
+    "jpeg": StepRow(Jpeg, "doublehead.data.appearance:jpeg", "p"),
+    "erasing": StepRow(Erasing, "doublehead.data.appearance:erasing", "p"),
+    "use": StepRow(Use, "doublehead.data.user_step:use", "transform"),
 }
 
 STANDARD: list[dict[str, Any]] = [
@@ -64,14 +228,25 @@ STANDARD: list[dict[str, Any]] = [
 ]
 """The steps of a config that lists none."""
 
-FORMER: dict[str, tuple[str, str]] = {
-    "iou_crop": ("iou_crop", "p"),
-    "short_sides": ("short_sides", "sides"),
-    "horizontal_flip": ("flip", "p"),
-    "vertical_flip": ("vertical_flip", "p"),
-    "colour": ("colour", "strength"),
+PRESETS: dict[str, list[dict[str, Any]]] = {
+    "none": [],
+    "light": [{"flip": {"p": 0.5}}, {"colour": {"strength": 0.5}}],
+    "strong": [
+        {"mosaic": {"p": 0.5}},
+        {"copy_paste": {"p": 0.3}},
+        {"iou_crop": {"p": 0.3}},
+        {"affine": {"p": 0.3}},
+        {"flip": {"p": 0.5}},
+        {"colour": {"strength": 0.5}},
+        {"blur": {"p": 0.1}},
+        {"jpeg": {"p": 0.2}},
+        {"erasing": {"p": 0.2}},
+    ],
 }
-"""Keys of `data.augment` in version 0.1, each a plain value, and the step and field that they set."""
+"""Lists of steps by name, as `data.augment=strong`."""
+
+FORMER = {"horizontal_flip": "flip"}
+"""Names of steps in version 0.1."""
 
 
 class AugmentStep(Strict):
@@ -90,7 +265,7 @@ class AugmentStep(Strict):
         ((name, settings),) = values.items()
         row = STEPS[row_of("step", name, STEPS)]
         try:
-            return {"name": name, "settings": row.config.model_validate({} if settings is None else settings)}
+            return {"name": name, "settings": row.config.model_validate(_fields(name, settings))}
         except ValidationError as error:
             raise ValueError(f"{name}: {sentence(error)}") from error
 
@@ -100,10 +275,11 @@ class AugmentStep(Strict):
 
 
 class AugmentConfig(RootModel[tuple[AugmentStep, ...]]):
-    """Augmentation of training images: a list of steps, done in that order.
+    """Augmentation of training images: a list of steps, done in that order, or the name of one of `PRESETS`.
 
     A mapping in place of the list changes single steps of the standard list, or of `steps` in it, as in
-    `{flip: {p: 0.2}, colour: {strength: 0.3}}`. Its keys may be those of version 0.1, with a plain value.
+    `{flip: {p: 0.2}, colour: {strength: 0.3}}` or `{steps: strong, flip: 0}`. With `use` and no `steps` it is a list of
+    its own: the standard steps are left out.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -120,24 +296,44 @@ class AugmentConfig(RootModel[tuple[AugmentStep, ...]]):
         """The steps, in order."""
         return self.root
 
+    @property
+    def closed(self) -> AugmentConfig:
+        """The steps of the last tenth of a run, in which the model sees images as they are in use."""
+        return AugmentConfig(root=tuple(step for step in self.root if not STEPS[step.name].closes))
+
 
 def listed(values: Any) -> Any:
-    """Steps as a list, however `data.augment` says them."""
+    """Steps as a list, however `data.augment` says them.
+
+    Raises:
+        ValueError: a preset is not known.
+    """
+    if isinstance(values, str):
+        return PRESETS[row_of("preset", values, PRESETS)]
     if not isinstance(values, Mapping):
         return values
-    steps = values.get("steps", STANDARD)
+    steps = listed(values.get("steps", [] if "use" in values else STANDARD))
     if not isinstance(steps, list | tuple):
         return steps
     steps = list(steps)
     for key, value in values.items():
         if key == "steps":
             continue
-        name, field = FORMER.get(key, (key, None)) if not isinstance(value, Mapping) else (key, None)
-        change = value if field is None else {field: value}
+        name = FORMER.get(key, key)
+        change = _fields(name, value)
         places = [i for i, step in enumerate(steps) if isinstance(step, Mapping) and name in step]
         if not places:
             steps.append({name: change})
         for place in places:
-            both = isinstance(change, Mapping) and isinstance(steps[place][name], Mapping)
-            steps[place] = {name: {**steps[place][name], **change} if both else change}
+            before = _fields(name, steps[place][name])
+            both = isinstance(change, Mapping) and isinstance(before, Mapping)
+            steps[place] = {name: {**before, **change} if both else change}
     return steps
+
+
+def _fields(name: str, value: Any) -> Any:
+    """Settings of a step as a mapping, also where they are one plain value."""
+    plain = STEPS[name].plain if name in STEPS else ""
+    if plain and not isinstance(value, Mapping | Strict) and value is not None:
+        return {plain: value}
+    return {} if value is None else value

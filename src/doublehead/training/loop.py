@@ -24,9 +24,8 @@ from doublehead.common.files import writing
 from doublehead.config import Config
 from doublehead.data.check import check_images, read_for_training
 from doublehead.data.dataset import Dataset, summary
-from doublehead.data.loader import DetectionDataset, Waited, default_workers, steps_per_epoch, training_loader
+from doublehead.data.loader import Waited, default_workers, steps_per_epoch, training_dataset, training_loader
 from doublehead.data.records import Split
-from doublehead.data.transforms import training_transform
 from doublehead.evaluation.coco import Metrics, evaluate_detections
 from doublehead.evaluation.evaluate import predict_split
 from doublehead.inference.predictor import Predictor
@@ -263,13 +262,8 @@ class _Training:
 
     def _batches(self) -> Iterator[tuple[list[Tensor], list[dict[str, Any]]]]:
         settings, data, processes = self.config.train, self.config.data, self.processes
-        size = self.config.model.input
         return training_loader(
-            DetectionDataset(
-                self.split,
-                training_transform(data.augment, size.short_side, size.long_side, size.antialias),
-                settings.seed,
-            ),
+            training_dataset(self.split, self.config),
             settings.batch_size,
             settings.batch_size // (processes.world * settings.accumulate),
             processes.rank,

@@ -68,6 +68,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 LENGTHS = {"steps", "epochs"}
+_AUGMENT = "data.augment"
+_ALL_STEPS = {"steps", "use"}  # keys of `data.augment` that leave nothing of the steps before
 
 
 def resolve(
@@ -96,7 +98,7 @@ def resolve(
     """
     from pydantic import ValidationError  # here: `train --help` names the recipes without it
 
-    from doublehead.config import Config, merge, override, read_yaml, renewed
+    from doublehead.config import Config, merge, read_yaml, renewed
 
     settings = settings or {}
     from_file = read_yaml(file) if file else {}
@@ -117,8 +119,8 @@ def resolve(
     if recipe is not None and recipe not in RECIPES:
         near = difflib.get_close_matches(recipe, RECIPES, 1) or list(RECIPES)
         raise DoubleheadError(f"unknown recipe `{recipe}`: did you mean {' or '.join(near)}?")
-    whole = merge(RECIPES[recipe], said) if recipe else said
-    for layer in (override({}, settings), from_file):  # a length said last takes the place of any other
+    whole = merge(_recipe_values(recipe, said), said) if recipe else said
+    for layer in (_override({}, settings), from_file):  # a length said last takes the place of any other
         named = LENGTHS & _part(layer, "train").keys()
         if len(named) == 1:
             _part(whole, "train")[(LENGTHS - named).pop()] = None
@@ -140,16 +142,22 @@ def _recipe(model: dict[str, Any], grown: bool) -> str:
 
 
 def _override(values: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """`override`, to which a listed `data.augment` shows its steps by their names."""
-    from doublehead.config import merge, override
-    from doublehead.data.steps import listed
+    """`override`, to which a listed or named `data.augment` shows its steps by their names."""
+    from doublehead.config import override
 
-    augment = _part(values, "data").get("augment")
-    if not isinstance(augment, list):
+    augment = settings.get(_AUGMENT, _part(values, "data").get("augment"))
+    if not isinstance(augment, list | str):
         return override(values, settings)
-    said = override(merge(values, {"data": {"augment": {"steps": augment}}}), settings)
-    said["data"]["augment"] = listed(said["data"]["augment"])
-    return said
+    others = {key: value for key, value in settings.items() if key != _AUGMENT}
+    return override(values, {_AUGMENT: {"steps": augment}, **others})
+
+
+def _recipe_values(recipe: str, said: dict[str, Any]) -> dict[str, Any]:
+    """A recipe, without its augmentation where all steps are said otherwise."""
+    values = RECIPES[recipe]
+    if _ALL_STEPS & _part(_part(said, "data"), "augment").keys():
+        return {**values, "data": {key: value for key, value in values.get("data", {}).items() if key != "augment"}}
+    return values
 
 
 def _part(values: dict[str, Any], key: str) -> dict[str, Any]:
