@@ -13,7 +13,10 @@ from doublehead.model.presets import preset_values
 from doublehead.training.recipes import resolve
 from doublehead.training.schedule import learning_rate
 from doublehead.training.state import make_optimizer
+from doublehead.training.study.plan import read_plan
 from small import rows
+
+PLANS = Path(__file__).resolve().parents[2] / "studies"
 
 
 def test_the_published_recipe():
@@ -33,6 +36,37 @@ def test_the_published_recipe():
     }
     for step, rate in expected.items():
         assert learning_rate(train, step, 90_000) == pytest.approx(rate), step
+
+
+@pytest.mark.parametrize(
+    ("recipe", "steps", "batch", "decay", "expected"),
+    [
+        ("coco-3x", 270_000, 16, 1e-4, {0: 2e-5, 1000: 0.02, 210_000: 2e-3, 249_999: 2e-3, 250_000: 2e-4}),
+        ("coco-lsj", 184_375, 64, 4e-5, {0: 6.7e-3, 500: 0.1, 163_888: 0.1, 163_889: 0.01, 177_546: 1e-3}),
+    ],
+)
+def test_the_recipes_of_the_baselines(
+    recipe: str, steps: int, batch: int, decay: float, expected: dict[int, float]
+) -> None:
+    """detectron2's `faster_rcnn_R_50_FPN_3x.yaml` and `mask_rcnn_R_50_FPN_100ep_LSJ.py`."""
+    train = resolve("double-head-r50", recipe).train
+    assert (train.steps, train.batch_size, train.weight_decay) == (steps, batch, decay)
+    for step, rate in expected.items():
+        assert learning_rate(train, step, steps) == pytest.approx(rate), step
+
+
+def test_the_plan_of_large_scale_jitter_runs(dataset: Path, tmp_path: Path) -> None:
+    plan = read_plan(PLANS / "coco-lsj.yaml")
+    small = {"data.augment.lsj.size": 64, "train.epochs": None, "train.steps": 2, "train.batch_size": 2}
+    heads = {key: value for key, value in NARROW.items() if key.startswith(("model.", "data."))}
+    heads = {key: value for key, value in heads.items() if "norm" not in key and "augment" not in key}
+    others = {"train.device": "cpu", "train.precision": "fp32", "data.val_split": None}
+    settings = dict(plan.settings) | heads | small | others
+    config = resolve("double-head-r18", plan.recipe, settings=settings)
+    assert [step.name for step in config.data.augment.steps] == ["lsj", "flip"]
+    best = doublehead.train(dataset, "double-head-r18", tmp_path / "run", recipe=plan.recipe, settings=settings)
+    assert load_checkpoint(best).config.fpn.norm == "batch"
+    assert len(rows(tmp_path / "run" / "training.csv")) == 1  # the last step
 
 
 def test_cosine_falls_from_the_peak_to_nearly_nothing():

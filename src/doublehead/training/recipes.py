@@ -42,6 +42,25 @@ RECIPES: dict[str, dict[str, Any]] = {
             "clip_norm": None,
         },
     },
+    # Large-scale jitter as of detectron2's new baselines: 100 epochs of COCO; there are 200 and 400 too.
+    "coco-lsj": {
+        "data": {
+            "augment": {
+                "steps": [{"lsj": {"size": 1024, "scale": [0.1, 2.0], "visible": 0.0}}, {"flip": {"p": 0.5}}],
+            }
+        },
+        "train": {
+            "lr": 0.1,
+            "weight_decay": 4e-5,
+            "batch_size": 64,
+            "steps": 184_375,
+            "epochs": None,
+            "milestones": [163_889 / 184_375, 177_546 / 184_375],
+            "warmup_start": 0.067,
+            "clip_norm": None,
+            "sync_batch_norm": True,
+        },
+    },
     # A user's own images from ImageNet weights: short sides at random, a quarter of the batch and of its rate.
     "finetune": {
         "data": {"augment": {"short_sides": [640, 672, 704, 736, 768, 800]}},
