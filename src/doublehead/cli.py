@@ -120,31 +120,18 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 
 @app.command()
-def models() -> None:
-    """List the models that --model takes, with their parameters and cost."""
+def models(
+    json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there.")] = None,
+) -> None:
+    """List the models that --model takes: parameters and cost; AP and licence of published ones."""
     with _imports():
-        from rich.table import Table
-
         from doublehead.common.console import Console
-        from doublehead.model.cost import TYPICAL_OWNERS, cost
-        from doublehead.model.interop.published import PUBLISHED
-        from doublehead.model.presets import PRESETS, preset
+        from doublehead.model import listing
 
-    columns = ("model", "parameters, M", "GFLOPs", "GFLOPs, all proposals", "input")
-    table = Table(*columns, caption=f"80 classes; a branch that only regresses sees {TYPICAL_OWNERS} proposals, or all")
-    table.columns[0].no_wrap = True
-    for name in PRESETS:
-        try:
-            c = cost(preset(name))
-        except DoubleheadError:  # a backbone from a package that is not installed
-            table.add_row(name, "needs doublehead[backbones]")
-            continue
-        figures = (f"{c.parameters / 1e6:.1f}", f"{c.gflops:.0f}", f"{c.gflops_all:.0f}")
-        table.add_row(name, *figures, f"{c.size[0]}x{c.size[1]}")
-    published = Table("published model", "what it is", caption="downloaded the first time it is named")
-    for name, entry in PUBLISHED.items():
-        published.add_row(name, entry.about)
-    Console.out(table, published)
+    listed, published = listing.listed_presets(), listing.listed_published()
+    Console.out(listing.presets_table(listed), listing.published_table(published))
+    if json:
+        listing.write_json(json, listed, published)
 
 
 @app.command()
@@ -271,6 +258,10 @@ def train(
     backbone: Annotated[
         str | None, typer.Option(help="A pretrained backbone in place of the model's: resnet50, or any name of timm.")
     ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option("--from", help="A detector whose backbone, FPN, RPN and fitting heads the model takes."),
+    ] = None,
     recipe: Annotated[str | None, typer.Option(help=f"{', '.join(RECIPES)}; else by the model.")] = None,
     config: Annotated[Path | None, typer.Option(help="A YAML with any settings, such as a run's config.yaml.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1")] = None,
@@ -285,7 +276,17 @@ def train(
         from doublehead.training import start
 
     said = parse_settings(settings or [])
-    start.train(data, model, output, recipe=recipe, config=config, device=device, settings=said, backbone=backbone)
+    start.train(
+        data,
+        model,
+        output,
+        recipe=recipe,
+        config=config,
+        device=device,
+        settings=said,
+        backbone=backbone,
+        from_=source,
+    )
 
 
 @app.command()

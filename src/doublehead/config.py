@@ -11,7 +11,7 @@ import os.path
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -20,7 +20,8 @@ from doublehead.common.errors import DoubleheadError, sentence
 from doublehead.common.strict import Count, Fraction, NotNegative, Positive, Sectioned, Share, Strict
 from doublehead.common.tables import row_of
 from doublehead.data.steps import AugmentConfig
-from doublehead.model.parts import BACKBONES, RGB, TRUNKS
+from doublehead.model.interop.catalogue import PUBLISHED
+from doublehead.model.parts import BACKBONES, RGB, TRUNKS, BackboneRow
 from doublehead.training.recorders import RECORDERS
 
 Fusion = Literal["complementary", "average", "maximum"]
@@ -76,7 +77,10 @@ class BranchConfig(Strict):
 class BackboneConfig(Sectioned):
     """The body of the network: maps of strides 4, 8, 16 and 32. What only a ResNet has stands under `resnet`."""
 
-    name: str = Field(default="resnet50", description="A row of BACKBONES: resnet18, resnet34, resnet50, resnet101.")
+    name: str = Field(
+        default="resnet50",
+        description="A row of BACKBONES: resnet18, resnet34, resnet50, resnet101, mobilenet_v3_large, timm.",
+    )
     norm: Literal["frozen", "batch", "group"] = Field(
         default="frozen", description="frozen: BatchNorm with fixed statistics; batch or group: from scratch."
     )
@@ -104,6 +108,11 @@ class BackboneConfig(Sectioned):
         section = BACKBONES[self.name].section
         return self.section(section) if section else Strict()
 
+    @property
+    def network(self) -> str:
+        """The network whose weights fit: the row, or timm's model without the tag of its weights."""
+        return getattr(self.own, "model", self.name).partition(".")[0]
+
 
 class FPNConfig(Strict):
     """The feature pyramid on top of the backbone (torchvision's)."""
@@ -118,8 +127,9 @@ class RPNConfig(Strict):
     """The region proposal network (torchvision's), with the recipe's numbers."""
 
     depth: Count = Field(default=1, description="Number of 3x3 convolutions.")
-    anchor_sizes: tuple[Positive, ...] = Field(
-        default=(32, 64, 128, 256, 512), min_length=5, max_length=5, description="One size for each of P2..P6."
+    anchor_sizes: tuple[Positive | Annotated[tuple[Positive, ...], Field(min_length=1)], ...] = Field(
+        default=BackboneRow.anchor_sizes,
+        description="One size for each of P2..P6, or a list of sizes for each level; the default is the backbone's.",
     )
     aspect_ratios: tuple[Positive, ...] = Field(default=(0.5, 1.0, 2.0), min_length=1)
     anchors: Literal["torchvision", "mmdetection", "authors"] = Field(
@@ -137,6 +147,23 @@ class RPNConfig(Strict):
     smallest_side: NotNegative = Field(
         default=1e-3, description="Proposals with a side under it, in pixels, are dropped."
     )
+    score_threshold: Fraction = Field(default=0.0, description="Least score of a proposal.")
+
+    @property
+    def sizes(self) -> tuple[tuple[float, ...], ...]:
+        """The anchor sizes of each level."""
+        return tuple(level if isinstance(level, tuple) else (level,) for level in self.anchor_sizes)
+
+    @property
+    def anchors_per_position(self) -> int:
+        """How many anchors each position of a map has."""
+        return len(self.sizes[0]) * len(self.aspect_ratios)
+
+    @model_validator(mode="after")
+    def _as_many_on_each_level(self) -> RPNConfig:
+        if len({len(level) for level in self.sizes}) > 1:
+            raise ValueError("anchor_sizes: give each level as many sizes as the others")
+        return self
 
     @model_validator(mode="after")
     def _background_below(self) -> RPNConfig:
@@ -248,14 +275,26 @@ class ModelConfig(Sectioned):
 
     @model_validator(mode="after")
     def _brought_by_rows(self) -> ModelConfig:
-        """Check the sections of trunks, and take the backbone's mean and std where none are given."""
+        """Check the sections of trunks, and take the backbone's mean, std and anchor sizes where none are given."""
         known = {f"{name}_head": row.config for name, row in TRUNKS.items()}
         self._check_sections(known, [f"{branch.trunk}_head" for branch in self.branches])
         row = BACKBONES[self.backbone.name]
         own = {"mean": row.mean, "std": row.std}
         missing = {key: value for key, value in own.items() if key not in self.input.model_fields_set}
         object.__setattr__(self, "input", self.input.model_copy(update=missing))
+        if "anchor_sizes" not in self.rpn.model_fields_set:
+            object.__setattr__(self, "rpn", self.rpn.model_copy(update={"anchor_sizes": row.anchor_sizes}))
+        if len(self.rpn.anchor_sizes) != len(row.strides) + 1:
+            raise ValueError(
+                f"rpn.anchor_sizes: the pyramid on {self.backbone.network} has {len(row.strides) + 1} levels, but "
+                f"sizes are given for {len(self.rpn.anchor_sizes)}"
+            )
         return self
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Of the maps that RoIs are pooled from."""
+        return BACKBONES[self.backbone.name].strides
 
     @model_validator(mode="after")
     def _both_tasks(self) -> ModelConfig:
@@ -513,13 +552,22 @@ class TrainConfig(Strict):
     weights: str | None = Field(
         default=None, description="A checkpoint to start from; predictors of classes that differ start anew."
     )
+    grow_from: str | None = Field(
+        default=None,
+        description="A detector whose backbone, FPN, RPN and fitting heads this one takes: a checkpoint, a published "
+        "name, or a file that `convert` reads.",
+    )
     partial_weights: bool = Field(
-        default=False, description="Accept `weights` that leave layers of the backbone at their initial values."
+        default=False,
+        description="Accept `weights` or `grow_from` that leave layers of the backbone at their initial values.",
     )
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: Positive = Field(default=0.02, description="Peak learning rate, for `batch_size` images a step.")
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: NotNegative = 1e-4
+    layer_decay: Share = Field(
+        default=1.0, description="Factor of the rate from each stage of the backbone to the one before it; 1: none."
+    )
     schedule: Literal["steps", "cosine"] = "steps"
     milestones: tuple[Fraction, ...] = Field(
         default=(2 / 3, 8 / 9), description="`steps`: where the rate falls tenfold, as fractions of the run."
@@ -561,6 +609,11 @@ class TrainConfig(Strict):
     def _from_anywhere(cls, path: str | None) -> str | None:
         return path and absolute(path)
 
+    @field_validator("grow_from")
+    @classmethod
+    def _named_or_from_anywhere(cls, source: str | None) -> str | None:
+        return source if source in PUBLISHED and not Path(source).is_file() else source and absolute(source)
+
     @field_validator("milestones")
     @classmethod
     def _rising(cls, milestones: tuple[float, ...]) -> tuple[float, ...]:
@@ -577,6 +630,14 @@ class TrainConfig(Strict):
     def _one_length(self) -> TrainConfig:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give the run's length as steps or as epochs, and set the other to null")
+        return self
+
+    @model_validator(mode="after")
+    def _one_start(self) -> TrainConfig:
+        if self.weights and self.grow_from:
+            raise ValueError(
+                "weights continue a trained model, grow_from gives a new one parts of another: set one of the two"
+            )
         return self
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from timm_families import FAMILIES
 from torch import Tensor
 
 from doublehead.common.errors import DoubleheadError
@@ -27,17 +28,6 @@ from doublehead.training.recipes import resolve
 timm = pytest.importorskip("timm")
 LITE0 = "tf_efficientnet_lite0"
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "coco_ccby"
-FAMILIES = (
-    "resnet18",
-    "regnety_002",
-    "tf_efficientnet_lite0",
-    "mobilenetv3_small_050",
-    "convnext_atto",
-    "hgnetv2_b0",
-    "repvit_m0_9",
-    "swin_tiny_patch4_window7_224",
-)
-"""One small model of each family."""
 
 
 def body(model: str, **values: Any) -> TimmBody:
@@ -110,6 +100,21 @@ def test_the_later_stages_learn_alone() -> None:
     learns = {name for name, p in backbone.body.named_parameters() if p.requires_grad}
     assert "net.blocks.2.0.conv_pw.weight" in learns
     assert not [name for name in learns if name.startswith(("net.conv_stem", "net.blocks.0", "net.blocks.1"))]
+
+
+@pytest.mark.parametrize("model", ["convnext_atto", "tf_efficientnet_lite0"])
+def test_drop_path_leaves_out_blocks_in_training_alone(model: str) -> None:
+    with torch.no_grad():
+        one = body(model, timm={"model": model, "drop_path": 0.9})
+        seen = {maps[-1].sum().item() for maps in (one(images()) for _ in range(2))}
+        assert len(seen) == 1
+        for layer in one.modules():
+            if "DropPath" in type(layer).__name__:
+                layer.train()
+        drawn = {maps[-1].sum().item() for maps in (one(images()) for _ in range(4))}
+    assert len(drawn) > 1
+    with pytest.raises(DoubleheadError, match=r"timm\.drop_path: repvit_m0_9 has no drop path"):
+        body("repvit_m0_9", timm={"model": "repvit_m0_9", "drop_path": 0.1})
 
 
 @pytest.mark.parametrize("model", ["vit_tiny_patch16_224", "maxvit_tiny_tf_224", "dla34", "levit_128"])

@@ -42,6 +42,11 @@ class Console:
         if self.leads:
             self.rich.print(text, markup=False)
 
+    def show(self, table: RenderableType) -> None:
+        """Print a table among the lines."""
+        if self.leads:
+            self.rich.print(table, soft_wrap=False)
+
     @contextmanager
     def progress(self, title: str, total: int) -> Iterator[Callable[..., None]]:
         """A bar; call what is given with how many are done (1 if not said)."""

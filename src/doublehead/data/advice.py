@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -104,7 +105,7 @@ def advise(split: Split, config: ModelConfig, name: str, given: Mapping[str, Any
     """
     sizes, images = _boxes(split)
     short, long = config.input.short_side, config.input.long_side
-    sizes_of, ratios_of = tuple(config.rpn.anchor_sizes), tuple(config.rpn.aspect_ratios)
+    sizes_of, ratios_of = tuple(dict.fromkeys(chain(*config.rpn.sizes))), tuple(config.rpn.aspect_ratios)
     seen = sizes * _scales(images, short, long)[:, None]
     missed = _best_iou(seen, sizes_of, ratios_of) < REACHED
     settings: dict[str, Any] = {}
@@ -125,6 +126,8 @@ def advise(split: Split, config: ModelConfig, name: str, given: Mapping[str, Any
         before, after = _unreached(larger, sizes_of, ratios_of), _unreached(larger, *best)
         changed = {"model.rpn.anchor_sizes": (best[0], sizes_of), "model.rpn.aspect_ratios": (best[1], ratios_of)}
         settings |= {key: list(new) for key, (new, old) in changed.items() if new != old}
+        if best[0] != sizes_of and len(config.rpn.sizes[0]) > 1:  # the same sizes on each level
+            settings["model.rpn.anchor_sizes"] = [list(best[0])] * len(config.rpn.sizes)
         reasons.append(f"{before:.0%} of the boxes are reached by no anchor at IoU {REACHED}: with these {after:.0%}")
     return Advice(
         model=name,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torchvision
 from torch import Tensor, nn
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
@@ -15,20 +16,22 @@ from doublehead.model.norms import NORMS
 from doublehead.model.parts import BACKBONES
 from doublehead.model.weights import read_weights
 
+COUNTER = "num_batches_tracked"
+
 
 class Body(nn.Module):
-    """What a row of BACKBONES builds, with a BackboneConfig: images to maps of strides 4, 8, 16 and 32.
+    """What a row of BACKBONES builds, with a BackboneConfig: images to maps of the row's strides, such as 4, 8, 16, 32.
 
     Attributes:
-        channels: of the four maps.
+        channels: of the maps.
         multiple: images are padded to a multiple of it.
     """
 
-    channels: tuple[int, int, int, int]
+    channels: tuple[int, ...]
     multiple: int = 32
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Normalised images (N, 3, H, W) to four maps, the largest first."""
+        """Normalised images (N, 3, H, W) to the maps, the largest first."""
         raise NotImplementedError
 
     def stages(self) -> list[list[nn.Module]]:
@@ -48,7 +51,7 @@ class Body(nn.Module):
 
 
 class Backbone(nn.Module):
-    """A body and torchvision's feature pyramid: maps "0".."3" (P2..P5) and "pool" (P6).
+    """A body and torchvision's feature pyramid: maps "0".."3" (P2..P5), or as many as the body gives, and "pool" (P6).
 
     Args:
         config: the body, its weights and frozen stages.
@@ -73,7 +76,7 @@ class Backbone(nn.Module):
         )
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Normalised images (N, 3, H, W), padded to `body.multiple`, to maps of strides 4, 8, 16, 32 and 64."""
+        """Normalised images (N, 3, H, W), padded to `body.multiple`, to maps such as of strides 4, 8, 16, 32 and 64."""
         return self.fpn({str(i): features for i, features in enumerate(self.body(images))})
 
 
@@ -93,3 +96,42 @@ def read_file(weights: str) -> dict[str, Tensor]:
     except DoubleheadError as error:
         raise DoubleheadError(f"model.backbone.weights={error}") from error
     return state
+
+
+def torchvisions_weights(model: str) -> dict[str, Tensor]:
+    """The ImageNet weights that torchvision publishes for one of its models.
+
+    Raises:
+        DoubleheadError: they cannot be downloaded.
+    """
+    entry = torchvision.models.get_model_weights(model)["IMAGENET1K_V1"]
+    try:
+        return dict(entry.get_state_dict(progress=True, check_hash=True))
+    except (OSError, RuntimeError) as error:
+        raise DoubleheadError(
+            f"ImageNet weights could not be downloaded from {entry.url} ({error}); fetch that file by hand and give "
+            "its path as model.backbone.weights, or set model.backbone.weights=null to train from scratch"
+        ) from error
+
+
+def fill(body: nn.Module, state: dict[str, Tensor], weights: str, network: str) -> None:
+    """Load weights into a body, all of them; counters of batches may be missing or left over.
+
+    Args:
+        body: what to fill.
+        state: weights under the body's own keys.
+        weights: what `model.backbone.weights` says.
+        network: what the weights are to be of.
+
+    Raises:
+        DoubleheadError: they are of another network.
+    """
+    wrong = f"model.backbone.weights={weights}: these are not weights of a {network}"
+    state = {key: value for key, value in state.items() if not key.endswith(COUNTER)}
+    try:
+        missing, unexpected = body.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise DoubleheadError(wrong) from error
+    missing = [key for key in missing if not key.endswith(COUNTER)]
+    if missing or unexpected:
+        raise DoubleheadError(f"{wrong} with this norm (missing: {missing[:3]}, left over: {unexpected[:3]})")

@@ -46,7 +46,7 @@ class BoxHead(nn.Module):
         self.names = config.branch_names
         self.branch_configs = config.branches
         self.pooler = RoIPooler(
-            RESOLUTION, config.roi.sampling_ratio, config.roi.aligned, Edges(config.inclusive_pixels)
+            RESOLUTION, config.roi.sampling_ratio, config.roi.aligned, Edges(config.inclusive_pixels), config.strides
         )
         self.branches = nn.ModuleList(Branch(b, config, classes, RESOLUTION) for b in config.branches)
         self.coder = BoxCoder(DELTA_WEIGHTS)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import nn
@@ -31,9 +33,7 @@ def cost(config: ModelConfig, classes: int = 80) -> Cost:
         model = Detector(config, classes).eval()
     multiple = model.backbone.body.multiple
     height, width = (-(-side // multiple) * multiple for side in (config.input.short_side, config.input.long_side))
-    with FlopCounterMode(display=False) as whole:
-        features = model.backbone(torch.empty(1, 3, height, width, dtype=torch.float32, device="meta"))
-        model.rpn.head(list(features.values()))
+    base = _first_stage(config.model_dump_json(include={"backbone", "fpn", "rpn"}), height, width)
     proposals = config.rpn.proposals_inference
 
     def branches(owners: int) -> int:
@@ -48,13 +48,31 @@ def cost(config: ModelConfig, classes: int = 80) -> Cost:
             flops += counter.get_total_flops()
         return flops
 
-    base = whole.get_total_flops()
     return Cost(
         parameters=parameters(model),
         gflops=(base + branches(min(TYPICAL_OWNERS, proposals))) / 1e9,
         gflops_all=(base + branches(proposals)) / 1e9,
         size=(height, width),
     )
+
+
+@cache
+def _first_stage(parts: str, height: int, width: int) -> int:
+    """FLOPs of backbone, FPN and RPN, which the variants of a size share.
+
+    Args:
+        parts: their settings, as JSON.
+        height: of the padded input.
+        width: likewise.
+    """
+    head = {"branches": [{"trunk": "fc", "classify": 1, "regress": 1}]}
+    config = ModelConfig.model_validate(json.loads(parts) | head)
+    with torch.device("meta"):
+        model = Detector(config, 1).eval()
+    with FlopCounterMode(display=False) as counter:
+        features = model.backbone(torch.empty(1, 3, height, width, dtype=torch.float32, device="meta"))
+        model.rpn.head(list(features.values()))
+    return counter.get_total_flops()
 
 
 def parameters(module: nn.Module) -> int:

@@ -58,7 +58,7 @@ class Detector(nn.Module):
         self.options = inference_options(config)
         self.backbone = Backbone(config.backbone, config.fpn, pretrained)
         self.edges = Edges(config.inclusive_pixels)
-        self.rpn = build_rpn(config.rpn, config.fpn.channels, self.edges)
+        self.rpn = build_rpn(config.rpn, config.fpn.channels, self.edges, config.strides)
         self.roi_heads = RoIHeads(config, classes)
         self.register_buffer(
             "mean", torch.tensor(config.input.mean, dtype=torch.float32).view(3, 1, 1), persistent=False
@@ -152,8 +152,8 @@ def _pair(objects: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
 class _RPN(RegionProposalNetwork):
     """torchvision's, with proposals clipped to the image by our convention, and NMS level by level, which exports."""
 
-    def __init__(self, edges: Edges, smallest_side: float, matcher: PairMatcher, *parts: Any) -> None:
-        super().__init__(*parts)
+    def __init__(self, edges: Edges, smallest_side: float, matcher: PairMatcher, *parts: Any, **numbers: Any) -> None:
+        super().__init__(*parts, **numbers)
         self.edges = edges
         self.min_size = smallest_side
         # torchvision hands one's result to the other: here the boxes themselves, which are matched in parts.
@@ -188,19 +188,22 @@ class _RPN(RegionProposalNetwork):
         """What NMS leaves of the best anchors of one level: boxes and scores."""
         scores, best = logits.topk(torch.sym_min(logits.shape[0], self.pre_nms_top_n()))
         boxes, scores = self.edges.clip(boxes[best], size), scores.sigmoid()
-        big = torch.where(((boxes[:, 2:] - boxes[:, :2]) >= self.min_size).all(1))[0]
-        keep = big[nms(boxes[big], scores[big], self.nms_thresh)]
+        good = ((boxes[:, 2:] - boxes[:, :2]) >= self.min_size).all(1)
+        if self.score_thresh:
+            good &= scores >= self.score_thresh
+        places = torch.where(good)[0]
+        keep = places[nms(boxes[places], scores[places], self.nms_thresh)]
         return boxes[keep], scores[keep]
 
 
-def build_rpn(config: RPNConfig, channels: int, edges: Edges) -> RegionProposalNetwork:
-    """torchvision's region proposal network with our numbers."""
+def build_rpn(config: RPNConfig, channels: int, edges: Edges, strides: tuple[int, ...]) -> RegionProposalNetwork:
+    """torchvision's region proposal network with our numbers, on maps of these strides and one of twice the last."""
     return _RPN(
         edges,
         config.smallest_side,
         PairMatcher(config.foreground_iou, config.background_iou, best_of_each=True),
-        ANCHORS[config.anchors](config.anchor_sizes, config.aspect_ratios),
-        _RPNHead(channels, len(config.aspect_ratios), config.depth),
+        ANCHORS[config.anchors](config.sizes, config.aspect_ratios, (*strides, 2 * strides[-1])),
+        _RPNHead(channels, config.anchors_per_position, config.depth),
         config.foreground_iou,
         config.background_iou,
         config.sampled,
@@ -208,6 +211,7 @@ def build_rpn(config: RPNConfig, channels: int, edges: Edges) -> RegionProposalN
         {"training": config.before_nms_training, "testing": config.before_nms_inference},
         {"training": config.proposals_training, "testing": config.proposals_inference},
         config.nms_iou,
+        score_thresh=config.score_threshold,
     )
 
 
@@ -248,5 +252,5 @@ def unit_range(image: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _levels(features: OrderedDict[str, Tensor]) -> list[Tensor]:
-    """P2..P5, those that RoIs are pooled from."""
-    return [features[str(i)] for i in range(4)]
+    """P2..P5, those that RoIs are pooled from: all but the last, which the pyramid adds."""
+    return list(features.values())[:-1]

@@ -15,6 +15,8 @@ from doublehead.common.strict import Count, NotNegative, Strict
 
 RGB = tuple[float, float, float]
 Block = Literal["up", "bottleneck", "non-local"]
+AnchorSizes = tuple[float | tuple[float, ...], ...]
+"""One size, or several, for each level of the pyramid."""
 
 CONV_HEAD_FORMS: dict[str, tuple[Block, ...]] = {
     "paper": ("up", "non-local", "bottleneck", "non-local", "bottleneck"),
@@ -30,6 +32,12 @@ class ResNetConfig(Strict):
         default="3x3",
         description="Convolution of a bottleneck with the stride: 3x3 (torchvision) or 1x1 (the authors).",
     )
+    norm_eps: NotNegative = Field(default=1e-5, description="Added to the variance in frozen and batch norm.")
+
+
+class MobileNetConfig(Strict):
+    """What only a MobileNet has."""
+
     norm_eps: NotNegative = Field(default=1e-5, description="Added to the variance in frozen and batch norm.")
 
 
@@ -94,6 +102,8 @@ class BackboneRow:
         config: those settings.
         mean: default of `model.input.mean`.
         std: default of `model.input.std`.
+        strides: of the maps that the body gives. The pyramid adds a level of twice the last one.
+        anchor_sizes: default of `model.rpn.anchor_sizes`.
     """
 
     body: str | Callable[..., Any]
@@ -101,6 +111,8 @@ class BackboneRow:
     config: type[Strict] = Strict
     mean: RGB = (0.485, 0.456, 0.406)
     std: RGB = (0.229, 0.224, 0.225)
+    strides: tuple[int, ...] = (4, 8, 16, 32)
+    anchor_sizes: AnchorSizes = (32, 64, 128, 256, 512)
 
 
 @dataclass(frozen=True)
@@ -122,7 +134,16 @@ class TrunkRow:
 BACKBONES: dict[str, BackboneRow] = {
     name: BackboneRow("doublehead.model.resnet:ResNetBody", "resnet", ResNetConfig)
     for name in ("resnet18", "resnet34", "resnet50", "resnet101")
-} | {"timm": BackboneRow("doublehead.model.timm_body:TimmBody", "timm", TimmConfig)}
+} | {
+    "mobilenet_v3_large": BackboneRow(
+        "doublehead.model.mobilenet:MobileNetBody",
+        "mobilenet",
+        MobileNetConfig,
+        strides=(32, 32),
+        anchor_sizes=((32, 64, 128, 256, 512),) * 3,
+    ),
+    "timm": BackboneRow("doublehead.model.timm_body:TimmBody", "timm", TimmConfig),
+}
 
 TRUNKS: dict[str, TrunkRow] = {
     "fc": TrunkRow("doublehead.model.trunks:FCHead", FCHeadConfig),

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from doublehead.model.boxes import EXCLUSIVE, Edges
 from doublehead.model.roi_align import roi_align
+
+STRIDES = (4, 8, 16, 32)
+"""Of P2..P5."""
 
 
 class RoIPooler(nn.Module):
@@ -17,20 +23,29 @@ class RoIPooler(nn.Module):
         sampling: sampling points per bin and side; 0: adaptive.
         aligned: whether box coordinates are shifted by half a pixel.
         edges: where a box ends.
+        strides: of the levels.
     """
 
-    def __init__(self, resolution: int = 7, sampling: int = 2, aligned: bool = False, edges: Edges = EXCLUSIVE) -> None:
+    def __init__(
+        self,
+        resolution: int = 7,
+        sampling: int = 2,
+        aligned: bool = False,
+        edges: Edges = EXCLUSIVE,
+        strides: Sequence[int] = STRIDES,
+    ) -> None:
         super().__init__()
         self.resolution = resolution
         self.sampling = sampling
         self.aligned = aligned
         self.edges = edges
+        self.strides = strides
 
     def forward(self, levels: list[Tensor], boxes: list[Tensor], scale: float = 1.0) -> Tensor:
         """Pool the boxes of a batch of images.
 
         Args:
-            levels: feature maps P2, P3, P4, P5 of strides 4, 8, 16, 32; each (B, C, H, W).
+            levels: feature maps P2, P3, P4, P5, or as many as there are strides; each (B, C, H, W).
             boxes: per image, (N, 4) xyxy in input pixels.
             scale: enlarges each box about its centre before pooling; it may pass the image's edge.
 
@@ -38,21 +53,26 @@ class RoIPooler(nn.Module):
             (sum of N, C, resolution, resolution)
         """
         flat = torch.cat(boxes)
-        level = pyramid_level(flat)
+        level = pyramid_level(flat, self.strides)
         image = torch.cat([flat.new_full((b.shape[0], 1), i) for i, b in enumerate(boxes)])
         rois = torch.cat([image, self.edges.corners(enlarge(flat, scale))], dim=1)
         pooled = levels[0].new_zeros(flat.shape[0], levels[0].shape[1], self.resolution, self.resolution)
-        for i, features in enumerate(levels):
+        for i, (features, stride) in enumerate(zip(levels, self.strides, strict=True)):
             here = torch.where(level == i)[0]
-            part = roi_align(features, rois[here], self.resolution, 1 / 2 ** (i + 2), self.sampling, self.aligned)
+            part = roi_align(features, rois[here], self.resolution, 1 / stride, self.sampling, self.aligned)
             pooled.index_put_((here,), part.to(pooled.dtype))  # in place: no copy of all RoIs for each level
         return pooled
 
 
-def pyramid_level(boxes: Tensor) -> Tensor:
-    """Index into (P2, P3, P4, P5) for boxes (N, 4): floor(4 + log2(sqrt(area) / 224)), clamped (FPN, equation 1)."""
+def pyramid_level(boxes: Tensor, strides: Sequence[int] = STRIDES) -> Tensor:
+    """Index of the level for boxes (N, 4): floor(4 + log2(sqrt(area) / 224)) (FPN, equation 1), clamped to the strides.
+
+    As in torchvision, levels are counted from the first stride to the last: of two levels with one stride, the second
+    is not used.
+    """
+    first, last = (int(math.log2(strides[place])) for place in (0, -1))
     side = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).clamp(min=1e-6).sqrt()
-    return (4 + torch.log2(side / 224) + 1e-6).floor().clamp(2, 5).long() - 2
+    return (4 + torch.log2(side / 224) + 1e-6).floor().clamp(first, last).long() - first
 
 
 def enlarge(boxes: Tensor, scale: float) -> Tensor:

@@ -50,6 +50,12 @@ SIZES: dict[str, dict[str, Any]] = {
     "r34": {"backbone": {"name": "resnet34"}},
     "r50": {"backbone": {"name": "resnet50"}},
     "r101": {"backbone": {"name": "resnet101"}},
+    "mobilenet": {"backbone": {"name": "mobilenet_v3_large"}, "rpn": {"score_threshold": 0.05}},
+    "mobilenet-320": {
+        "input": {"short_side": 320, "long_side": 640},
+        "backbone": {"name": "mobilenet_v3_large"},
+        "rpn": {"score_threshold": 0.05, "before_nms_inference": 150, "proposals_inference": 150},
+    },
     "efficientnet-lite0": _from_timm("tf_efficientnet_lite0.in1k", 0.5, 0.5),
     "convnext-t": _from_timm("convnext_tiny.fb_in22k_ft_in1k", *IMAGENET),
 }
@@ -81,3 +87,10 @@ def preset_values(name: str) -> dict[str, Any]:
 def preset(name: str) -> ModelConfig:
     """The ModelConfig of a preset, such as `double-head-r50`; see `preset_values`."""
     return ModelConfig.model_validate(preset_values(name))
+
+
+def matching(network: str) -> str | None:
+    """The double-head preset with a backbone, by `BackboneConfig.network`; None: none has it."""
+    names = (name for name, (variant, _) in NAMES.items() if variant == "double-head")
+    sized = sorted(names, key=lambda name: "input" in SIZES[NAMES[name][1]])  # the paper's input size first
+    return next((name for name in sized if preset(name).backbone.network == network), None)

@@ -5,13 +5,11 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from doublehead.common.errors import DoubleheadError
 from doublehead.config import BackboneConfig
-from doublehead.model.backbone import Body, read_file
+from doublehead.model.backbone import Body, fill, read_file, torchvisions_weights
 from doublehead.model.norms import NORMS
 
 
@@ -87,27 +85,5 @@ class ResNetBody(Body):
 
     def load(self, weights: str) -> None:
         """Fill the ResNet with torchvision's weights for `imagenet`, or with those of a file."""
-        state = self._imagenet() if weights == "imagenet" else read_file(weights)
-        state = {k: v for k, v in state.items() if not k.startswith("fc.") and not k.endswith("num_batches_tracked")}
-        try:
-            missing, unexpected = self.load_state_dict(state, strict=False)
-        except RuntimeError as error:
-            raise DoubleheadError(
-                f"model.backbone.weights={weights}: these are not weights of a {self.name}"
-            ) from error
-        missing = [key for key in missing if not key.endswith("num_batches_tracked")]
-        if missing or unexpected:
-            raise DoubleheadError(
-                f"model.backbone.weights={weights}: these are not weights of a {self.name} with this norm "
-                f"(missing: {missing[:3]}, left over: {unexpected[:3]})"
-            )
-
-    def _imagenet(self) -> dict[str, Tensor]:
-        entry = torchvision.models.get_model_weights(self.name)["IMAGENET1K_V1"]
-        try:
-            return dict(entry.get_state_dict(progress=True, check_hash=True))
-        except (OSError, RuntimeError) as error:
-            raise DoubleheadError(
-                f"ImageNet weights could not be downloaded from {entry.url} ({error}); fetch that file by hand and "
-                "give its path as model.backbone.weights, or set model.backbone.weights=null to train from scratch"
-            ) from error
+        state = torchvisions_weights(self.name) if weights == "imagenet" else read_file(weights)
+        fill(self, {key: value for key, value in state.items() if not key.startswith("fc.")}, weights, self.name)

@@ -150,6 +150,8 @@ def _build(model: str, drop_path: float = 0.0, pretrained: bool = False) -> Any:
         fits = all(PROBE[0] // stride in each.shape for each, stride in zip(maps, STRIDES, strict=True))
     except Exception as error:  # timm's models meet what they cannot do in ways of their own
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if drop_path and "drop_path_rate" in said:
+            raise DoubleheadError(f"model.backbone.timm.drop_path: {model} has no drop path; set it to 0") from error
         raise DoubleheadError(
             f"model.backbone.timm: {model} does not give maps of strides 4, 8, 16 and 32 for images of any size "
             f"({said}); try {FITTING}"

@@ -31,6 +31,7 @@ from doublehead.evaluation.evaluate import predict_split
 from doublehead.inference.predictor import Predictor
 from doublehead.model.checkpoint import adopt
 from doublehead.model.detector import Detector
+from doublehead.model.grow import grow, growth_table
 from doublehead.training.bad_batch import keep_batch
 from doublehead.training.environment import environment, fingerprint
 from doublehead.training.parallel import learner, no_sync, share_batch_norm
@@ -109,7 +110,8 @@ class _Training:
                 f"train.accumulate {settings.accumulate}: make it a multiple of their product"
             )
         backbone = config.model.backbone
-        if backbone.weights is None and (backbone.trainable_stages < 5 or backbone.norm == "frozen"):
+        scratch = backbone.weights is None and not (settings.weights or settings.grow_from)
+        if scratch and (backbone.trainable_stages < 5 or backbone.norm == "frozen"):
             raise DoubleheadError(
                 "a backbone without weights must learn all its stages and norms: set model.backbone.trainable_stages=5 "
                 "and model.backbone.norm=group, or give model.backbone.weights"
@@ -130,12 +132,15 @@ class _Training:
         self.autocast = torch.autocast(processes.device.type, precision, enabled=precision is not None)
         torch.manual_seed(settings.seed)
         checkpoint = self.run_folder.newest(self.console.say) if resume else None
-        fresh = checkpoint is None and settings.weights is None
+        fresh = checkpoint is None and not (settings.weights or settings.grow_from)
         model = Detector(config.model, len(self.split.categories), pretrained=fresh)
         if settings.weights and checkpoint is None:
             new = adopt(model, self.split.categories, settings.weights, settings.partial_weights)
             layers = sorted({key.rpartition(".")[0] for key in new})
             self.console.say(f"starting from {settings.weights}; new are {', '.join(layers) or 'no layers'}")
+        if settings.grow_from and checkpoint is None:
+            parts = grow(model, self.split.categories, settings.grow_from, settings.partial_weights)
+            self.console.show(growth_table(parts, settings.grow_from))
         model.to(processes.device).to(memory_format=torch.channels_last)
         share_batch_norm(model, settings, processes, self.console.say)
         self.state = TrainingState.create(model, settings, processes.device, precision is torch.float16)
@@ -293,8 +298,9 @@ class _Training:
                 loss = torch.stack(list(losses.values())).sum()
                 state.scaler.scale(loss / settings.accumulate).backward()
             found.append(torch.stack([loss, *losses.values()]).detach())
+        rate = learning_rate(settings, step, self.total)
         for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate(settings, step, self.total)
+            group["lr"] = rate * group["share"]
         state.scaler.unscale_(state.optimizer)
         norm = nn.utils.get_total_norm([p.grad for p in state.model.parameters() if p.grad is not None])
         if settings.clip_norm:

@@ -30,6 +30,37 @@ SMALL_SIDE = 480
 RECIPES: dict[str, dict[str, Any]] = {
     # The paper's "1x": flip, 800/1333, SGD 0.02 for 16 images, 90k steps, tenfold falls at 60k and 80k.
     "coco-1x": {"train": {"steps": 90_000, "epochs": None, "clip_norm": None}},
+    # detectron2's "3x": short sides at random, warm-up over 1000 steps from 1/1000, falls at 210k and 250k of 270k.
+    "coco-3x": {
+        "data": {"augment": {"short_sides": [640, 672, 704, 736, 768, 800]}},
+        "train": {
+            "steps": 270_000,
+            "epochs": None,
+            "milestones": [7 / 9, 25 / 27],
+            "warmup_steps": 1000,
+            "warmup_start": 0.001,
+            "clip_norm": None,
+        },
+    },
+    # Large-scale jitter as of detectron2's new baselines: 100 epochs of COCO; there are 200 and 400 too.
+    "coco-lsj": {
+        "data": {
+            "augment": {
+                "steps": [{"lsj": {"size": 1024, "scale": [0.1, 2.0], "visible": 0.0}}, {"flip": {"p": 0.5}}],
+            }
+        },
+        "train": {
+            "lr": 0.1,
+            "weight_decay": 4e-5,
+            "batch_size": 64,
+            "steps": 184_375,
+            "epochs": None,
+            "milestones": [163_889 / 184_375, 177_546 / 184_375],
+            "warmup_start": 0.067,
+            "clip_norm": None,
+            "sync_batch_norm": True,
+        },
+    },
     # A user's own images from ImageNet weights: short sides at random, a quarter of the batch and of its rate.
     "finetune": {
         "data": {"augment": {"short_sides": [640, 672, 704, 736, 768, 800]}},
@@ -66,8 +97,9 @@ def resolve(
     file: Path | None = None,
     settings: Mapping[str, Any] | None = None,
     backbone: str | None = None,
+    grow_from: str | None = None,
 ) -> Config:
-    """The Config of a run. Later words win: recipe, preset, backbone, file, settings.
+    """The Config of a run. Later words win: recipe, preset, backbone, form of `grow_from`, file, settings.
 
     Args:
         model: a preset, or a trained model to start from (a checkpoint or a published name); None where `file`
@@ -77,9 +109,11 @@ def resolve(
         file: YAML with any part of a Config, such as the config.yaml of an earlier run.
         settings: single values by their keys, such as {"train.epochs": 10}.
         backbone: a row of BACKBONES, or the name of a model of timm, in place of the preset's.
+        grow_from: a detector whose backbone, FPN, RPN and fitting heads the model takes; see `model.grow`. None: what
+            `train.grow_from` says in `settings` or `file`.
 
     Raises:
-        DoubleheadError: an unknown preset, recipe or key, or a value that does not fit.
+        DoubleheadError: an unknown preset, recipe or key, a value that does not fit, or a source with another backbone.
     """
     from pydantic import ValidationError  # here: `train --help` names the recipes without it
 
@@ -95,8 +129,12 @@ def resolve(
         )
     chosen = merge(_model(model) if model else {}, {"model": _backbone(backbone)} if backbone else {})
     said = _override(merge(chosen, from_file), settings)
+    grow_from = grow_from or _part(said, "train").get("grow_from")
+    if grow_from:
+        form = _form(grow_from, said)
+        said = _override(merge(merge(chosen, form), from_file), {**settings, "train.grow_from": grow_from})
     if recipe is None and not from_file.get("train"):
-        recipe = _recipe(_part(said, "model"))
+        recipe = _recipe(_part(said, "model"), bool(grow_from))
     if recipe is not None and recipe not in RECIPES:
         near = difflib.get_close_matches(recipe, RECIPES, 1) or list(RECIPES)
         raise DoubleheadError(f"unknown recipe `{recipe}`: did you mean {' or '.join(near)}?")
@@ -115,9 +153,9 @@ def resolve(
         raise DoubleheadError(f"{where}: {sentence(error)}") from error
 
 
-def _recipe(model: dict[str, Any]) -> str:
+def _recipe(model: dict[str, Any], grown: bool) -> str:
     """The recipe that suits a model's settings: by its weights and the size of its input."""
-    if _part(model, "backbone").get("weights", "imagenet") is None:
+    if _part(model, "backbone").get("weights", "imagenet") is None and not grown:
         return "scratch"
     return "small" if _part(model, "input").get("short_side", 800) <= SMALL_SIDE else "finetune"
 
@@ -164,18 +202,56 @@ def _model(name: str) -> dict[str, Any]:
     return {"model": config.model_dump(mode="json"), "train": {"weights": str(path)}}
 
 
+def _form(source: str, asked: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the parts that a model takes from another detector.
+
+    Args:
+        source: a checkpoint, a published name, or a file that `convert` reads.
+        asked: the settings of the run without them.
+
+    Raises:
+        DoubleheadError: the source cannot be read, or has another backbone than the model; or the model is a trained
+            one, which has weights already.
+    """
+    from pydantic import ValidationError
+
+    from doublehead.config import BackboneConfig
+    from doublehead.model.grow import form, read_source
+    from doublehead.model.presets import matching
+
+    if trained := _part(asked, "train").get("weights"):
+        raise DoubleheadError(
+            f"{trained} is a trained model, so it cannot grow from {source}: give a preset as the model, such as "
+            "double-head-r50"
+        )
+    found = read_source(source).config
+    try:
+        wanted = BackboneConfig.model_validate(_part(_part(asked, "model"), "backbone"))
+    except ValidationError as error:
+        raise DoubleheadError(f"model.backbone: {sentence(error)}") from error
+    if wanted.network != found.backbone.network:
+        fitting = matching(found.backbone.network)
+        raise DoubleheadError(
+            f"{source}: has a {found.backbone.network}, not a {wanted.network}: choose a model with that backbone"
+            + (f", such as {fitting}" if fitting else "")
+        )
+    return {"model": form(found)}
+
+
 def _backbone(name: str) -> dict[str, Any]:
     """A pretrained backbone's settings.
 
     Raises:
         DoubleheadError: neither a row of BACKBONES nor timm has it.
     """
-    from doublehead.model.parts import BACKBONES
+    from doublehead.model.parts import BACKBONES, BackboneRow
 
     pretrained = {"weights": "imagenet", "norm": "frozen", "trainable_stages": 3}
     if name in BACKBONES:
         row = BACKBONES[name]
-        return {"backbone": {"name": name, **pretrained}, "input": {"mean": list(row.mean), "std": list(row.std)}}
+        values = {"backbone": {"name": name, **pretrained}, "input": {"mean": list(row.mean), "std": list(row.std)}}
+        fewer = len(row.strides) != len(BackboneRow.strides)
+        return values | ({"rpn": {"anchor_sizes": list(row.anchor_sizes)}} if fewer else {})
     from doublehead.model.timm_body import pretrained_defaults
 
     return {"backbone": {"name": "timm", "timm": {"model": name}, **pretrained}, "input": pretrained_defaults(name)}

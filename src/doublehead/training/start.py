@@ -24,6 +24,7 @@ def train(
     device: str | None = None,
     settings: Mapping[str, Any] | None = None,
     backbone: str | None = None,
+    from_: str | None = None,
     classes: Sequence[str] | None = None,
 ) -> Path:
     """Train a detector; everything about the run is written into a folder of its own.
@@ -44,6 +45,8 @@ def train(
         settings: any other settings by their keys.
         backbone: a pretrained backbone in place of the model's: resnet18, 34, 50 or 101, or a model of timm such as
             convnext_tiny.fb_in22k_ft_in1k.
+        from_: a trained detector whose backbone, FPN, RPN and fitting heads `model`, a preset, takes: a checkpoint, a
+            published name, or a file that `convert` reads.
         classes: names of the classes, if `data` is a dataset itself without `classes` of its own.
 
     Returns:
@@ -57,7 +60,7 @@ def train(
     own = own_dataset(data, classes) if data is not None and is_own(data) else None
     named = {"data.path": str(data) if data and own is None else None, "train.device": device}
     flags = {key: value for key, value in named.items() if value}
-    resolved = resolve(model, recipe, Path(config) if config else None, flags | dict(settings or {}), backbone)
+    resolved = resolve(model, recipe, Path(config) if config else None, flags | dict(settings or {}), backbone, from_)
     if output is None and Distribution.many():
         raise DoubleheadError("give --output: all processes, and each of them started again, share one run folder")
     name = f"{Path(resolved.data.path).name or 'own'}-{resolved.model.preset}"

@@ -146,15 +146,38 @@ def _tensors(model: nn.Module) -> Iterator[Tensor]:
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """SGD with the published decay on every weight, or AdamW with decay on matrices and kernels alone."""
-    learning = [p for p in model.parameters() if p.requires_grad]
+    """SGD with the published decay on every weight, or AdamW with decay on matrices and kernels alone.
+
+    Each group has a `share` of the learning rate: 1, or less by `train.layer_decay` for stages of the backbone.
+    """
+    groups: list[dict[str, Any]] = []
+    for share, learning in _by_rate(model, config.layer_decay).items():
+        if config.optimizer == "sgd":
+            groups.append({"params": learning, "share": share})
+            continue
+        groups.append({"params": [p for p in learning if p.ndim > 1], "share": share})
+        groups.append({"params": [p for p in learning if p.ndim <= 1], "share": share, "weight_decay": 0.0})
     if config.optimizer == "sgd":
-        return torch.optim.SGD(learning, config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
-    groups = [
-        {"params": [p for p in learning if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in learning if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, config.lr)
+        return torch.optim.SGD(groups, config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(groups, config.lr, weight_decay=config.weight_decay)
+
+
+def _by_rate(model: nn.Module, decay: float) -> dict[float, list[nn.Parameter]]:
+    """The parameters that learn, by their share of the learning rate, the largest first: 1 for all but the body.
+
+    The last stage of the body has `decay`, the one before it `decay` squared, and so on (BEiT, appendix; here by the
+    five stages by which layers are frozen).
+    """
+    shares: dict[nn.Parameter, float] = {}
+    if decay < 1:
+        stages = model.backbone.body.stages()  # type: ignore[union-attr, operator]
+        for place, stage in enumerate(reversed(stages), 1):
+            shares |= {p: decay**place for layer in stage for p in layer.parameters()}
+    result: dict[float, list[nn.Parameter]] = {1.0: []}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            result.setdefault(shares.get(parameter, 1.0), []).append(parameter)
+    return dict(sorted(result.items(), reverse=True))
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

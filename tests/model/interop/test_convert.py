@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN, fasterrcnn_resnet50_fpn_v2
 from torchvision.models.detection._utils import overwrite_eps
-from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import mobilenet_backbone, resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
 from doublehead.common.categories import Categories
@@ -23,7 +24,6 @@ from doublehead.data.images import to_tensor
 from doublehead.model.checkpoint import load_checkpoint, load_model, save_checkpoint
 from doublehead.model.detector import Detector
 from doublehead.model.interop.convert import COCO, convert, convert_back
-from doublehead.model.interop.torchvision import FASTER_RCNN_V2
 from doublehead.model.presets import preset_values
 
 HEAD = "roi_head.bbox_head."
@@ -297,14 +297,29 @@ def torchvisions_v2(classes: int) -> torch.nn.Module:
     return model
 
 
-def test_torchvisions_second_detector_gives_its_detections(tmp_path) -> None:
-    theirs_model = torchvisions_v2(4)
+def torchvisions_mobilenet(classes: int) -> torch.nn.Module:
+    """Norms that have seen data, and scores that are spread about."""
+    torch.manual_seed(0)
+    backbone = mobilenet_backbone(backbone_name="mobilenet_v3_large", weights=None, fpn=True)
+    anchors = AnchorGenerator(((32, 64, 128, 256, 512),) * 3, ((0.5, 1.0, 2.0),) * 3)
+    sizes = {"min_size": 96, "max_size": 128, "box_score_thresh": 0.26, "rpn_score_thresh": 0.05}
+    model = FasterRCNN(backbone, classes, rpn_anchor_generator=anchors, **sizes).eval()
+    for module in model.modules():
+        if isinstance(module, FrozenBatchNorm2d):
+            module.running_mean.uniform_(-0.1, 0.1)
+            module.running_var.uniform_(0.16, 0.24)
+    model.rpn.head.cls_logits.weight.data *= 300  # so that some proposals score less than 0.05
+    model.roi_heads.box_predictor.cls_score.weight.data *= 10
+    return model
+
+
+@pytest.mark.parametrize("build", [torchvisions_v2, torchvisions_mobilenet])
+def test_torchvisions_other_detectors_give_their_detections(tmp_path, build) -> None:
+    theirs_model = build(4)
     source = saved(theirs_model.state_dict(), tmp_path / "a.pth")
     settings = {"model.input.short_side": 96, "model.input.long_side": 128, "model.roi.score_threshold": 0.26}
     convert(source, tmp_path / "b.safetensors", settings=settings)
-    model, checkpoint = load_model(tmp_path / "b.safetensors")
-    config = checkpoint.config
-    assert ([b.trunk for b in config.branches], config.rpn.depth, config.fpn.norm) == (["convfc"], 2, "batch")
+    model, _ = load_model(tmp_path / "b.safetensors")
     photographs = sorted(PHOTOS.glob("*.jpg")) if PHOTOS.is_dir() else []
     images = [to_tensor(Image.open(path).convert("RGB").resize((128, 96))) / 255 for path in photographs]
     found = 0
@@ -321,15 +336,6 @@ def test_torchvisions_second_detector_gives_its_detections(tmp_path) -> None:
     back, original = torch.load(tmp_path / "back.pth"), theirs_model.state_dict()
     assert back.keys() == original.keys()
     assert all(torch.equal(back[key], original[key]) for key in back)
-
-
-def test_every_key_of_the_published_second_detector_is_used(tmp_path) -> None:
-    with torch.device("meta"):
-        weights = fasterrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None).state_dict()
-    config, classes, ours = FASTER_RCNN_V2.load(weights, {})
-    assert classes == 90
-    assert len(ours) == len(weights)
-    assert (config.convfc_head.convs, config.convfc_head.width) == (4, 1024)  # type: ignore[attr-defined]
 
 
 def test_our_single_fc_loads_into_torchvisions(tmp_path) -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 import doublehead
 from doublehead.model.checkpoint import load_checkpoint
 from doublehead.model.interop import published
+from doublehead.model.interop.catalogue import Published
 from doublehead.model.interop.convert import convert
 from small import SMALL, config_of, flags
 
@@ -123,13 +124,14 @@ def test_a_published_name_is_fetched_and_used(tmp_path, monkeypatch, command) ->
     folder = tmp_path / "server"
     folder.mkdir()
     torch.save({"meta": {"CLASSES": tuple("abcde")}, "state_dict": weights_of("mmdetection")}, folder / "theirs.pth")
-    digest = sha256((folder / "theirs.pth").read_bytes()).hexdigest()
+    file = f"theirs-{sha256((folder / 'theirs.pth').read_bytes()).hexdigest()[:8]}.pth"
+    (folder / "theirs.pth").rename(folder / file)
     Image.new("RGB", (96, 64), (200, 180, 90)).save(tmp_path / "photo.jpg")
     monkeypatch.setenv("DOUBLEHEAD_CACHE", str(tmp_path / "cache"))
     name = "mmdet-double-head-r50-coco"
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        entry = published.Published(f"http://127.0.0.1:{server.server_port}/theirs.pth", digest[:8], "a test")
+        entry = Published(f"http://127.0.0.1:{server.server_port}/{file}", 40.0, "mmdetection:DOUBLE_HEAD")
         monkeypatch.setitem(published.PUBLISHED, name, entry)
         outcome = command("predict", name, tmp_path / "photo.jpg", "-o", tmp_path / "out", "--device", "cpu")
         server.shutdown()

@@ -9,62 +9,37 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from detectron2_keys import published_keys
 from golden_weights import weights_of
 from torch import Tensor
 
 from doublehead.common.errors import DoubleheadError
 from doublehead.model.checkpoint import load_model
 from doublehead.model.interop.convert import COCO, convert, convert_back
-from doublehead.model.interop.detectron2 import FASTER_RCNN
-
-STAGES = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
-FPN = 256
-
-
-def published(depth: int, classes: int = 80, device: str = "meta", width: int = 64) -> dict[str, Tensor]:
-    """The keys and shapes of `faster_rcnn_R_<depth>_FPN`, as its layers give them."""
-    shapes: dict[str, tuple[int, ...]] = {}
-
-    def conv(name: str, inputs: int, outputs: int, kernel: int) -> None:
-        shapes[f"{name}.weight"] = (outputs, inputs, kernel, kernel)
-        for part in ("weight", "bias", "running_mean", "running_var"):
-            shapes[f"{name}.norm.{part}"] = (outputs,)
-
-    def plain(name: str, *weight: int) -> None:
-        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = weight, weight[:1]
-
-    body = "backbone.bottom_up"
-    conv(f"{body}.stem.conv1", 3, width, 7)
-    inputs = width
-    for stage, blocks in enumerate(STAGES[depth]):
-        inner = width * 2**stage
-        for block in range(blocks):
-            name = f"{body}.res{stage + 2}.{block}"
-            if block == 0:
-                conv(f"{name}.shortcut", inputs, 4 * inner, 1)
-            conv(f"{name}.conv1", inputs, inner, 1)
-            conv(f"{name}.conv2", inner, inner, 3)
-            conv(f"{name}.conv3", inner, 4 * inner, 1)
-            inputs = 4 * inner
-        plain(f"backbone.fpn_lateral{stage + 2}", FPN, 4 * inner, 1, 1)
-        plain(f"backbone.fpn_output{stage + 2}", FPN, FPN, 3, 3)
-    plain("proposal_generator.rpn_head.conv", FPN, FPN, 3, 3)
-    plain("proposal_generator.rpn_head.objectness_logits", 3, FPN, 1, 1)
-    plain("proposal_generator.rpn_head.anchor_deltas", 12, FPN, 1, 1)
-    plain("roi_heads.box_head.fc1", 1024, FPN * 49)
-    plain("roi_heads.box_head.fc2", 1024, 1024)
-    plain("roi_heads.box_predictor.cls_score", classes + 1, 1024)
-    plain("roi_heads.box_predictor.bbox_pred", 4 * classes, 1024)
-    return {key: torch.empty(shape, device=device) for key, shape in shapes.items()}
+from doublehead.model.interop.detectron2 import CONV_FC, FASTER_RCNN
 
 
 @pytest.mark.parametrize("depth", [50, 101])
 def test_every_key_of_the_published_models_is_used(depth: int) -> None:
-    weights = published(depth)
+    weights = published_keys(depth)
     config, classes, ours = FASTER_RCNN.load(weights, {})
     assert (config.backbone.name, classes, len(ours)) == (f"resnet{depth}", 80, len(weights))
     assert (config.rpn.anchors, config.roi.aligned, config.roi.sampling_ratio) == ("mmdetection", True, 0)
     assert config.backbone.own.stride_in == "1x1"
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_the_box_parts_of_a_new_baseline_are_read(counted: bool) -> None:
+    """Its norms learn, whether the file has counters of their batches or not; the mask head is left out."""
+    weights = published_keys(50, baseline=True, counted=counted)
+    assert any("mask_head" in key for key in weights)
+    config, classes, ours = CONV_FC.load(weights, {})
+    assert (classes, [b.trunk for b in config.branches]) == (80, ["convfc"])
+    assert (config.backbone.norm, config.fpn.norm, config.rpn.depth) == ("batch", "batch", 2)
+    assert config.convfc_head.convs == 4  # type: ignore[attr-defined]
+    assert "roi_heads.heads.0.branches.0.trunk.convs.3.1.num_batches_tracked" in ours
+    back = CONV_FC.save(config, {key: torch.empty(value.shape) for key, value in ours.items()})
+    assert {k for k in weights if "mask_head" not in k} <= back.keys()
 
 
 @pytest.fixture(scope="module")

@@ -1,20 +1,32 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
-from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
+import torch
+from detectron2_keys import published_keys
+from torchvision.models import detection
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import mobilenet_backbone, resnet_fpn_backbone
+from torchvision.ops import FrozenBatchNorm2d
 
 from doublehead.common.errors import DoubleheadError
+from doublehead.model.detector import Detector
 from doublehead.model.interop import published
-from doublehead.model.interop.published import PUBLISHED, Published, fetch, resolve
+from doublehead.model.interop.catalogue import PUBLISHED, Published
+from doublehead.model.interop.convert import FORMATS
+from doublehead.model.interop.published import fetch, resolve
 
 BODY = bytes(range(256)) * 12_000  # about 3 MB: more than one chunk
+GOLDEN = Path(__file__).resolve().parents[2] / "golden"
 DIGEST = hashlib.sha256(BODY).hexdigest()
 
 
@@ -76,8 +88,9 @@ def cache(tmp_path, monkeypatch) -> Path:
 def publish(server, cache, monkeypatch) -> Callable[..., Published]:
     """Make a file of the local server the one published model."""
 
-    def make(path: str = "files/model.pth") -> Published:
-        entry = Published(f"{server.address}/{path}", DIGEST[:8], "about")
+    def make(path: str = "files/model.pth", digest: str = DIGEST[:8], algorithm: str = "sha256") -> Published:
+        url = f"{server.address}/{path}".replace(".pth", f"-{digest}.pth")
+        entry = Published(url, 40.0, "torchvision:FASTER_RCNN", {"rpn.depth": 2}, algorithm=algorithm)
         monkeypatch.setattr(published, "PUBLISHED", {"model": entry})
         return entry
 
@@ -89,7 +102,8 @@ def conversions(monkeypatch) -> list[bytes]:
     """What was handed to the conversion, which here writes what it reads, backwards."""
     seen: list[bytes] = []
 
-    def convert(source: Path, destination: Path) -> None:
+    def convert(source: Path, destination: Path, settings: dict[str, Any]) -> None:
+        assert settings == {"model.rpn.depth": 2}
         seen.append(source.read_bytes())
         destination.write_bytes(seen[-1][::-1])
 
@@ -114,7 +128,7 @@ def test_a_model_is_downloaded_and_converted_once(publish, server, cache, conver
     assert path == cache / "model.safetensors"
     assert path.read_bytes() == BODY[::-1]
     assert fetch("model") == path
-    assert server.asked == ["/files/model.pth"]
+    assert server.asked == [f"/files/model-{DIGEST[:8]}.pth"]
     assert conversions == [BODY]
     assert list(cache.iterdir()) == [path]
 
@@ -192,7 +206,7 @@ def test_an_interrupted_download_leaves_nothing(publish, cache, conversions, mon
 
 
 def test_a_failed_conversion_leaves_nothing(publish, cache, monkeypatch) -> None:
-    def convert(source: Path, destination: Path) -> None:
+    def convert(source: Path, destination: Path, settings: dict[str, Any]) -> None:
         destination.write_bytes(b"half")
         raise DoubleheadError("no room")
 
@@ -206,7 +220,7 @@ def test_a_failed_conversion_leaves_nothing(publish, cache, monkeypatch) -> None
 def test_a_file_fetched_by_hand_is_used_and_stays(publish, server, cache, conversions) -> None:
     publish()
     cache.mkdir()
-    by_hand = cache / "model.pth"
+    by_hand = cache / f"model-{DIGEST[:8]}.pth"
     by_hand.write_bytes(BODY)
     assert fetch("model").read_bytes() == BODY[::-1]
     assert by_hand.read_bytes() == BODY
@@ -216,7 +230,7 @@ def test_a_file_fetched_by_hand_is_used_and_stays(publish, server, cache, conver
 def test_an_altered_file_fetched_by_hand_is_refused_and_stays(publish, server, cache, conversions) -> None:
     entry = publish()
     cache.mkdir()
-    by_hand = cache / "model.pth"
+    by_hand = cache / f"model-{DIGEST[:8]}.pth"
     by_hand.write_bytes(BODY[:-1])
     sentence = refusal(entry, cache)
     assert str(by_hand) in sentence
@@ -229,7 +243,7 @@ def test_an_altered_file_fetched_by_hand_is_refused_and_stays(publish, server, c
 def test_two_may_fetch_at_once(publish, cache, monkeypatch) -> None:
     both = threading.Barrier(2)
 
-    def convert(source: Path, destination: Path) -> None:
+    def convert(source: Path, destination: Path, settings: dict[str, Any]) -> None:
         both.wait(20)  # neither is done before the other has its file
         destination.write_bytes(source.read_bytes()[::-1])
         both.wait(20)
@@ -266,17 +280,79 @@ def test_the_cache_is_where_the_system_keeps_caches(monkeypatch) -> None:
     assert published.cache_folder() == Path.home() / "models"
 
 
+def test_a_file_named_by_its_md5_is_checked_by_it(publish, server, cache, conversions) -> None:
+    entry = publish(digest=hashlib.md5(BODY).hexdigest()[:6], algorithm="md5")
+    server.body = BODY[:-1] + b"?"
+    found = hashlib.md5(server.body).hexdigest()[:6]
+    assert f"its MD5 begins with {found}, not with {entry.digest}" in refusal(entry, cache)
+    server.body = BODY
+    assert fetch("model").read_bytes() == BODY[::-1]
+
+
 def test_the_published_files_carry_their_hash_in_their_names() -> None:
+    digits = {"sha256": 8, "md5": 6}
     for entry in PUBLISHED.values():
         assert entry.url.startswith("https://")
-        assert entry.file_name.endswith(f"-{entry.sha256}.pth")
+        assert re.fullmatch(rf"[0-9a-f]{{{digits[entry.algorithm]}}}", entry.digest)
 
 
-def test_the_figure_of_torchvision_is_its_own() -> None:
-    metrics = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["_metrics"]["COCO-val2017"]
-    assert f"{metrics['box_map']} AP" in PUBLISHED["torchvision-faster-rcnn-r50-coco"].about
+TORCHVISIONS = {
+    "torchvision-faster-rcnn-r50-coco": detection.FasterRCNN_ResNet50_FPN_Weights,
+    "torchvision-faster-rcnn-r50-v2-coco": detection.FasterRCNN_ResNet50_FPN_V2_Weights,
+    "torchvision-faster-rcnn-mobilenet-coco": detection.FasterRCNN_MobileNet_V3_Large_FPN_Weights,
+    "torchvision-faster-rcnn-mobilenet-320-coco": detection.FasterRCNN_MobileNet_V3_Large_320_FPN_Weights,
+}
 
 
-def test_torchvisions_weights_are_those_that_torchvision_names():
-    url = published.PUBLISHED["torchvision-faster-rcnn-r50-coco"].url
-    assert url == FasterRCNN_ResNet50_FPN_Weights.COCO_V1.url
+@pytest.mark.parametrize("name", TORCHVISIONS)
+def test_figures_and_addresses_of_torchvision_are_its_own(name) -> None:
+    weights, entry = TORCHVISIONS[name].COCO_V1, PUBLISHED[name]
+    assert entry.ap == weights.meta["_metrics"]["COCO-val2017"]["box_map"]
+    assert entry.url == weights.url
+    assert entry.classes + 1 == len(weights.meta["categories"])
+
+
+def torchvisions(name: str) -> dict[str, torch.Tensor]:
+    build = {
+        "FASTER_RCNN": lambda: detection.FasterRCNN(
+            resnet_fpn_backbone(backbone_name="resnet50", weights=None, norm_layer=FrozenBatchNorm2d), 91
+        ),
+        "FASTER_RCNN_V2": lambda: detection.fasterrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None),
+        "FASTER_RCNN_MOBILENET": lambda: detection.FasterRCNN(
+            mobilenet_backbone(backbone_name="mobilenet_v3_large", weights=None, fpn=True),
+            91,
+            rpn_anchor_generator=AnchorGenerator(((32, 64, 128, 256, 512),) * 3, ((0.5, 1.0, 2.0),) * 3),
+        ),
+    }
+    with torch.device("meta"):
+        return build[name]().state_dict()
+
+
+def mmdetections(name: str, depth: int) -> dict[str, torch.Tensor]:
+    """R-101's third stage has 17 blocks more than R-50's, all alike."""
+    file = f"mmdetection_{'double_head' if name == 'DOUBLE_HEAD' else 'faster_rcnn'}_r50.keys.json"
+    shapes = json.loads((GOLDEN / file).read_text())
+    last = {key: shape for key, shape in shapes.items() if ".layer3.5." in key}
+    for block in range(6, 23 if depth == 101 else 6):
+        shapes |= {key.replace(".layer3.5.", f".layer3.{block}."): shape for key, shape in last.items()}
+    return {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_key_of_each_published_file_is_used_and_gives_the_listed_model(name) -> None:
+    """Keys and shapes are torchvision's own, or as the publishers' layers give them."""
+    entry = PUBLISHED[name]
+    program, _, kind = entry.format.partition(":")
+    depth = int(str(entry.settings.get("backbone.name", "resnet50")).removeprefix("resnet"))
+    weights = {
+        "torchvision": lambda: torchvisions(kind),
+        "mmdetection": lambda: mmdetections(kind, depth),
+        "detectron2": lambda: published_keys(depth, baseline=kind == "CONV_FC"),
+    }[program]()
+    found = [f for family in FORMATS.values() for f in family if f.recognises(weights)]
+    config, classes, ours = found[-1].load(weights, {})
+    assert config.backbone == entry.config.backbone
+    config, classes, ours = found[-1].load(weights, entry.settings)
+    assert (config, classes) == (entry.config, entry.classes)
+    with torch.device("meta"):
+        assert ours.keys() == Detector(config, classes).state_dict().keys()

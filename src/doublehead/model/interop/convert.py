@@ -18,7 +18,7 @@ from doublehead.common.categories import Categories
 from doublehead.common.errors import DoubleheadError, sentence
 from doublehead.config import ModelConfig, override
 from doublehead.data.coco import read_categories
-from doublehead.model.checkpoint import FORMAT, load_checkpoint, save_checkpoint
+from doublehead.model.checkpoint import FORMAT, Checkpoint, load_checkpoint, save_checkpoint
 from doublehead.model.interop import PROGRAMS
 from doublehead.model.interop.format import Format, Weights
 from doublehead.model.weights import read_weights
@@ -26,7 +26,7 @@ from doublehead.model.weights import read_weights
 FORMATS: dict[str, tuple[Format, ...]] = {
     program: import_module(f"doublehead.model.interop.{program}").FORMATS for program in PROGRAMS
 }
-"""By the name of their program."""
+"""By the name of their program. Of those that recognise a file, the last one is the most special."""
 
 _LISTED = tuple(enumerate(FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]))[1:]
 COCO_WITH_GAPS = Categories(tuple(name for _, name in _LISTED), tuple(number for number, _ in _LISTED))
@@ -58,19 +58,37 @@ def convert(
     _require_new(destination)
     if destination.suffix != ".safetensors":
         raise DoubleheadError(f"{destination}: a checkpoint's name ends in .safetensors")
+    checkpoint, words = read(source, categories, settings)
     destination.parent.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(destination, checkpoint.config, checkpoint.categories, checkpoint.weights, checkpoint.notes)
+    return words
+
+
+def read(
+    source: Path, categories: Path | None = None, settings: Mapping[str, Any] | None = None
+) -> tuple[Checkpoint, str]:
+    """Weights of a program in FORMATS, or of ours, as a checkpoint, and what they are, in words.
+
+    Args:
+        source: as of `convert`.
+        categories: as of `convert`.
+        settings: as of `convert`.
+
+    Raises:
+        DoubleheadError: as `convert`.
+    """
     weights, beside = read_weights(source)
-    formats = [f for family in FORMATS.values() for f in family if f.recognises(weights)]
     settings = settings or {}
     if strange := [key for key in settings if not key.startswith("model.")]:
         raise DoubleheadError(f"settings of a conversion begin with `model.`, unlike `{strange[0]}`")
     if beside.get("format") == FORMAT:
-        return _with_settings(source, destination, categories, settings)
+        return _with_settings(source, categories, settings)
+    formats = [f for family in FORMATS.values() for f in family if f.recognises(weights)]
     if not formats:
         known = "; ".join(f.name for family in FORMATS.values() for f in family)
         raise DoubleheadError(f"{source}: its keys ({', '.join(list(weights)[:3])}, ...) are of none of these: {known}")
     try:
-        config, classes, ours = formats[0].load(
+        config, classes, ours = formats[-1].load(
             weights, {key.removeprefix("model."): value for key, value in settings.items()}
         )
     except ValidationError as error:
@@ -80,12 +98,12 @@ def convert(
     named = read_categories(categories) if categories else _named(classes, beside)
     if len(named) != classes:
         raise DoubleheadError(f"{categories}: has {len(named)} categories, but {source} {classes}")
-    save_checkpoint(destination, config, named, ours, {"converted_from": formats[0].name})
-    return f"{formats[0].name}: {config.backbone.name}, {classes} classes ({', '.join(named.names[:3])}, ...)"
+    words = f"{formats[-1].name}: {config.backbone.name}, {classes} classes ({', '.join(named.names[:3])}, ...)"
+    return Checkpoint(config, named, ours, {}, {"converted_from": formats[-1].name}), words
 
 
-def _with_settings(source: Path, destination: Path, categories: Path | None, settings: Mapping[str, Any]) -> str:
-    """Write a checkpoint of ours with other settings, such as defaults for its inference options.
+def _with_settings(source: Path, categories: Path | None, settings: Mapping[str, Any]) -> tuple[Checkpoint, str]:
+    """A checkpoint of ours with other settings, such as defaults for its inference options.
 
     Raises:
         DoubleheadError: a setting is not known or would change the weights; or other categories are asked for.
@@ -96,15 +114,15 @@ def _with_settings(source: Path, destination: Path, categories: Path | None, set
     changed = {key.removeprefix("model."): value for key, value in settings.items()}
     try:
         config = ModelConfig.model_validate(override(checkpoint.config.model_dump(mode="json"), changed))
-        replace(checkpoint, config=config).require_fit()
+        checkpoint = replace(checkpoint, config=config, training={})
+        checkpoint.require_fit()
     except ValidationError as error:
         raise DoubleheadError(f"settings: {sentence(error)}") from error
     except RuntimeError as error:
         raise DoubleheadError(
             f"{source}: its weights do not fit these settings ({str(error).splitlines()[-1].strip()})"
         ) from error
-    save_checkpoint(destination, config, checkpoint.categories, checkpoint.weights, checkpoint.notes)
-    return f"{config.preset}: {len(checkpoint.categories)} classes, with {len(settings)} settings changed"
+    return checkpoint, f"{config.preset}: {len(checkpoint.categories)} classes, with {len(settings)} settings changed"
 
 
 def convert_back(source: Path, destination: Path, program: str) -> None:

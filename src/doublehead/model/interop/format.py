@@ -54,6 +54,16 @@ class Format:
     """Their weights in our layout, under their keys, and what only the layout told of the ModelConfig."""
     laid_back: Callable[[Weights, ModelConfig], Weights] = _as_it_was
     """The inverse of `laid_out`."""
+    masks: tuple[str, ...] = ()
+    """How the keys of a mask head begin, which is left out."""
+
+    def config(self, settings: Mapping[str, Any]) -> ModelConfig:
+        """That of a published model whose weights are not there.
+
+        Args:
+            settings: values that differ from the defaults, by their keys.
+        """
+        return ModelConfig.model_validate(override(merge(dict(self.conventions), dict(self.defaults)), settings))
 
     def recognises(self, keys: Iterable[str]) -> bool:
         """Whether weights with these keys are of this format."""
@@ -69,7 +79,7 @@ class Format:
         Raises:
             DoubleheadError: keys are missing or left over, or a shape does not fit.
         """
-        theirs, told = self.laid_out(weights)
+        theirs, told = self.laid_out({key: value for key, value in weights.items() if not key.startswith(self.masks)})
         names = {key: _renamed(key, self.table) for key in theirs}
         ours = {name: theirs[key] for key, name in names.items() if name}
         values = merge(merge(dict(self.conventions), dict(self.defaults)), told)
@@ -101,11 +111,13 @@ class Format:
         if left_over:
             raise DoubleheadError(f"has what {self.name} has no place for: {_listed('left over', left_over)}")
         result = self.laid_back({name: weights[key] for key, name in names.items() if name}, config)
+        if not self.recognises(result):
+            raise DoubleheadError(f"is no {self.name}")
         read_again, *_ = self.load(result, {})
         own, theirs = (_flat(c.model_dump(mode="json")) for c in (config, read_again))
         for key in _flat(self.conventions):
-            if own[key] != theirs[key]:
-                raise DoubleheadError(f"computes with {key}={own[key]}, {self.name} with {theirs[key]}")
+            if own.get(key) != theirs.get(key):
+                raise DoubleheadError(f"computes with {key}={own.get(key)}, {self.name} with {theirs.get(key)}")
         return result
 
 
@@ -166,9 +178,8 @@ def _rows(ours: Weights, predictor: str, default: int) -> int:
 
 def _read_off(ours: Weights) -> dict[str, Any]:
     """Depth, widths, number and kind of blocks; what is missing stays at its default."""
-    resnet: dict[str, Any] = {}
-    parts = ("fpn", "rpn", "fc_head", "conv_head", "convfc_head", "roi")
-    values: dict[str, Any] = {"backbone": {"resnet": resnet}} | {part: {} for part in parts}
+    parts = ("backbone", "fpn", "rpn", "fc_head", "conv_head", "convfc_head", "roi")
+    values: dict[str, Any] = {part: {} for part in parts}
 
     def read(part: dict[str, Any], field: str, key: str) -> None:
         if key in ours:
@@ -180,8 +191,8 @@ def _read_off(ours: Weights) -> dict[str, Any]:
     if all(stages):
         if stages not in depths:
             raise DoubleheadError(f"has a ResNet of {stages} blocks; the ones known are {', '.join(RESNETS)}")
-        values["backbone"]["name"] = depths[stages]
-    read(resnet, "width", f"{BODY}conv1.weight")
+        values["backbone"] = {"name": depths[stages], "resnet": {}}
+        read(values["backbone"]["resnet"], "width", f"{BODY}conv1.weight")
     read(values["fpn"], "channels", "backbone.fpn.inner_blocks.0.0.weight")
     if "backbone.fpn.inner_blocks.0.1.running_var" in ours:
         values["fpn"]["norm"] = "batch"
@@ -206,7 +217,7 @@ def _read_off(ours: Weights) -> dict[str, Any]:
             if kind == "non-local":
                 read(values["conv_head"], "non_local_width", f"{blocks}{n}.theta.weight")
     values["roi"]["class_agnostic"] = _rows(ours, "regressor", 0) == 4
-    return values
+    return {part: read_off for part, read_off in values.items() if read_off}
 
 
 def _kind(ours: Weights, block: str) -> str:

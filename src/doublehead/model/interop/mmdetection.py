@@ -81,9 +81,11 @@ DOUBLE_HEAD = Format(
             {"trunk": "fc", "classify": 2.0, "regress": 0.0},
             {"trunk": "conv", "classify": 0.0, "regress": 2.0},
         ],
+        "conv_head": {"blocks": "mmdetection"},
     },
     laid_out=_background_first,
     laid_back=_background_last,
+    masks=("roi_head.mask_head.",),
 )
 
 FASTER_RCNN = Format(
@@ -103,6 +105,7 @@ FASTER_RCNN = Format(
     },
     laid_out=_background_first,
     laid_back=_background_last,
+    masks=("roi_head.mask_head.",),
 )
 
 FORMATS = (DOUBLE_HEAD, FASTER_RCNN)

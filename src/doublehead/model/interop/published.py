@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 import urllib.request
-from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import NoReturn
@@ -15,41 +15,12 @@ import platformdirs
 
 from doublehead.common.console import Console
 from doublehead.common.errors import DoubleheadError
-from doublehead.common.files import sha256
 from doublehead.common.model_files import missing_weights
+from doublehead.model.interop.catalogue import PUBLISHED, Published
 
 SILENCE = 30.0  # seconds without a byte after which a network counts as dead
 CHUNK = 1 << 20
 MEGABYTE = 10**6
-
-
-@dataclass(frozen=True)
-class Published:
-    """A file of weights on the publisher's server."""
-
-    url: str
-    sha256: str  # how the hex digest begins
-    about: str  # one line, with the published AP and its source
-
-    @property
-    def file_name(self) -> str:
-        """The file's name on the server, and in the cache folder if somebody fetched it by hand."""
-        return self.url.rsplit("/", 1)[-1]
-
-
-PUBLISHED = {
-    "mmdet-double-head-r50-coco": Published(
-        "https://download.openmmlab.com/mmdetection/v2.0/double_heads/dh_faster_rcnn_r50_fpn_1x_coco/"
-        "dh_faster_rcnn_r50_fpn_1x_coco_20200130-586b67df.pth",
-        "586b67df",
-        "Double-Head R-CNN, ResNet-50-FPN, trained on COCO by MMDetection: 40.0 AP on val2017 (MMDetection's figure)",
-    ),
-    "torchvision-faster-rcnn-r50-coco": Published(
-        "https://download.pytorch.org/models/fasterrcnn_resnet50_fpn_coco-258fb6c6.pth",
-        "258fb6c6",
-        "Faster R-CNN, ResNet-50-FPN, trained on COCO by torchvision: 37.0 AP on val2017 (torchvision's figure)",
-    ),
-}
 
 
 def resolve(weights: str | Path) -> Path:
@@ -97,11 +68,11 @@ def fetch(name: str) -> Path:
     with tempfile.TemporaryDirectory(prefix=".fetching-", dir=folder) as unfinished:
         by_hand = folder / published.file_name
         if by_hand.is_file():
-            source, digest = by_hand, sha256(by_hand)
-            if not digest.startswith(published.sha256):
+            source, wrong = by_hand, _wrong_digest(published, by_hand)
+            if wrong:
                 raise DoubleheadError(
-                    f"{by_hand}: is damaged or not the published file (its SHA-256 begins with {digest[:8]}, not with "
-                    f"{published.sha256}); remove it, or fetch {published.url} once more"
+                    f"{by_hand}: is damaged or not the published file ({wrong}); remove it, or fetch {published.url} "
+                    "once more"
                 )
         else:
             source = Path(unfinished, published.file_name)
@@ -116,7 +87,7 @@ def fetch(name: str) -> Path:
         from doublehead.model.interop import convert  # here: the names above are read without torch
 
         converted = Path(unfinished, checkpoint.name)
-        convert.convert(source, converted)
+        convert.convert(source, converted, settings={f"model.{key}": v for key, v in published.settings.items()})
         os.replace(converted, checkpoint)
     return checkpoint
 
@@ -141,11 +112,17 @@ def _download(name: str, published: Published, path: Path) -> None:
     size = path.stat().st_size
     if size < length:
         raise ConnectionError(f"the connection broke off after {size} of {length} bytes")
-    digest = sha256(path)
-    if not digest.startswith(published.sha256):
-        raise ConnectionError(
-            f"the server sent another file: its SHA-256 begins with {digest[:8]}, not with {published.sha256}"
-        )
+    if wrong := _wrong_digest(published, path):
+        raise ConnectionError(f"the server sent another file: {wrong}")
+
+
+def _wrong_digest(published: Published, path: Path) -> str:
+    """In what way a file's digest is not the published one's; empty where it is."""
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, published.algorithm).hexdigest()
+    name = {"sha256": "SHA-256", "md5": "MD5"}[published.algorithm]
+    wanted = published.digest
+    return "" if found.startswith(wanted) else f"its {name} begins with {found[: len(wanted)]}, not with {wanted}"
 
 
 class _NoFtp(urllib.request.FTPHandler):

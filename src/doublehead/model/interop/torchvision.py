@@ -1,4 +1,4 @@
-"""torchvision's `fasterrcnn_resnet50_fpn`, our single-fc, and `fasterrcnn_resnet50_fpn_v2`, our single-convfc.
+"""torchvision's Faster R-CNN: ResNet-50 and MobileNetV3 as our single-fc, ResNet-50 v2 as our single-convfc.
 
 Their published COCO weights count 91 classes: the background and ids 1..90, ten of which COCO does not use.
 """
@@ -24,7 +24,15 @@ def _todays_spelling(weights: Weights) -> tuple[Weights, dict[str, Any]]:
     old = {f"{layer}.{part}": f"{layer}.{new}{part}" for layer, new in OLD_SPELLINGS for part in ("weight", "bias")}
     result = {old.get(key, key): value for key, value in weights.items()}
     learns = any(key.startswith("backbone.body.") and key.endswith(COUNTER) for key in weights)
-    return result, {"backbone": {"norm": "batch", "resnet": {"norm_eps": 1e-5}}} if learns else {}
+    eps = {} if _is_mobilenet(weights) else {"resnet": {"norm_eps": 1e-5}}
+    return result, {"backbone": {"norm": "batch", **eps}} if learns else {}
+
+
+MOBILENET = "backbone.body.0.0."
+
+
+def _is_mobilenet(weights: Weights) -> bool:
+    return any(key.startswith(MOBILENET) for key in weights)
 
 
 PREDICTORS = (
@@ -39,16 +47,17 @@ CONVENTIONS: dict[str, Any] = {
     "inclusive_pixels": False,
 }
 
+FIRST_TABLE = (
+    ("backbone.", "backbone."),
+    ("rpn.head.", "rpn.head."),
+    ("roi_heads.box_head.fc6.", f"{BRANCH}0.trunk.layers.0."),
+    ("roi_heads.box_head.fc7.", f"{BRANCH}0.trunk.layers.1."),
+    *PREDICTORS,
+)
 FASTER_RCNN = Format(
     "Faster R-CNN of torchvision",
     marker="roi_heads.box_head.fc6.",
-    table=(
-        ("backbone.", "backbone."),
-        ("rpn.head.", "rpn.head."),
-        ("roi_heads.box_head.fc6.", f"{BRANCH}0.trunk.layers.0."),
-        ("roi_heads.box_head.fc7.", f"{BRANCH}0.trunk.layers.1."),
-        *PREDICTORS,
-    ),
+    table=FIRST_TABLE,
     conventions=CONVENTIONS,
     defaults={
         "preset": "torchvision-faster-rcnn",
@@ -57,6 +66,25 @@ FASTER_RCNN = Format(
         "input": {"antialias": False},
     },
     laid_out=_todays_spelling,
+    masks=("roi_heads.mask_",),
+)
+
+FASTER_RCNN_MOBILENET = Format(
+    "Faster R-CNN of torchvision with MobileNetV3",
+    marker=MOBILENET,
+    table=FIRST_TABLE,
+    conventions={
+        **CONVENTIONS,
+        "backbone": {"name": "mobilenet_v3_large", "norm": "frozen", "mobilenet": {"norm_eps": 1e-5}},
+    },
+    defaults={
+        "preset": "torchvision-faster-rcnn-mobilenet",
+        "branches": [{"trunk": "fc", "classify": 1.0, "regress": 1.0}],
+        "rpn": {"score_threshold": 0.05},
+        "input": {"antialias": False},
+    },
+    laid_out=_todays_spelling,
+    masks=("roi_heads.mask_",),
 )
 
 CONVS = 4
@@ -76,9 +104,13 @@ FASTER_RCNN_V2 = Format(
     defaults={
         "preset": "torchvision-faster-rcnn-v2",
         "branches": [{"trunk": "convfc", "classify": 1.0, "regress": 1.0}],
+        "backbone": {"norm": "batch"},
+        "fpn": {"norm": "batch"},
+        "rpn": {"depth": 2},
         "input": {"antialias": False},
     },
     laid_out=_todays_spelling,
+    masks=("roi_heads.mask_",),
 )
 
-FORMATS = (FASTER_RCNN, FASTER_RCNN_V2)
+FORMATS = (FASTER_RCNN, FASTER_RCNN_V2, FASTER_RCNN_MOBILENET)
