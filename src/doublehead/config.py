@@ -470,6 +470,13 @@ class TrainConfig(Strict):
     evaluate_every: Positive | None = Field(
         default=None, description="Epochs between measurements on the val split; null: a twentieth of the run."
     )
+    validation_loss: bool = Field(default=True, description="Measure the losses on the val split too.")
+    metric: str = Field(
+        default="AP", description="What decides which weights are the best: AP, AP50, AP75, loss, or a class's name."
+    )
+    patience: Count | None = Field(
+        default=None, description="Stop after so many validations in a row that do not improve `metric`; null: never."
+    )
     save_minutes: Positive = Field(default=10.0, description="Longest time between two savings of `last`.")
     skip_not_finite: int = Field(
         default=0,
@@ -507,6 +514,12 @@ class TrainConfig(Strict):
     def _one_length(self) -> TrainConfig:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give the run's length as steps or as epochs, and set the other to null")
+        return self
+
+    @model_validator(mode="after")
+    def _loss_is_measured(self) -> TrainConfig:
+        if self.metric == "loss" and not self.validation_loss:
+            raise ValueError("metric loss needs validation_loss=true")
         return self
 
 

@@ -41,14 +41,17 @@ class CSVFiles:
 
 
 def append_row(path: Path, row: Mapping[str, float | int]) -> None:
-    """Add a row to a CSV and bring it to the disk; the first one brings the header.
+    """Add a row to a CSV and bring it to the disk; the first one brings the header, which stays.
 
     Raises:
         Fault: it cannot be written.
     """
-    with writing(path), path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(row))
-        if not file.tell():
+    with writing(path), path.open("a+", newline="", encoding="utf-8") as file:
+        file.seek(0)
+        header = next(csv.reader(file), None)
+        writer = csv.DictWriter(file, header or list(row), extrasaction="ignore")
+        file.seek(0, os.SEEK_END)
+        if header is None:
             writer.writeheader()
         writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
         file.flush()

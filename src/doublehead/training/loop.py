@@ -7,12 +7,11 @@ import math
 import shlex
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from doublehead.common.categories import require_same_classes
 from doublehead.common.console import Console
@@ -27,23 +26,19 @@ from doublehead.data.dataset import Dataset, summary
 from doublehead.data.loader import DetectionDataset, Waited, default_workers, steps_per_epoch, training_loader
 from doublehead.data.records import Split
 from doublehead.data.transforms import training_transform
-from doublehead.evaluation.coco import Metrics, evaluate_detections
-from doublehead.evaluation.evaluate import predict_split
 from doublehead.inference.predictor import Predictor
 from doublehead.model.checkpoint import adopt
 from doublehead.model.detector import Detector
-from doublehead.training.bad_batch import keep_batch
 from doublehead.training.environment import environment, fingerprint
-from doublehead.training.parallel import learner, no_sync, share_batch_norm
+from doublehead.training.metric import Metric
+from doublehead.training.parallel import learner, share_batch_norm
 from doublehead.training.pictures import draw_run
 from doublehead.training.recorders import Recorders
 from doublehead.training.run import RunFolder
-from doublehead.training.schedule import learning_rate
 from doublehead.training.signals import Interrupted, stop_signals
 from doublehead.training.state import TrainingState
-
-Batch = tuple[list[Tensor], list[dict[str, Any]]]
-"""Images, uint8 (3, H, W), and their targets, as `DetectionDataset` gives them."""
+from doublehead.training.step import Stepper
+from doublehead.training.validation import Measured, validate
 
 MEASUREMENTS = 20
 """How often a run is measured where `train.evaluate_every` does not say: so many times, each epoch at most once."""
@@ -122,6 +117,7 @@ class _Training:
         elif not resume:
             processes.lead(self.run_folder.require_free)
         self.split, self.val = self._read_data(check=not resume)
+        self.metric = Metric.of(settings.metric, self.val) if self.val else Metric(settings.metric)
         fingerprints = self._fingerprints()
         if resume and not other_data:
             processes.lead(lambda: self.run_folder.require_data(fingerprints))
@@ -170,6 +166,8 @@ class _Training:
         split, val = read_for_training(self.dataset or data.path, data.train_split, data.val_split, data.split)
         for part in filter(None, (split, val)):
             self.console.say(summary(part))
+        if val is None and self.config.train.patience:
+            raise DoubleheadError("train.patience needs a val split: name one as data.val_split, or leave patience out")
         if val is None:
             self.console.say("no val split: nothing is measured during training, and `best` will be the last weights")
         records = split.records + (val.records if val else [])
@@ -219,13 +217,17 @@ class _Training:
             raise
         if self.val is None:
             self._save_best()
+        why = f"{self.metric.title} has not improved for {state.stale} validations" if self._exhausted() else ""
+        self.processes.lead(lambda: self.run_folder.end(state.step, why or "all steps are done"))
         if self.processes.leads:
             with writing(self.run_folder.path):
                 drawn = draw_run(self.run_folder, self.val or self.split, self._predictor(), console)
                 self.run_folder.previous.unlink(missing_ok=True)
             for path in drawn:
                 self.recorders.picture(state.step, path.stem, path)
-            best = f", best AP {state.best:.3f}" if state.best >= 0 else ""
+            if why:
+                console.say(f"stopped early at step {state.step} of {self.total}: {why}")
+            best = f", best {self.metric.title} {state.best:.3f} at step {state.best_step}" if state.best >= 0 else ""
             console.say(f"done in {state.seconds / 60:.1f} minutes{best}; everything is in {self.run_folder.path}:")
             for path in sorted(self.run_folder.path.iterdir()):
                 console.say(f"  {path}")
@@ -235,21 +237,34 @@ class _Training:
         if self._due(state.step):  # stopped while measuring
             self._measure()
         module = learner(state.model, self.processes)
+        stepper = Stepper(
+            self.config.train,
+            state,
+            self.processes,
+            self.total,
+            self.autocast,
+            self.split.records,
+            self.run_folder.not_finite,
+            self.console.say,
+            self.asked_to_stop,
+        )
         with self.console.training(self.total, state.step) as show:
             batches, before = Waited(self._batches()), state.seconds
             for step in range(state.step, self.total):
+                if self._exhausted():
+                    break
                 began = time.monotonic()
-                losses, stop, save = self._step(module, step, batches)
+                taken = stepper.take(module, step, batches, self.saved)
                 state.step = step + 1
                 state.seconds += time.monotonic() - began
-                if losses:
-                    self._log(losses)
-                    show(state.step, losses, state.best)
-                if stop or (self.processes.world == 1 and self.asked_to_stop()):
+                if taken.losses:
+                    self._log(taken.losses)
+                    show(state.step, taken.losses, state.best)
+                if taken.stop or (self.processes.world == 1 and self.asked_to_stop()):
                     raise Interrupted
                 if self._due(state.step):
                     self._measure()
-                elif save:
+                elif taken.save:
                     self._save()
             if state.seconds > before:
                 share = batches.seconds / (state.seconds - before)
@@ -277,110 +292,6 @@ class _Training:
             pin=processes.device.type == "cuda",
         )
 
-    def _step(self, module: nn.Module, step: int, batches: Iterator[Batch]) -> tuple[dict[str, float], bool, bool]:
-        """One optimiser step.
-
-        Returns:
-            The losses by name, averaged over the accumulated parts, none where the step is left out; whether some
-            process was asked to stop; whether it is time to save.
-        """
-        settings, state = self.config.train, self.state
-        # Each step draws its own numbers, so that a resumed run draws the same.
-        torch.manual_seed((settings.seed * 1_000_003 + step) * 1_009 + self.processes.rank)
-        state.model.train()
-        buffers = [buffer.clone() for buffer in state.model.buffers()] if settings.skip_not_finite else []
-        parts: list[Batch] = []
-        found: list[Tensor] = []
-        for part in range(settings.accumulate):
-            parts.append(next(batches))
-            with no_sync(module, wait=part < settings.accumulate - 1):
-                with self.autocast:
-                    losses = module(*self._on_device(*parts[-1]))
-                loss = torch.stack(list(losses.values())).sum()
-                state.scaler.scale(loss / settings.accumulate).backward()
-            found.append(torch.stack([loss, *losses.values()]).detach())
-        for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate(settings, step, self.total)
-        state.scaler.unscale_(state.optimizer)
-        norm = nn.utils.get_total_norm([p.grad for p in state.model.parameters() if p.grad is not None])
-        if settings.clip_norm:
-            nn.utils.clip_grads_with_norm_(state.model.parameters(), settings.clip_norm, norm)
-        values, norm_value, (sick, stop, save) = self._agree(torch.stack(found), norm)
-        sums = {name: sum(row[i] / settings.accumulate for row in values) for i, name in enumerate(["loss", *losses])}
-        finite = not sick and math.isfinite(norm_value)
-        rescaled = not finite and not sick and state.rescales()
-        if finite:
-            state.optimizer.step()
-            state.halvings = 0
-        state.scaler.update()
-        if not finite and not rescaled:
-            bad = [name for name, value in sums.items() if not math.isfinite(value)]
-            suspects = [part for part, row in zip(parts, values, strict=True) if not math.isfinite(row[0])]
-            self._not_finite(step, bad if sick else ["gradient"], sums, suspects or parts)
-            return self._leave_out(buffers), stop, save
-        state.optimizer.zero_grad(set_to_none=True)
-        if finite and state.average is not None:
-            state.average.update(state.model)
-        return sums, stop, save
-
-    def _on_device(
-        self, images: list[Tensor], targets: list[dict[str, Any]]
-    ) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-        device = self.processes.device
-        truth = [{key: target[key].to(device, non_blocking=True) for key in ("boxes", "labels")} for target in targets]
-        return [image.to(device, non_blocking=True) for image in images], truth
-
-    def _agree(self, losses: Tensor, norm: Tensor) -> tuple[list[list[float]], float, list[bool]]:
-        """Bring a step's figures to this process; it is the step's one exchange, and its one wait for the device.
-
-        Args:
-            losses: (parts, 1 + names of losses).
-            norm: of the gradient.
-
-        Returns:
-            Losses and norm as numbers; and whether in any process a loss is not finite, a stop was asked for, and
-            saving is due.
-        """
-        late = time.monotonic() - self.saved > 60 * self.config.train.save_minutes
-        own = torch.tensor([self.asked_to_stop(), late], dtype=losses.dtype, device=losses.device)
-        sick = ~losses[:, 0].isfinite().all()
-        flags = self.processes.largest(torch.cat([sick[None].to(losses.dtype), own]))
-        figures = torch.cat([losses.flatten(), norm[None], flags]).tolist()
-        count = losses.shape[1]
-        rows = [figures[start : start + count] for start in range(0, losses.numel(), count)]
-        return rows, figures[losses.numel()], [bool(flag) for flag in figures[losses.numel() + 1 :]]
-
-    def _not_finite(self, step: int, bad: list[str], losses: dict[str, float], parts: list[Batch]) -> None:
-        """Keep the batch of each process that has something `bad`; stop all with one sentence if there were too many.
-
-        Raises:
-            DoubleheadError: names the images.
-        """
-        folder = self.run_folder.not_finite / f"step-{step}"
-        images = [image for part in parts for image in part[0]]
-        targets = [target for part in parts for target in part[1]]
-        files = [str(self.split.records[target["index"]].path) for target in targets] if bad else []
-        if bad:
-            with suppress(Fault):  # a disk too full for pictures
-                keep_batch(folder, self.processes.rank, images, targets, self.split.records, losses)
-        bad, files = self.processes.gather(bad), self.processes.gather(files)
-        names = ", ".join(name for name in dict.fromkeys(bad) if name != "loss") or "loss"
-        what = "the gradient" if "gradient" in bad else f"the loss ({names})"
-        found = f"{what} is not finite at step {step} on {', '.join(files)}"
-        if self.state.skipped >= self.config.train.skip_not_finite:
-            raise DoubleheadError(
-                f"{found}: lower train.lr, set train.clip_norm, or look at the boxes of these images in {folder}"
-            )
-        self.console.say(f"left out: {found}; see {folder}")
-
-    def _leave_out(self, buffers: list[Tensor]) -> dict[str, float]:
-        """Forget a step: its gradients, and what it did to running statistics."""
-        self.state.skipped += 1
-        self.state.optimizer.zero_grad(set_to_none=True)
-        for buffer, before in zip(self.state.model.buffers(), buffers, strict=True):
-            buffer.copy_(before)
-        return {}
-
     def _due(self, step: int) -> bool:
         """Whether the val split is to be measured after so many steps, and has not been yet."""
         if self.val is None or step == 0 or self.state.measured == step:
@@ -401,28 +312,33 @@ class _Training:
                 if processes.world == 1 and self.asked_to_stop():
                     raise Interrupted
 
-            data = self.config.data
-            # always 4 images at once: padding has a part in the last digits, which shall not depend on the batch
-            found = predict_split(self._predictor(), self.val, 4, data.workers, processes, went_on, data.timeout)
-        most = self.config.model.roi.detections
-        metrics = evaluate_detections(self.val.records, self.val.categories, found.results, most)
+            found = validate(self._predictor(), self.val, self.config, self.metric, processes, went_on)
         state.measured = state.step
-        unknown = math.isnan(metrics["AP"])  # without a box in the val split the newest weights count as best
-        improved = unknown or metrics["AP"] > state.best
-        if improved and not unknown:
-            state.best = metrics["AP"]
-        self._report(metrics)
+        improved = self.metric.improves(found.value, state.best)
+        if improved:
+            state.best_step = state.step
+            state.best = found.value if math.isfinite(found.value) else state.best
+        state.stale = 0 if improved else state.stale + 1
+        self._report(found)
         if improved:
             self._save_best()
         self._save()
 
-    def _report(self, metrics: Metrics) -> None:
-        state = self.state
-        self.processes.lead(lambda: self.recorders.metrics(state.step, state.step / self.per_epoch, metrics.totals))
+    def _report(self, found: Measured) -> None:
+        assert self.val is not None
+        state, metrics, row = self.state, found.metrics, found.row(self.metric)
+        self.processes.lead(lambda: self.recorders.metrics(state.step, state.step / self.per_epoch, row))
+        figures = {name: metrics[name] for name in ("AP", "AP50", "AP75")} | {self.metric.title: found.value}
+        figures |= {"loss": found.losses["loss"]} if found.losses else {}
+        said = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
         self.console.say(
-            f"step {state.step} of {self.total}, {state.seconds / 60:.1f} minutes: AP {metrics['AP']:.3f}, "
-            f"AP50 {metrics['AP50']:.3f}, AP75 {metrics['AP75']:.3f} on {self.val.name if self.val else ''}"
+            f"step {state.step} of {self.total}, {state.seconds / 60:.1f} minutes: {said} on {self.val.name}"
         )
+
+    def _exhausted(self) -> bool:
+        """Whether `train.patience` has run out."""
+        patience = self.config.train.patience
+        return patience is not None and self.state.stale >= patience
 
     def _predictor(self) -> Predictor:
         """The model to measure, in the precision of the run."""

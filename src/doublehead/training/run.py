@@ -1,12 +1,12 @@
 """The run folder: what a run writes, where it stands, and how it goes on from there.
 
 config.yaml           the resolved config; where it stands, a run has begun
-environment.json      versions, command, git state and data, for each time the run was started
+environment.json      versions, command, git state and data, for each time the run was started, and why it ended
 training.csv          losses every `train.log_every` steps (the recorder `csv`)
-validation.csv        the twelve COCO figures, every measurement (the same)
+validation.csv        the twelve COCO figures and the losses on the val split, every measurement (the same)
 last.safetensors      the newest weights and the state that resumes the run
 previous.safetensors  the one before, until the run is done
-best.safetensors      the weights with the highest AP on the val split
+best.safetensors      the weights with the best `train.metric` on the val split
 not-finite/           the images of steps whose loss was not finite
 curves.png, predictions.jpg
 """
@@ -85,6 +85,15 @@ class RunFolder:
         """
         remove_unfinished(self.path)
         self._write_environment([*self.environments(), environment])
+
+    def end(self, step: int, why: str) -> None:
+        """Note at which step the run has ended, and why.
+
+        Raises:
+            Fault: the folder cannot be written.
+        """
+        *entries, last = self.environments() or [{}]
+        self._write_environment([*entries, last | {"ended": {"step": step, "why": why}}])
 
     def environments(self) -> list[dict[str, Any]]:
         """What the run was made with, for each time that it was started; empty where nothing is known of it.
