@@ -263,13 +263,17 @@ def train(
 @app.command()
 def resume(
     run: Annotated[Path, typer.Argument(help="The folder of the run.")],
-    other_data: Annotated[bool, typer.Option("--other-data", help="Go on though the data has changed.")] = False,
+    other_data: Annotated[bool, typer.Option("--other-data", help="Resume even if the data has changed.")] = False,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A change, such as train.epochs=60.")
+    ] = None,
 ) -> None:
-    """Go on with a run that was stopped, as if it had never been."""
+    """Resume an interrupted run, or continue a finished one with more epochs."""
     with _imports():
+        from doublehead.config import parse_settings
         from doublehead.training import start
 
-    start.resume(run, other_data)
+    start.resume(run, other_data, settings=parse_settings(settings or []))
 
 
 @app.command("study")

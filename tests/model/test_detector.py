@@ -287,10 +287,10 @@ def test_losses_in_inference_mode_are_those_of_training_but_for_norms() -> None:
 def test_losses_come_beside_detections_as_they_come_alone() -> None:
     model = fresh_heads(small_model()).eval()
     same = [resize(image, 96, 128, True) for image in IMAGES]
-    scaled = [
-        {**truth, "boxes": truth["boxes"] * torch.tensor([new.shape[2] / old.shape[2], new.shape[1] / old.shape[1]] * 2)}
-        for truth, new, old in zip(TARGETS, same, IMAGES, strict=True)
-    ]
+    scaled = []
+    for truth, new, old in zip(TARGETS, same, IMAGES, strict=True):
+        factors = torch.tensor([new.shape[2] / old.shape[2], new.shape[1] / old.shape[1]] * 2)
+        scaled.append({**truth, "boxes": truth["boxes"] * factors})
     torch.manual_seed(4)
     detections, losses = model.detect_with_losses(IMAGES, TARGETS)
     torch.manual_seed(4)

@@ -6,12 +6,12 @@ import json
 import math
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from doublehead.common.categories import require_same_classes
 from doublehead.common.console import Console
@@ -29,6 +29,7 @@ from doublehead.data.transforms import training_transform
 from doublehead.inference.predictor import Predictor
 from doublehead.model.checkpoint import adopt
 from doublehead.model.detector import Detector
+from doublehead.training.callbacks import CallbackError, Callbacks, Run
 from doublehead.training.environment import environment, fingerprint
 from doublehead.training.metric import Metric
 from doublehead.training.parallel import learner, share_batch_norm
@@ -46,7 +47,12 @@ MEASUREMENTS = 20
 
 @float32_by_default()
 def run_training(
-    config: Config, output: Path, resume: bool = False, other_data: bool = False, dataset: Dataset | None = None
+    config: Config,
+    output: Path,
+    resume: bool = False,
+    other_data: bool = False,
+    dataset: Dataset | None = None,
+    callbacks: Sequence[Any] = (),
 ) -> Path:
     """Train a detector; everything about the run is written into `output`.
 
@@ -57,19 +63,20 @@ def run_training(
             of a run that was never stopped. A run that torchrun or SLURM starts again resumes by itself.
         other_data: go on even if the data has changed since.
         dataset: in place of the one at `data.path`.
+        callbacks: what the run calls; see `callbacks.Callback`.
 
     Returns:
         The path of the best checkpoint.
 
     Raises:
-        DoubleheadError: the data, the config or the folder has a mistake, or a loss is not finite.
+        DoubleheadError: the data, the config or the folder has a mistake, a loss is not finite, or a callback failed.
         Fault: memory, disk, a loader process or another process of the run failed; the run is kept.
         Interrupted: Ctrl-C or SIGTERM; the run is saved.
     """
     processes = Distribution.start(config.train.device, config.train.timeout)
     try:
         with told(less_memory(config.train, processes.world)):
-            training = _Training(config, output, resume, processes, other_data, dataset)
+            training = _Training(config, output, resume, processes, other_data, dataset, callbacks)
             with stop_signals() as training.asked_to_stop:
                 return training.run()
     except Fault as fault:
@@ -93,6 +100,7 @@ class _Training:
         processes: Distribution,
         other_data: bool,
         dataset: Dataset | None = None,
+        callbacks: Sequence[Any] = (),
     ) -> None:
         self.config, self.processes, self.dataset = config, processes, dataset
         self.run_folder = RunFolder(output)
@@ -137,6 +145,8 @@ class _Training:
         share_batch_norm(model, settings, processes, self.console.say)
         self.state = TrainingState.create(model, settings, processes.device, precision is torch.float16)
         state = self.state
+        run = Run(config, output, state, self.total, self.per_epoch)
+        self.callbacks = Callbacks(callbacks, run, processes)
         if checkpoint:
             require_same_classes(f"{self.run_folder.path} and the data", checkpoint.categories, self.split.categories)
             state.restore(checkpoint, self.run_folder.last)
@@ -145,15 +155,23 @@ class _Training:
             f"{output}: must be a folder that all machines share; the checkpoints seen there differ",
         )
 
+        if state.step > self.total:
+            raise DoubleheadError(
+                f"{output}: has come to step {state.step}, epoch {run.epoch:.1f}; give a train.epochs or train.steps "
+                "that is not below it"
+            )
+
         def write() -> None:
             about = environment(processes, state.step, fingerprints)
             if resume:
-                self.run_folder.go_on(about)
+                self.run_folder.go_on(config, about)
             else:
                 self.run_folder.begin(config, about)
             self.recorders.begin(config, output, state.step, state.measured)
 
         processes.lead(write)
+        if resume and self.run_folder.changed_at(state.step):  # a run that had stopped early gets its patience back
+            state.stale = 0
         self.saved, self.saved_at = time.monotonic(), (state.step, state.measured)
 
     def _read_data(self, check: bool) -> tuple[Split, Split | None]:
@@ -199,6 +217,7 @@ class _Training:
             done = True
         finally:
             self.recorders.end(done)
+            self.callbacks.end(done)
         return self.run_folder.best
 
     def _train(self) -> None:
@@ -215,9 +234,13 @@ class _Training:
             command = _resume_command(self.run_folder.path, self.processes.world, self.dataset)
             console.say(f"stopped at step {state.step} and saved; go on with: {command}")
             raise
+        except CallbackError:
+            if self.processes.world == 1:  # the others may not know of it
+                self._save()
+            raise
         if self.val is None:
             self._save_best()
-        why = f"{self.metric.title} has not improved for {state.stale} validations" if self._exhausted() else ""
+        why = self._why_early()
         self.processes.lead(lambda: self.run_folder.end(state.step, why or "all steps are done"))
         if self.processes.leads:
             with writing(self.run_folder.path):
@@ -236,6 +259,7 @@ class _Training:
         state = self.state
         if self._due(state.step):  # stopped while measuring
             self._measure()
+        self.callbacks.begin()
         module = learner(state.model, self.processes)
         stepper = Stepper(
             self.config.train,
@@ -251,7 +275,7 @@ class _Training:
         with self.console.training(self.total, state.step) as show:
             batches, before = Waited(self._batches()), state.seconds
             for step in range(state.step, self.total):
-                if self._exhausted():
+                if self._why_early():
                     break
                 began = time.monotonic()
                 taken = stepper.take(module, step, batches, self.saved)
@@ -260,6 +284,7 @@ class _Training:
                 if taken.losses:
                     self._log(taken.losses)
                     show(state.step, taken.losses, state.best)
+                module = self._call_back(module, taken.losses)
                 if taken.stop or (self.processes.world == 1 and self.asked_to_stop()):
                     raise Interrupted
                 if self._due(state.step):
@@ -269,7 +294,18 @@ class _Training:
             if state.seconds > before:
                 share = batches.seconds / (state.seconds - before)
                 self.console.say(f"{share:.0%} of the steps' time went into waiting for images")
+        if self.val is not None and state.measured != state.step:  # a callback has stopped it
+            self._measure()
         self._save()
+
+    def _call_back(self, module: nn.Module, losses: dict[str, float]) -> nn.Module:
+        """Tell the callbacks of a step; gives the module for the next, which follows what they let learn."""
+        if not self.callbacks:
+            return module
+        before = [parameter.requires_grad for parameter in self.state.model.parameters()]
+        self.callbacks.step(losses)
+        changed = before != [parameter.requires_grad for parameter in self.state.model.parameters()]
+        return learner(self.state.model, self.processes) if changed else module
 
     def _batches(self) -> Iterator[tuple[list[Tensor], list[dict[str, Any]]]]:
         settings, data, processes = self.config.train, self.config.data, self.processes
@@ -320,6 +356,7 @@ class _Training:
             state.best = found.value if math.isfinite(found.value) else state.best
         state.stale = 0 if improved else state.stale + 1
         self._report(found)
+        self.callbacks.validation(found.row(self.metric))
         if improved:
             self._save_best()
         self._save()
@@ -335,10 +372,12 @@ class _Training:
             f"step {state.step} of {self.total}, {state.seconds / 60:.1f} minutes: {said} on {self.val.name}"
         )
 
-    def _exhausted(self) -> bool:
-        """Whether `train.patience` has run out."""
+    def _why_early(self) -> str:
+        """Why the run ends before its last step; empty: it does not."""
         patience = self.config.train.patience
-        return patience is not None and self.state.stale >= patience
+        if patience is not None and self.state.stale >= patience:
+            return f"{self.metric.title} has not improved for {self.state.stale} validations"
+        return self.callbacks.run.stopping
 
     def _predictor(self) -> Predictor:
         """The model to measure, in the precision of the run."""

@@ -25,6 +25,7 @@ from doublehead.common.errors import DoubleheadError, sentence
 from doublehead.common.files import remove_unfinished, whole, writing
 from doublehead.config import Config, read_yaml
 from doublehead.model.checkpoint import Checkpoint, load_checkpoint
+from doublehead.training.changes import differences
 from doublehead.training.csv_files import TRAINING, VALIDATION
 
 
@@ -74,17 +75,23 @@ class RunFolder:
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         self._write_environment([environment])
-        with whole(self.config) as path:
-            path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+        self._write_config(config)
 
-    def go_on(self, environment: Mapping[str, Any]) -> None:
-        """Remove unfinished files and note with what the run continues.
+    def go_on(self, config: Config, environment: Mapping[str, Any]) -> None:
+        """Remove unfinished files and note with what the run continues, and which settings change from here on.
 
         Raises:
             Fault: the folder cannot be written.
         """
         remove_unfinished(self.path)
-        self._write_environment([*self.environments(), environment])
+        changes = differences(self.stored_config(), config)
+        self._write_environment([*self.environments(), {**environment, **({"changed": changes} if changes else {})}])
+        if changes:
+            self._write_config(config)
+
+    def changed_at(self, step: int) -> bool:
+        """Whether settings were changed where the run continued from this step."""
+        return any(entry.get("from_step") == step and "changed" in entry for entry in self.environments())
 
     def end(self, step: int, why: str) -> None:
         """Note at which step the run has ended, and why.
@@ -164,6 +171,10 @@ class RunFolder:
             return Config.model_validate(read_yaml(self.config))
         except ValidationError as error:
             raise DoubleheadError(f"{self.config}: {sentence(error)}") from error
+
+    def _write_config(self, config: Config) -> None:
+        with whole(self.config) as path:
+            path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
 
     def _write_environment(self, entries: list[Mapping[str, Any]]) -> None:
         with whole(self.environment) as path:

@@ -9,6 +9,7 @@ from typing import Any
 from doublehead.common.distribution import Distribution
 from doublehead.common.errors import DoubleheadError
 from doublehead.data.own import is_own, own_dataset
+from doublehead.training.changes import changed
 from doublehead.training.loop import run_training
 from doublehead.training.recipes import resolve
 from doublehead.training.run import RunFolder
@@ -25,6 +26,7 @@ def train(
     settings: Mapping[str, Any] | None = None,
     backbone: str | None = None,
     classes: Sequence[str] | None = None,
+    callbacks: Sequence[Any] = (),
 ) -> Path:
     """Train a detector; everything about the run is written into a folder of its own.
 
@@ -45,12 +47,14 @@ def train(
         backbone: a pretrained backbone in place of the model's: resnet18, 34, 50 or 101, or a model of timm such as
             convnext_tiny.fb_in22k_ft_in1k.
         classes: names of the classes, if `data` is a dataset itself without `classes` of its own.
+        callbacks: objects with methods of `doublehead.Callback`, which the run calls.
 
     Returns:
         The path of the best checkpoint.
 
     Raises:
-        DoubleheadError: the data, the settings or the folder have a mistake, or a loss is not finite.
+        DoubleheadError: the data, the settings or the folder have a mistake, a loss is not finite, or a callback
+            failed.
         Fault: memory, disk, a loader process or another process of the run failed; the run is kept.
         Interrupted: Ctrl-C or SIGTERM; the run is saved.
     """
@@ -61,29 +65,40 @@ def train(
     if output is None and Distribution.many():
         raise DoubleheadError("give --output: all processes, and each of them started again, share one run folder")
     name = f"{Path(resolved.data.path).name or 'own'}-{resolved.model.preset}"
-    return run_training(resolved, Path(output) if output else RunFolder.free(name), dataset=own)
+    folder = Path(output) if output else RunFolder.free(name)
+    return run_training(resolved, folder, dataset=own, callbacks=callbacks)
 
 
 def resume(
-    run: str | Path, other_data: bool = False, data: Any | None = None, classes: Sequence[str] | None = None
+    run: str | Path,
+    other_data: bool = False,
+    data: Any | None = None,
+    classes: Sequence[str] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    callbacks: Sequence[Any] = (),
 ) -> Path:
-    """Go on with a run that was stopped, as if it had never been.
+    """Resume an interrupted run, or continue a finished one with more epochs.
+
+        doublehead.resume("runs/first", settings={"train.epochs": 20})
 
     Args:
         run: the run's folder.
-        other_data: go on even if the data has changed since.
+        other_data: resume even if the data has changed since.
         data: the dataset itself, if the run was given one.
         classes: as of `train`.
+        settings: settings that change from here on; `changes.MAY_CHANGE` lists those that may.
+        callbacks: as of `train`; those of the run before are not remembered.
 
     Returns:
         The path of the best checkpoint.
 
     Raises:
-        DoubleheadError: the folder holds no run, the data has changed, or as `train`.
+        DoubleheadError: the folder holds no run, the data has changed, a setting may not change, or as `train`.
         Interrupted: Ctrl-C or SIGTERM; the run is saved.
     """
     if data is not None and not is_own(data):
         raise DoubleheadError(f"{data}: is a path; the run's config.yaml says where its data lies, so leave `data` out")
     folder = RunFolder(Path(run))
     own = None if data is None else own_dataset(data, classes)
-    return run_training(folder.stored_config(), folder.path, resume=True, other_data=other_data, dataset=own)
+    config = changed(folder.stored_config(), settings or {})
+    return run_training(config, folder.path, True, other_data, own, callbacks)
