@@ -147,6 +147,12 @@ class RoIConfig(Strict):
         default="owners",
         description="What a branch that gives only boxes sees at inference: owners of candidate detections, or all.",
     )
+    classification: Literal["softmax", "sigmoid"] = Field(
+        default="softmax", description="softmax: classes and background compete; sigmoid: each class by itself."
+    )
+    focal_gamma: NotNegative = Field(
+        default=0.0, le=100, description="Focus of the classification loss on hard proposals; 0: none, 2: usual."
+    )
     score_branch: str | None = Field(
         default=None, description="The one branch whose class scores count, such as fc; None: all of them, fused."
     )
@@ -418,6 +424,13 @@ class DataConfig(Strict):
     augment: AugmentConfig = Field(
         default=AugmentConfig(), description="Steps in order, such as [{flip: {p: 0.5}}, {colour: {strength: 0.3}}]."
     )
+    repeat_threshold: Share | None = Field(
+        default=None,
+        description="Show images more often that have a class which less than this share of images has; null: off.",
+    )
+    image_weights: bool = Field(
+        default=False, description="Show images in proportion to their `weight` in the annotations."
+    )
     workers: int | None = Field(
         default=None, ge=0, lt=2**31, description="Loader processes per rank; None: by the cores."
     )
@@ -469,6 +482,10 @@ class TrainConfig(Strict):
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1")
     evaluate_every: Positive | None = Field(
         default=None, description="Epochs between measurements on the val split; null: a twentieth of the run."
+    )
+    class_weights: dict[str, Positive] | Literal["balanced"] | None = Field(
+        default=None,
+        description="Weights in the classification loss, such as {cat: 2.0}, others 1; balanced: by inverse frequency.",
     )
     validation_loss: bool = Field(default=True, description="Measure the losses on the val split too.")
     metric: str = Field(

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
@@ -22,9 +23,11 @@ from doublehead.config import LOADER_TIMEOUT
 from doublehead.data.check import read_record
 from doublehead.data.images import to_tensor
 from doublehead.data.records import Record, Split
+from doublehead.data.sampling import epoch_order, images_per_epoch
 from doublehead.data.transforms import Sample, Step
 
-Key = tuple[int, int]  # epoch, index of the record: all that an augmented image depends on, besides the seed
+Key = tuple[int, ...]  # epoch, index of the record, and in a later showing in the same epoch its number: all that an
+# augmented image depends on, besides the seed
 Target = dict[str, Any]
 Item = TypeVar("Item")
 
@@ -57,6 +60,8 @@ class Samples(Sequence[Sample]):
 class DetectionDataset(torch.utils.data.Dataset[tuple[torch.Tensor, Target]]):
     """Augmented training images; `dataset[epoch, index]` is always the same for the same seed.
 
+    An image that is shown several times in an epoch is another each time: `dataset[epoch, index, 1]` is its second.
+
     Gives an image, uint8 (3, H, W), and its target: `boxes` float32 (N, 4) xyxy, `labels` int64 (N,), `image_id`
     and `index` of the record.
     """
@@ -71,11 +76,11 @@ class DetectionDataset(torch.utils.data.Dataset[tuple[torch.Tensor, Target]]):
         return len(self.records)
 
     def __getitem__(self, key: Key) -> tuple[torch.Tensor, Target]:
-        epoch, index = key
+        index = key[1]
         image, boxes, labels = self.samples[index]
         with torch.random.fork_rng(devices=[]):
             # the CPU's generator alone: torch.manual_seed would also reset the devices' without giving them back
-            torch.default_generator.manual_seed(_mix(self.seed, epoch, index))
+            torch.default_generator.manual_seed(_mix(self.seed, *key))
             image, boxes, labels = self.transform(image, boxes, labels, self.samples)
         return image.as_subclass(torch.Tensor), {
             "boxes": boxes.as_subclass(torch.Tensor),
@@ -90,7 +95,9 @@ def steps_per_epoch(images: int, batch_size: int) -> int:
     return max(1, images // batch_size)
 
 
-def epoch_batches(sizes: Sequence[tuple[int, int]], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+def epoch_batches(
+    sizes: Sequence[tuple[int, int]], batch_size: int, seed: int, epoch: int, factors: np.ndarray | None = None
+) -> list[list[int]]:
     """Shuffle the images of one epoch into full batches of indices.
 
     Each batch is of one orientation, so that little padding is needed; what is left of both fills mixed batches at
@@ -101,8 +108,9 @@ def epoch_batches(sizes: Sequence[tuple[int, int]], batch_size: int, seed: int, 
         batch_size: images per step, over all ranks and accumulation.
         seed: of the run.
         epoch: from 0.
+        factors: how often each image is seen, on average; None: once. See `sampling`.
     """
-    order = np.random.default_rng(_mix(seed, epoch)).permutation(len(sizes)).tolist()
+    order = epoch_order(len(sizes), factors, np.random.default_rng(_mix(seed, epoch)))
     if len(order) < batch_size:
         return [(order * -(-batch_size // len(order)))[:batch_size]]
     batches: list[list[int]] = []
@@ -130,11 +138,13 @@ def training_loader(
     workers: int,
     timeout: float = LOADER_TIMEOUT,
     pin: bool = False,
+    factors: np.ndarray | None = None,
 ) -> Iterator[tuple[list[torch.Tensor], list[Target]]]:
     """Micro-batches (images, targets) of one rank, from `start_step` up to, not including, `steps`.
 
     Step s takes batch s of the endless row of epochs, whatever came before: resuming needs nothing but the step.
     A rank takes its contiguous part of each batch of `batch_size` images, in `batch_size / world / micro_batch` pieces.
+    With `factors` images are seen as often as these say (see `sampling`).
     With `pin` they lie in pinned memory, from which a CUDA device copies without waiting.
 
     Raises:
@@ -148,7 +158,7 @@ def training_loader(
             f"train.batch_size {batch_size} cannot be shared among {world} processes in pieces of {micro_batch}; "
             f"make it a multiple of {world * micro_batch}"
         )
-    plan = _BatchSchedule(dataset, batch_size, micro_batch, rank, world, seed, start_step, steps)
+    plan = _BatchSchedule(dataset, batch_size, micro_batch, rank, world, seed, start_step, steps, factors)
     return _load(_Guarded(dataset.__getitem__), plan, micro_batch, workers, timeout, pin)
 
 
@@ -211,24 +221,36 @@ class _BatchSchedule:
         seed: int,
         start_step: int,
         steps: int,
+        factors: np.ndarray | None,
     ) -> None:
         self.sizes = [(record.width, record.height) for record in dataset.records]
         self.batch_size, self.micro_batch, self.seed = batch_size, micro_batch, seed
         self.share = range(rank * batch_size // world, (rank + 1) * batch_size // world, micro_batch)
         self.steps = range(start_step, steps)
+        self.factors = factors
 
     def __len__(self) -> int:
         return len(self.steps) * len(self.share)
 
     def __iter__(self) -> Iterator[list[Key]]:
-        per_epoch = steps_per_epoch(len(self.sizes), self.batch_size)
-        current, batches = -1, []
+        per_epoch = steps_per_epoch(images_per_epoch(len(self.sizes), self.factors), self.batch_size)
+        current, batches = -1, list[list[Key]]()
         for step in self.steps:
             epoch, place = divmod(step, per_epoch)
             if epoch != current:
-                current, batches = epoch, epoch_batches(self.sizes, self.batch_size, self.seed, epoch)
+                current, batches = epoch, self._keys(epoch)
             for start in self.share:
-                yield [(epoch, index) for index in batches[place][start : start + self.micro_batch]]
+                yield batches[place][start : start + self.micro_batch]
+
+    def _keys(self, epoch: int) -> list[list[Key]]:
+        seen: Counter[int] = Counter()
+        keys: list[list[Key]] = []
+        for batch in epoch_batches(self.sizes, self.batch_size, self.seed, epoch, self.factors):
+            keys.append([])
+            for index in batch:
+                keys[-1].append((epoch, index, seen[index]) if seen[index] else (epoch, index))
+                seen[index] += 1
+        return keys
 
 
 class _Originals:
