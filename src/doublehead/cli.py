@@ -23,6 +23,7 @@ from doublehead.deploy.choices import ENGINES, FORMATS
 from doublehead.evaluation.budget import BINS, FULL, QUICK
 from doublehead.model.interop import PROGRAMS
 from doublehead.training.recipes import RECIPES
+from doublehead.training.recorders import LOGGERS
 from doublehead.training.signals import Interrupted
 
 APP: dict[str, Any] = {
@@ -83,6 +84,9 @@ Batch = Annotated[int, typer.Option(help="Images that go through the model at on
 Options = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="An inference option, such as score_threshold=0.3; repeatable."),
+]
+Log = Annotated[
+    list[str] | None, typer.Option(metavar="NAME", help=f"Record with {', '.join(LOGGERS)} too; repeatable.")
 ]
 
 
@@ -249,6 +253,7 @@ def train(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as train.epochs=10.")
     ] = None,
+    log: Log = None,
 ) -> None:
     """Train a model on annotated images."""
     require_data(data)
@@ -257,7 +262,17 @@ def train(
         from doublehead.training import start
 
     said = parse_settings(settings or [])
-    start.train(data, model, output, recipe=recipe, config=config, device=device, settings=said, backbone=backbone)
+    start.train(
+        data,
+        model,
+        output,
+        recipe=recipe,
+        config=config,
+        device=device,
+        settings=said,
+        backbone=backbone,
+        log=log or (),
+    )
 
 
 @app.command()
@@ -267,13 +282,14 @@ def resume(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A change, such as train.epochs=60.")
     ] = None,
+    log: Log = None,
 ) -> None:
     """Resume an interrupted run, or continue a finished one with more epochs."""
     with _imports():
         from doublehead.config import parse_settings
         from doublehead.training import start
 
-    start.resume(run, other_data, settings=parse_settings(settings or []))
+    start.resume(run, other_data, settings=parse_settings(settings or []), log=log or ())
 
 
 @app.command("study")

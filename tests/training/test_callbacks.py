@@ -17,6 +17,7 @@ from doublehead.model.checkpoint import load_checkpoint
 from doublehead.training.signals import Interrupted
 from small import rows
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
 RUN = NARROW | {"train.steps": 6, "train.evaluate_every": 0.5}
 """One and a half epochs of four steps, with a validation after every second step."""
 FreezeBackbone = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "freeze_backbone.py"))["FreezeBackbone"]

@@ -21,6 +21,7 @@ from doublehead.training.schedule import learning_rate
 from doublehead.training.signals import Interrupted
 from small import config_of, rows
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
 RUN = NARROW | {"train.steps": None, "train.epochs": 2, "train.evaluate_every": 1, "train.batch_size": 4}
 """Four steps, with a validation after every second one."""
 MORE = {"train.epochs": 4}

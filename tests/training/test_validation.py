@@ -21,6 +21,7 @@ from doublehead.training.recipes import resolve
 from doublehead.training.signals import Interrupted
 from small import flags, rows, without_boxes
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
 RUN = NARROW | {"train.epochs": 6, "train.steps": None, "train.evaluate_every": 1, "train.batch_size": 4}
 """Twelve steps, with a validation after every second one."""
 

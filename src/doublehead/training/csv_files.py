@@ -30,6 +30,9 @@ class CSVFiles:
     def losses(self, step: int, epoch: float, values: Mapping[str, float]) -> None:  # noqa: D102
         append_row(self.folder / TRAINING, {"step": step, "epoch": epoch, **values})
 
+    def machine(self, step: int, values: Mapping[str, float]) -> None:
+        """What the machine does differs from run to run; these files are the same for the same run."""
+
     def metrics(self, step: int, epoch: float, values: Mapping[str, float]) -> None:  # noqa: D102
         append_row(self.folder / VALIDATION, {"step": step, "epoch": epoch, **values})
 

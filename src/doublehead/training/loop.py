@@ -25,15 +25,19 @@ from doublehead.data.check import check_images, read_for_training
 from doublehead.data.dataset import Dataset, summary
 from doublehead.data.loader import DetectionDataset, Waited, default_workers, steps_per_epoch, training_loader
 from doublehead.data.records import Split
+from doublehead.data.sampling import images_per_epoch, sampling_factors
 from doublehead.data.transforms import training_transform
 from doublehead.inference.predictor import Predictor
 from doublehead.model.checkpoint import adopt
 from doublehead.model.detector import Detector
 from doublehead.training.callbacks import CallbackError, Callbacks, Run
+from doublehead.training.class_weights import class_weights
+from doublehead.training.ending import say_done
 from doublehead.training.environment import environment, fingerprint
 from doublehead.training.metric import Metric
 from doublehead.training.parallel import learner, share_batch_norm
-from doublehead.training.pictures import draw_run
+from doublehead.training.pictures import draw_predictions, draw_run
+from doublehead.training.progress import Progress
 from doublehead.training.recorders import Recorders
 from doublehead.training.run import RunFolder
 from doublehead.training.signals import Interrupted, stop_signals
@@ -91,6 +95,7 @@ class _Training:
     """One run in one process. Built in the order in which mistakes are cheapest to find: data, folder, model."""
 
     asked_to_stop: Callable[[], bool]
+    progress: Progress | None = None
 
     def __init__(
         self,
@@ -129,7 +134,9 @@ class _Training:
         fingerprints = self._fingerprints()
         if resume and not other_data:
             processes.lead(lambda: self.run_folder.require_data(fingerprints))
-        self.per_epoch = steps_per_epoch(len(self.split.records), settings.batch_size)
+        records, data = self.split.records, config.data
+        self.factors = sampling_factors(records, data.repeat_threshold, data.image_weights)
+        self.per_epoch = steps_per_epoch(images_per_epoch(len(records), self.factors), settings.batch_size)
         self.total = settings.steps or max(1, round((settings.epochs or 0) * self.per_epoch))
         precision = pick_precision(settings.precision, processes.device)
         self.autocast = torch.autocast(processes.device.type, precision, enabled=precision is not None)
@@ -141,6 +148,8 @@ class _Training:
             new = adopt(model, self.split.categories, settings.weights, settings.partial_weights)
             layers = sorted({key.rpartition(".")[0] for key in new})
             self.console.say(f"starting from {settings.weights}; new are {', '.join(layers) or 'no layers'}")
+        if settings.class_weights is not None:
+            model.roi_heads.weigh_classes(class_weights(settings.class_weights, self.split))
         model.to(processes.device).to(memory_format=torch.channels_last)
         share_batch_norm(model, settings, processes, self.console.say)
         self.state = TrainingState.create(model, settings, processes.device, precision is torch.float16)
@@ -251,9 +260,8 @@ class _Training:
             if why:
                 console.say(f"stopped early at step {state.step} of {self.total}: {why}")
             best = f", best {self.metric.title} {state.best:.3f} at step {state.best_step}" if state.best >= 0 else ""
-            console.say(f"done in {state.seconds / 60:.1f} minutes{best}; everything is in {self.run_folder.path}:")
-            for path in sorted(self.run_folder.path.iterdir()):
-                console.say(f"  {path}")
+            outcome = f"done in {state.seconds / 60:.1f} minutes{best}"
+            say_done(self.run_folder, self.config, outcome, console.say)
 
     def _learn(self) -> None:
         state = self.state
@@ -274,6 +282,9 @@ class _Training:
         )
         with self.console.training(self.total, state.step) as show:
             batches, before = Waited(self._batches()), state.seconds
+            progress = self.progress = Progress(
+                self.config.train, state, batches, self.processes.device, self.per_epoch, self.total, self.metric
+            )
             for step in range(state.step, self.total):
                 if self._why_early():
                     break
@@ -282,8 +293,8 @@ class _Training:
                 state.step = step + 1
                 state.seconds += time.monotonic() - began
                 if taken.losses:
-                    self._log(taken.losses)
-                    show(state.step, taken.losses, state.best)
+                    self._log(taken.losses, progress)
+                    show(state.step, progress.lines(taken.losses))
                 module = self._call_back(module, taken.losses)
                 if taken.stop or (self.processes.world == 1 and self.asked_to_stop()):
                     raise Interrupted
@@ -326,6 +337,7 @@ class _Training:
             default_workers(processes.local) if data.workers is None else data.workers,
             data.timeout,
             pin=processes.device.type == "cuda",
+            factors=self.factors,
         )
 
     def _due(self, step: int) -> bool:
@@ -341,6 +353,7 @@ class _Training:
         assert self.val is not None
         state, processes = self.state, self.processes
         processes.share_buffers(state.for_use)
+        predictor = self._predictor()
         with self.console.progress("measuring", -(-len(self.val.records) // processes.world)) as advance:
 
             def went_on(images: int) -> None:
@@ -348,18 +361,26 @@ class _Training:
                 if processes.world == 1 and self.asked_to_stop():
                     raise Interrupted
 
-            found = validate(self._predictor(), self.val, self.config, self.metric, processes, went_on)
+            found = validate(predictor, self.val, self.config, self.metric, processes, went_on)
         state.measured = state.step
         improved = self.metric.improves(found.value, state.best)
         if improved:
             state.best_step = state.step
             state.best = found.value if math.isfinite(found.value) else state.best
         state.stale = 0 if improved else state.stale + 1
+        if self.progress is not None:
+            self.progress.last = found.value
         self._report(found)
+        if self.recorders.want_pictures:
+            processes.lead(lambda: self._draw_predictions(predictor))
         self.callbacks.validation(found.row(self.metric))
         if improved:
             self._save_best()
         self._save()
+
+    def _draw_predictions(self, predictor: Predictor) -> None:
+        path = draw_predictions(self.val or self.split, predictor, self.run_folder.pictures)
+        self.recorders.picture(self.state.step, path.stem, path)
 
     def _report(self, found: Measured) -> None:
         assert self.val is not None
@@ -384,11 +405,16 @@ class _Training:
         precision = self.config.train.precision
         return Predictor(self.state.for_use, self.split.categories, self.processes.device, precision)
 
-    def _log(self, losses: dict[str, float]) -> None:
+    def _log(self, losses: dict[str, float], progress: Progress) -> None:
         state = self.state
         if state.step % self.config.train.log_every == 0 or state.step == self.total:
-            values = {"lr": state.optimizer.param_groups[0]["lr"], **losses}
-            self.processes.lead(lambda: self.recorders.losses(state.step, state.step / self.per_epoch, values))
+            values, machine = {"lr": state.optimizer.param_groups[0]["lr"], **losses}, progress.machine()
+
+            def record() -> None:
+                self.recorders.losses(state.step, state.step / self.per_epoch, values)
+                self.recorders.machine(state.step, machine)
+
+            self.processes.lead(record)
 
     def _save(self) -> None:
         """Write `last`, unless it holds just this state."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from doublehead.common.distribution import Distribution
 from doublehead.common.errors import DoubleheadError
+from doublehead.config import Config
 from doublehead.data.own import is_own, own_dataset
 from doublehead.training.changes import changed
 from doublehead.training.loop import run_training
@@ -27,6 +28,7 @@ def train(
     backbone: str | None = None,
     classes: Sequence[str] | None = None,
     callbacks: Sequence[Any] = (),
+    log: Sequence[str] = (),
 ) -> Path:
     """Train a detector; everything about the run is written into a folder of its own.
 
@@ -48,6 +50,7 @@ def train(
             convnext_tiny.fb_in22k_ft_in1k.
         classes: names of the classes, if `data` is a dataset itself without `classes` of its own.
         callbacks: objects with methods of `doublehead.Callback`, which the run calls.
+        log: recorders beside those of `train.recorders`: tensorboard, wandb, mlflow.
 
     Returns:
         The path of the best checkpoint.
@@ -62,6 +65,7 @@ def train(
     named = {"data.path": str(data) if data and own is None else None, "train.device": device}
     flags = {key: value for key, value in named.items() if value}
     resolved = resolve(model, recipe, Path(config) if config else None, flags | dict(settings or {}), backbone)
+    resolved = changed(resolved, _recorders(resolved, log))
     if output is None and Distribution.many():
         raise DoubleheadError("give --output: all processes, and each of them started again, share one run folder")
     name = f"{Path(resolved.data.path).name or 'own'}-{resolved.model.preset}"
@@ -76,6 +80,7 @@ def resume(
     classes: Sequence[str] | None = None,
     settings: Mapping[str, Any] | None = None,
     callbacks: Sequence[Any] = (),
+    log: Sequence[str] = (),
 ) -> Path:
     """Resume an interrupted run, or continue a finished one with more epochs.
 
@@ -88,6 +93,7 @@ def resume(
         classes: as of `train`.
         settings: settings that change from here on; `changes.MAY_CHANGE` lists those that may.
         callbacks: as of `train`; those of the run before are not remembered.
+        log: as of `train`.
 
     Returns:
         The path of the best checkpoint.
@@ -101,4 +107,10 @@ def resume(
     folder = RunFolder(Path(run))
     own = None if data is None else own_dataset(data, classes)
     config = changed(folder.stored_config(), settings or {})
+    config = changed(config, _recorders(config, log))
     return run_training(config, folder.path, True, other_data, own, callbacks)
+
+
+def _recorders(config: Config, log: Sequence[str]) -> dict[str, Any]:
+    """The settings that add recorders to a run's own."""
+    return {"train.recorders": [*config.train.recorders, *log]} if log else {}
