@@ -121,5 +121,6 @@ def test_a_length_in_steps_takes_the_place_of_one_in_epochs():
 
 def test_the_docs_list_what_may_change():
     page = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
-    listed = re.findall(r"^\| `([a-z]+\.[a-z_]+)` \|", page, re.MULTILINE)
+    _, section = page.split("These settings may change on resume")
+    listed = re.findall(r"^\| `([a-z]+\.[a-z_]+)` \|", section, re.MULTILINE)
     assert listed == list(MAY_CHANGE)
