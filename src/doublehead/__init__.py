@@ -11,13 +11,15 @@ if TYPE_CHECKING:
     from doublehead.evaluation.evaluate import evaluate
     from doublehead.inference.detections import Detections
     from doublehead.inference.predictor import Predictor, load
+    from doublehead.training.callbacks import Callback
     from doublehead.training.start import resume, train
 
 __version__ = "0.1.0"
 
-__all__ = ["Detections", "DoubleheadError", "Predictor", "evaluate", "load", "resume", "train"]
+__all__ = ["Callback", "Detections", "DoubleheadError", "Predictor", "evaluate", "load", "resume", "train"]
 
 _HOMES = {
+    "Callback": "doublehead.training.callbacks",
     "Detections": "doublehead.inference.detections",
     "Predictor": "doublehead.inference.predictor",
     "evaluate": "doublehead.evaluation.evaluate",

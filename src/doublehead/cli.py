@@ -23,6 +23,7 @@ from doublehead.deploy.choices import ENGINES, FORMATS, models_and_sources
 from doublehead.evaluation.budget import BINS, FULL, QUICK
 from doublehead.model.interop import PROGRAMS
 from doublehead.training.recipes import RECIPES
+from doublehead.training.recorders import LOGGERS
 from doublehead.training.signals import Interrupted
 
 APP: dict[str, Any] = {
@@ -83,6 +84,9 @@ Batch = Annotated[int, typer.Option(help="Images that go through the model at on
 Options = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="An inference option, such as score_threshold=0.3; repeatable."),
+]
+Log = Annotated[
+    list[str] | None, typer.Option(metavar="NAME", help=f"Record with {', '.join(LOGGERS)} too; repeatable.")
 ]
 
 Tiles = Annotated[int | None, typer.Option(metavar="PIXELS", help="Cut larger images into tiles of this side.", min=32)]
@@ -268,6 +272,7 @@ def train(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as train.epochs=10.")
     ] = None,
+    log: Log = None,
 ) -> None:
     """Train a model on annotated images."""
     require_data(data)
@@ -286,6 +291,7 @@ def train(
         settings=said,
         backbone=backbone,
         from_=source,
+        log=log or (),
     )
 
 
@@ -322,13 +328,18 @@ def augment(
 @app.command()
 def resume(
     run: Annotated[Path, typer.Argument(help="The folder of the run.")],
-    other_data: Annotated[bool, typer.Option("--other-data", help="Go on though the data has changed.")] = False,
+    other_data: Annotated[bool, typer.Option("--other-data", help="Resume even if the data has changed.")] = False,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A change, such as train.epochs=60.")
+    ] = None,
+    log: Log = None,
 ) -> None:
-    """Go on with a run that was stopped, as if it had never been."""
+    """Resume an interrupted run, or continue a finished one with more epochs."""
     with _imports():
+        from doublehead.config import parse_settings
         from doublehead.training import start
 
-    start.resume(run, other_data)
+    start.resume(run, other_data, settings=parse_settings(settings or []), log=log or ())
 
 
 @app.command("study")

@@ -185,6 +185,12 @@ class RoIConfig(Strict):
         default="owners",
         description="What a branch that gives only boxes sees at inference: owners of candidate detections, or all.",
     )
+    classification: Literal["softmax", "sigmoid"] = Field(
+        default="softmax", description="softmax: classes and background compete; sigmoid: each class by itself."
+    )
+    focal_gamma: NotNegative = Field(
+        default=0.0, le=100, description="Focus of the classification loss on hard proposals; 0: none, 2: usual."
+    )
     score_branch: str | None = Field(
         default=None, description="The one branch whose class scores count, such as fc; None: all of them, fused."
     )
@@ -527,6 +533,13 @@ class DataConfig(Strict):
     augment: AugmentConfig = Field(
         default=AugmentConfig(), description="Steps in order, such as [{flip: {p: 0.5}}, {colour: {strength: 0.3}}]."
     )
+    repeat_threshold: Share | None = Field(
+        default=None,
+        description="Show images more often that have a class which less than this share of images has; null: off.",
+    )
+    image_weights: bool = Field(
+        default=False, description="Show images in proportion to their `weight` in the annotations."
+    )
     workers: int | None = Field(
         default=None, ge=0, lt=2**31, description="Loader processes per rank; None: by the cores."
     )
@@ -588,6 +601,17 @@ class TrainConfig(Strict):
     evaluate_every: Positive | None = Field(
         default=None, description="Epochs between measurements on the val split; null: a twentieth of the run."
     )
+    class_weights: dict[str, Positive] | Literal["balanced"] | None = Field(
+        default=None,
+        description="Weights in the classification loss, such as {cat: 2.0}, others 1; balanced: by inverse frequency.",
+    )
+    validation_loss: bool = Field(default=True, description="Measure the losses on the val split too.")
+    metric: str = Field(
+        default="AP", description="What decides which weights are the best: AP, AP50, AP75, loss, or a class's name."
+    )
+    patience: Count | None = Field(
+        default=None, description="Stop after so many validations in a row that do not improve `metric`; null: never."
+    )
     save_minutes: Positive = Field(default=10.0, description="Longest time between two savings of `last`.")
     skip_not_finite: int = Field(
         default=0,
@@ -638,6 +662,12 @@ class TrainConfig(Strict):
             raise ValueError(
                 "weights continue a trained model, grow_from gives a new one parts of another: set one of the two"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _loss_is_measured(self) -> TrainConfig:
+        if self.metric == "loss" and not self.validation_loss:
+            raise ValueError("metric loss needs validation_loss=true")
         return self
 
 

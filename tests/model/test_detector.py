@@ -284,6 +284,22 @@ def test_losses_in_inference_mode_are_those_of_training_but_for_norms() -> None:
     assert not model.rpn.training
 
 
+def test_losses_come_beside_detections_as_they_come_alone() -> None:
+    model = fresh_heads(small_model()).eval()
+    same = [resize(image, 96, 128, True) for image in IMAGES]
+    scaled = []
+    for truth, new, old in zip(TARGETS, same, IMAGES, strict=True):
+        factors = torch.tensor([new.shape[2] / old.shape[2], new.shape[1] / old.shape[1]] * 2)
+        scaled.append({**truth, "boxes": truth["boxes"] * factors})
+    torch.manual_seed(4)
+    detections, losses = model.detect_with_losses(IMAGES, TARGETS)
+    torch.manual_seed(4)
+    for name, loss in model.losses(same, scaled).items():
+        torch.testing.assert_close(losses[name], loss.detach())
+    for found, alone in zip(detections, model.detect(IMAGES), strict=True):
+        assert all(found[key].equal(alone[key]) for key in alone)
+
+
 def test_targets_follow_the_model_to_its_device() -> None:
     model = small_model("double-head").to("meta")
     with pytest.raises(NotImplementedError, match=r"meta|nonzero"):  # the first step that must look at values

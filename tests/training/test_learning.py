@@ -85,7 +85,7 @@ def test_best_keeps_the_weights_of_the_highest_ap(dataset, tmp_path, monkeypatch
     def measured(records, categories, results, *limits):
         return Metrics({"AP": next(aps), "AP50": 0.0, "AP75": 0.0}, (), 0, 0, 0)
 
-    monkeypatch.setattr("doublehead.training.loop.evaluate_detections", measured)
+    monkeypatch.setattr("doublehead.training.validation.evaluate_detections", measured)
     settings = SMALL | {"train.epochs": 3, "train.evaluate_every": 1, "data.val_split": "val"}
     best = doublehead.train(dataset, "double-head-tiny", tmp_path / "run", settings=settings)
     assert load_checkpoint(best).notes == {"step": 8, "best": 0.5}

@@ -27,6 +27,9 @@ class Diary:
     def losses(self, step, epoch, values):
         self.told.append(("losses", step, epoch, dict(values)))
 
+    def machine(self, step, values):
+        self.told.append(("machine", step, dict(values)))
+
     def metrics(self, step, epoch, values):
         self.told.append(("metrics", step, epoch, dict(values)))
 
@@ -64,7 +67,7 @@ def test_a_recorder_of_ones_own_follows_a_run(dataset, tmp_path, opened):
     assert diary.told[0] == ("begin", 3, tmp_path / "run", 0, -1)
     assert diary.told[-1] == ("end", True)
     counts = Counter(event[0] for event in diary.told)
-    assert counts == {"begin": 1, "losses": 3, "metrics": 2, "picture": counts["picture"], "end": 1}
+    assert counts == {"begin": 1, "losses": 3, "machine": 3, "metrics": 2, "picture": counts["picture"], "end": 1}
     assert ("picture", 3, "predictions") in diary.told
     losses = [event for event in diary.told if event[0] == "losses"]
     written = rows(tmp_path / "run" / "training.csv")
@@ -100,5 +103,7 @@ def test_the_failure_of_a_required_recorder_ends_the_run(dataset, tmp_path, open
 
 
 def test_an_unknown_recorder_is_refused_before_anything_is_written():
-    with pytest.raises(DoubleheadError, match=r"`train.recorders`: unknown recorder `clearml`; choose csv"):
+    with pytest.raises(
+        DoubleheadError, match=r"`train.recorders`: unknown recorder `clearml`; choose csv, tensorboard"
+    ):
         resolve("single-fc-tiny", settings={"train.recorders": ["clearml"]})

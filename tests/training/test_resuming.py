@@ -19,10 +19,11 @@ from doublehead.common.categories import Categories
 from doublehead.data.dataset import open_dataset
 from doublehead.model.checkpoint import load_checkpoint
 from doublehead.model.detector import Detector
-from doublehead.training import loop
+from doublehead.training import loop, validation
 from doublehead.training.recipes import resolve
 from doublehead.training.signals import Interrupted
 from doublehead.training.state import TrainingState
+from doublehead.training.step import Stepper
 from small import SMALL, config_of, flags, rows
 
 ADAMW = SMALL | {
@@ -135,16 +136,16 @@ def test_stopped_with_mosaics_and_pasted_objects_it_resumes_and_closes_them(data
 
 def test_stopped_while_measuring_it_measures_again(dataset, tmp_path, monkeypatch, never_stopped):
     whole = never_stopped(ADAMW)
-    measure = loop.predict_split
+    measure = validation.predict_split
 
     def measured(*arguments):
         os.kill(os.getpid(), signal.SIGINT)
         return measure(*arguments)
 
-    monkeypatch.setattr(loop, "predict_split", measured)
+    monkeypatch.setattr(validation, "predict_split", measured)
     with pytest.raises(loop.Interrupted):
         doublehead.train(dataset, MODEL, tmp_path / "run", settings=ADAMW)
-    monkeypatch.setattr(loop, "predict_split", measure)
+    monkeypatch.setattr(validation, "predict_split", measure)
     doublehead.resume(tmp_path / "run")
     assert_same_run(tmp_path / "run", whole)
 
@@ -167,15 +168,15 @@ def test_a_second_ctrl_c_leaves_the_last_checkpoint_whole(dataset, tmp_path, mon
     """It stops in the middle of a step, whose half-made weights must not be saved."""
     clock = iter(range(0, 10**6, 100))
     monkeypatch.setattr(loop.time, "monotonic", lambda: next(clock))
-    update = loop._Training._step
+    take = Stepper.take
 
-    def stepped(self, learner, step, batches):
+    def taken(self, learner, step, *others):
         if step == 9:
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
-        return update(self, learner, step, batches)
+        return take(self, learner, step, *others)
 
-    monkeypatch.setattr(loop._Training, "_step", stepped)
+    monkeypatch.setattr(Stepper, "take", taken)
     with pytest.raises(KeyboardInterrupt):
         doublehead.train(dataset, MODEL, tmp_path / "run", settings=ADAMW | {"train.save_minutes": 1e6})
     assert load_checkpoint(tmp_path / "run" / "last.safetensors").notes["step"] == 8

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.cells import cell_len, chop_cells
 from rich.console import Console as RichConsole
 from rich.console import RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+EVERY = 60.0
+"""Seconds between two lines on a run's progress where there is no terminal."""
 
 
 def shorten(text: str, limit: int) -> str:
@@ -24,13 +29,23 @@ def shorten(text: str, limit: int) -> str:
     return re.sub(r"\S+", cut, text)
 
 
+class _Panel(Progress):
+    """Bars, and lines of text below them."""
+
+    lines: Sequence[str] = ()
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        yield from (Text(line, style="dim", overflow="ellipsis", no_wrap=True) for line in self.lines)
+
+
 class Console:
     """Speaks only where `leads`."""
 
     def __init__(self, leads: bool = True) -> None:
         self.leads = leads
         self.rich = RichConsole(stderr=True, highlight=False, soft_wrap=True, emoji=False)
-        self._bars: Progress | None = None
+        self._bars: _Panel | None = None
 
     @staticmethod
     def out(*things: RenderableType) -> None:
@@ -51,30 +66,39 @@ class Console:
     def progress(self, title: str, total: int) -> Iterator[Callable[..., None]]:
         """A bar; call what is given with how many are done (1 if not said)."""
         with self._up() as bars:
-            task = bars.add_task(title, total=total, details="")
+            task = bars.add_task(title, total=total)
             try:
                 yield lambda count=1: bars.advance(task, count)
             finally:
                 bars.remove_task(task)
 
     @contextmanager
-    def training(self, total: int, done: int) -> Iterator[Callable[[int, dict[str, float], float], None]]:
-        """The bar of a run; call what is given with the step, its losses and the best AP, below 0 if unknown."""
+    def training(self, total: int, done: int) -> Iterator[Callable[[int, list[str]], None]]:
+        """The panel of a run: a bar, and lines below it.
+
+        Call what is given with the step and the lines. Without a terminal they are printed once a minute.
+        """
         with self._up() as bars:
-            task = bars.add_task("training", total=total, completed=done, details="")
-            smooth: dict[str, float] = {}
+            task = bars.add_task("training", total=total, completed=done)
+            said = time.monotonic()
 
-            def show(step: int, losses: dict[str, float], best: float) -> None:
-                for name, value in losses.items():
-                    smooth[name] = 0.9 * smooth.get(name, value) + 0.1 * value
-                parts = [f"{name} {value:.3f}" for name, value in smooth.items()]
-                parts += [f"best AP {best:.3f}"] if best >= 0 else []
-                bars.update(task, completed=step, details="  ".join(parts))
+            def show(step: int, lines: list[str]) -> None:
+                nonlocal said
+                bars.lines = lines
+                bars.update(task, completed=step)
+                if not self.rich.is_terminal and time.monotonic() - said > EVERY:
+                    said = time.monotonic()
+                    left = bars.tasks[0].time_remaining
+                    times = "" if left is None else f", about {left / 60:.0f} minutes left"
+                    self.say(f"step {step} of {total}: {'; '.join(lines)}{times}")
 
-            yield show
+            try:
+                yield show
+            finally:
+                bars.lines = []
 
     @contextmanager
-    def _up(self) -> Iterator[Progress]:
+    def _up(self) -> Iterator[_Panel]:
         """The bars on the screen, shared by whatever runs inside."""
         if self._bars is not None:
             yield self._bars
@@ -86,10 +110,9 @@ class Console:
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("[dim]{task.fields[details]}"),
         )
         # Without a terminal the bars would leave one stray line in the log.
-        with Progress(*columns, console=self.rich, disable=not self.leads or not self.rich.is_terminal) as bars:
+        with _Panel(*columns, console=self.rich, disable=not self.leads or not self.rich.is_terminal) as bars:
             self._bars = bars
             try:
                 yield bars

@@ -252,7 +252,8 @@ class _Reader:
                     labels.append(self.label_of[annotation["category_id"]])
                     crowd.append(ignored or is_set(annotation.get("iscrowd")))
                     areas.append(area)
-        return Record.of(image["id"], file, (width, height), boxes, labels, crowd, areas)
+        weight = image.get("weight", 1.0)
+        return Record.of(image["id"], file, (width, height), boxes, labels, crowd, areas, weight=weight)
 
 
 def _box(annotation: Entry, where: str) -> tuple[Box, str]:

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, TypeVar
@@ -22,6 +23,7 @@ from doublehead.config import LOADER_TIMEOUT, Config
 from doublehead.data.check import read_record
 from doublehead.data.images import to_tensor
 from doublehead.data.records import Record, Split
+from doublehead.data.sampling import epoch_order, images_per_epoch
 from doublehead.data.transforms import Sample, Step, StepError, training_transform
 
 LAST = 10
@@ -33,6 +35,7 @@ class Key(NamedTuple):
 
     epoch: int
     record: int  # its index
+    showing: int = 0  # how often the image has been shown before in the same epoch
     closing: bool = False  # whether it is for the end of a run
 
 
@@ -68,6 +71,8 @@ class Samples(Sequence[Sample]):
 class DetectionDataset(torch.utils.data.Dataset[tuple[torch.Tensor, Target]]):
     """Augmented training images; `dataset[epoch, index]` is always the same for the same seed.
 
+    An image that is shown several times in an epoch is another each time: `dataset[epoch, index, 1]` is its second.
+
     Gives an image, uint8 (3, H, W), and its target: `boxes` float32 (N, 4) xyxy, `labels` int64 (N,), `image_id`
     and `index` of the record.
 
@@ -88,10 +93,12 @@ class DetectionDataset(torch.utils.data.Dataset[tuple[torch.Tensor, Target]]):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, key: tuple[int, int] | Key) -> tuple[torch.Tensor, Target]:
-        epoch, index, closing = key if isinstance(key, Key) else Key(*key)
-        with self.drawing(epoch, index):
-            image, boxes, labels = (self.closing if closing else self.transform)(*self.samples[index], self.samples)
+    def __getitem__(self, key: tuple[int, ...] | Key) -> tuple[torch.Tensor, Target]:
+        epoch, index, showing, closing = key if isinstance(key, Key) else Key(*key[:3])
+        with self.drawing(epoch, index, showing):
+            transform = self.closing if closing else self.transform
+            image, boxes, labels = self.samples[index]
+            image, boxes, labels = transform(image, boxes, labels, self.samples)
             if len(labels) and int(labels.max()) > self.classes:
                 raise StepError(f"a step returned the label {int(labels.max())}, but there are {self.classes} classes")
         return image.as_subclass(torch.Tensor), {
@@ -102,15 +109,15 @@ class DetectionDataset(torch.utils.data.Dataset[tuple[torch.Tensor, Target]]):
         }
 
     @contextmanager
-    def drawing(self, epoch: int, index: int) -> Iterator[None]:
-        """Draw as for this epoch and image, which is named where a step fails.
+    def drawing(self, epoch: int, index: int, showing: int = 0) -> Iterator[None]:
+        """Draw as for this epoch, image and showing, which is named where a step fails.
 
         Raises:
             StepError: a step failed.
         """
         with torch.random.fork_rng(devices=[]):
             # the CPU's generator alone: torch.manual_seed would also reset the devices' without giving them back
-            torch.default_generator.manual_seed(_mix(self.seed, epoch, index))
+            torch.default_generator.manual_seed(_mix(self.seed, epoch, index, *([showing] if showing else [])))
             try:
                 yield
             except StepError as error:
@@ -136,7 +143,9 @@ def steps_per_epoch(images: int, batch_size: int) -> int:
     return max(1, images // batch_size)
 
 
-def epoch_batches(sizes: Sequence[tuple[int, int]], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+def epoch_batches(
+    sizes: Sequence[tuple[int, int]], batch_size: int, seed: int, epoch: int, factors: np.ndarray | None = None
+) -> list[list[int]]:
     """Shuffle the images of one epoch into full batches of indices.
 
     Each batch is of one orientation, so that little padding is needed; what is left of both fills mixed batches at
@@ -147,8 +156,9 @@ def epoch_batches(sizes: Sequence[tuple[int, int]], batch_size: int, seed: int, 
         batch_size: images per step, over all ranks and accumulation.
         seed: of the run.
         epoch: from 0.
+        factors: how often each image is seen, on average; None: once. See `sampling`.
     """
-    order = np.random.default_rng(_mix(seed, epoch)).permutation(len(sizes)).tolist()
+    order = epoch_order(len(sizes), factors, np.random.default_rng(_mix(seed, epoch)))
     if len(order) < batch_size:
         return [(order * -(-batch_size // len(order)))[:batch_size]]
     batches: list[list[int]] = []
@@ -176,11 +186,13 @@ def training_loader(
     workers: int,
     timeout: float = LOADER_TIMEOUT,
     pin: bool = False,
+    factors: np.ndarray | None = None,
 ) -> Iterator[tuple[list[torch.Tensor], list[Target]]]:
     """Micro-batches (images, targets) of one rank, from `start_step` up to, not including, `steps`, the run's length.
 
     Step s takes batch s of the endless row of epochs, whatever came before: resuming needs nothing but the step.
     A rank takes its contiguous part of each batch of `batch_size` images, in `batch_size / world / micro_batch` pieces.
+    With `factors` images are seen as often as these say (see `sampling`).
     With `pin` they lie in pinned memory, from which a CUDA device copies without waiting.
 
     Raises:
@@ -194,7 +206,7 @@ def training_loader(
             f"train.batch_size {batch_size} cannot be shared among {world} processes in pieces of {micro_batch}; "
             f"make it a multiple of {world * micro_batch}"
         )
-    plan = _BatchSchedule(dataset, batch_size, micro_batch, rank, world, seed, start_step, steps)
+    plan = _BatchSchedule(dataset, batch_size, micro_batch, rank, world, seed, start_step, steps, factors)
     return _load(_Guarded(dataset.__getitem__), plan, micro_batch, workers, timeout, pin)
 
 
@@ -257,26 +269,38 @@ class _BatchSchedule:
         seed: int,
         start_step: int,
         steps: int,
+        factors: np.ndarray | None,
     ) -> None:
         self.sizes = [(record.width, record.height) for record in dataset.records]
         self.batch_size, self.micro_batch, self.seed = batch_size, micro_batch, seed
         self.share = range(rank * batch_size // world, (rank + 1) * batch_size // world, micro_batch)
         self.steps = range(start_step, steps)
         self.closing = steps - steps // LAST
+        self.factors = factors
 
     def __len__(self) -> int:
         return len(self.steps) * len(self.share)
 
     def __iter__(self) -> Iterator[list[Key]]:
-        per_epoch = steps_per_epoch(len(self.sizes), self.batch_size)
-        current, batches = -1, []
+        per_epoch = steps_per_epoch(images_per_epoch(len(self.sizes), self.factors), self.batch_size)
+        current, batches = -1, list[list[Key]]()
         for step in self.steps:
             epoch, place = divmod(step, per_epoch)
             if epoch != current:
-                current, batches = epoch, epoch_batches(self.sizes, self.batch_size, self.seed, epoch)
+                current, batches = epoch, self._keys(epoch)
             for start in self.share:
                 part = batches[place][start : start + self.micro_batch]
-                yield [Key(epoch, index, step >= self.closing) for index in part]
+                yield [key._replace(closing=step >= self.closing) for key in part]
+
+    def _keys(self, epoch: int) -> list[list[Key]]:
+        seen: Counter[int] = Counter()
+        keys: list[list[Key]] = []
+        for batch in epoch_batches(self.sizes, self.batch_size, self.seed, epoch, self.factors):
+            keys.append([])
+            for index in batch:
+                keys[-1].append(Key(epoch, index, seen[index]))
+                seen[index] += 1
+        return keys
 
 
 class _Originals:

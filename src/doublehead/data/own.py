@@ -38,7 +38,7 @@ def own_dataset(data: Any, classes: Sequence[str] | None = None) -> Dataset:
         data: one sequence, which is `train`; or a mapping of split names to sequences. An item is (image, target) and
             must be the same each time it is read. The image is anything that `Predictor.predict` takes. The target
             holds `boxes`, (N, 4) xyxy in pixels or torchvision's BoundingBoxes of any format, and `labels`, (N,) names
-            or indices of the class names.
+            or indices of the class names. `weight` says how often the image is seen (`data.image_weights`).
         classes: the class names. None: each sequence's own `classes` or `class_names`, or else those of the first
             split. A first name `__background__` is not a class, so labels that count from 1 fit too.
 
@@ -80,6 +80,7 @@ class _Target:
     size: tuple[int, int]
     boxes: np.ndarray
     labels: list[Any]
+    weight: Any = 1.0
 
     def same(self, other: _Target) -> bool:
         return self.size == other.size and np.array_equal(self.boxes, other.boxes) and self.labels == other.labels
@@ -122,7 +123,8 @@ def _record(items: Any, number: int, where: str, names: Sequence[str], offset: i
         if note_box(box, *picture.size, f"{where}, box {place}", path, findings):
             kept.append(place)
     boxes, chosen = [tuple(box) for box in target.boxes[kept].tolist()], [labels[place] for place in kept]
-    return Record.of(number + 1, path, picture.size, boxes, chosen, content=ItemImage(items, number, where, target))
+    content = ItemImage(items, number, where, target)
+    return Record.of(number + 1, path, picture.size, boxes, chosen, content=content, weight=target.weight)
 
 
 def _read(items: Any, number: int, where: str) -> tuple[Image.Image, _Target]:
@@ -144,7 +146,8 @@ def _read(items: Any, number: int, where: str) -> tuple[Image.Image, _Target]:
         picture = as_picture(image)
     except DoubleheadError as error:
         raise DoubleheadError(f"{where}: {error}") from error
-    found = _Target(picture.size, _boxes(boxes, where), _labels(labels, where))
+    weight = _plain(target["weight"]) if "weight" in target else 1.0
+    found = _Target(picture.size, _boxes(boxes, where), _labels(labels, where), weight)
     if len(found.boxes) != len(found.labels):
         raise DoubleheadError(f"{where}: has {len(found.boxes)} boxes but {len(found.labels)} labels")
     return picture, found

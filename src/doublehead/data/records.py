@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -41,6 +42,7 @@ class Record:
     crowd: np.ndarray  # (N,) bool: kept for evaluation, left out of training
     areas: np.ndarray  # (N,) float32, as annotated (COCO: of the mask), for the size ranges of evaluation
     content: ImageBytes | None = None  # where the image is no file of its own; `path` then only names it
+    weight: float = 1.0  # how often it is seen in training, as annotated; NaN: what is annotated is no such number
 
     @classmethod
     def of(
@@ -53,6 +55,7 @@ class Record:
         crowd: Sequence[bool] = (),
         areas: Sequence[float] | None = None,
         content: ImageBytes | None = None,
+        weight: Any = 1.0,
     ) -> Record:
         """A record of plain values.
 
@@ -65,7 +68,9 @@ class Record:
             crowd: whether each box is a crowd; empty: none is.
             areas: of the objects; None: those of the boxes.
             content: the image, where it is no file of its own.
+            weight: how often it is seen in training; a value that is no number from 0 up is kept as NaN.
         """
+        number = isinstance(weight, int | float) and not isinstance(weight, bool) and weight >= 0
         edges = np.array(boxes, dtype=np.float32).reshape(-1, 4)
         return cls(
             image_id,
@@ -78,6 +83,7 @@ class Record:
             if areas is None
             else np.array(areas, dtype=np.float32),
             content,
+            float(weight) if number else math.nan,
         )
 
     def encoded(self) -> bytes | None:

@@ -60,6 +60,7 @@ def _content(split: Split) -> dict[str, Any]:
                 "file_name": record.path.absolute().relative_to(folder).as_posix(),
                 "width": record.width,
                 "height": record.height,
+                **({} if record.weight == 1 else {"weight": record.weight}),
             }
             for record in split.records
         ],

@@ -20,6 +20,7 @@ from doublehead.data.loader import Waited, default_workers, evaluation_loader
 from doublehead.data.own import is_own, own_dataset, own_split
 from doublehead.data.records import Split
 from doublehead.evaluation.coco import Metrics, evaluate_detections
+from doublehead.evaluation.losses import SplitLosses
 from doublehead.evaluation.matched import match
 from doublehead.evaluation.thresholds import sweep
 from doublehead.inference.exported import Exported
@@ -63,18 +64,20 @@ def predict_split(
     processes: Distribution | None = None,
     progress: Callable[[int], object] | None = None,
     timeout: float = LOADER_TIMEOUT,
+    losses: SplitLosses | None = None,
 ) -> SplitDetections:
     """Detections in a split, whose batches are shared out among the processes, if there are several.
 
     They are the same, and in the same order, for every number of processes. `progress` is told how many images this
-    process has done.
+    process has done. `losses` gathers the losses of the same images.
     """
     results: list[dict[str, Any]] = []
     rank, world = (processes.rank, processes.world) if processes else (0, 1)
     workers = default_workers(processes.local if processes else 1) if workers is None else workers
     began, loader = time.monotonic(), Waited(evaluation_loader(split, batch_size, workers, rank, world, timeout))
     for images, records in loader:
-        for record, detections in zip(records, predictor.detect(images), strict=True):
+        found = predictor.detect(images) if losses is None else losses.detect(predictor, images, records)
+        for record, detections in zip(records, found, strict=True):
             results += detections.to_coco(record.image_id)
         if progress:
             progress(len(images))

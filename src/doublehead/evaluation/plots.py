@@ -79,7 +79,8 @@ def training_curves(training_csv: str | Path, validation_csv: str | Path | None,
 
     Args:
         training_csv: columns step, epoch, lr, loss, then one for each part of the loss, whatever its name.
-        validation_csv: columns step, epoch, then figures in 0..1 such as AP and AP50; may be absent or without rows.
+        validation_csv: columns step, epoch, then figures in 0..1 such as AP and AP50, and losses by the names that they
+            have in training; may be absent or without rows.
         path: the picture; its ending names the format.
 
     Raises:
@@ -102,6 +103,9 @@ def training_curves(training_csv: str | Path, validation_csv: str | Path | None,
         if window > 1:
             losses.plot(steps, values, color=colour, lw=0.6, alpha=0.22)
         losses.plot(steps, _smoothed(values, window), color=colour, lw=2.2 if name == "loss" else 1.5, label=name)
+    if len(validation.get("loss", ())):
+        style = {"color": "black", "lw": 1.5, "ls": "--", "marker": "o", "ms": 3.5, "label": "loss on val"}
+        losses.plot(validation["step"], validation["loss"], **style)
     dress(losses, "training loss, smoothed" if window > 1 else "training loss", "step", "")
     if any(np.nansum(training[name]) > 0 for name in parts):
         losses.set_yscale("log")
@@ -114,7 +118,7 @@ def training_curves(training_csv: str | Path, validation_csv: str | Path | None,
         rate.yaxis.set_major_formatter("{x:.3g}")
     dress(rate, "learning rate", "step", "")
 
-    _validation_panel(figures, validation)
+    _validation_panel(figures, {name: values for name, values in validation.items() if name not in parts})
     for axes in (losses, rate, figures):
         axes.set_xlim(0, max(steps.max(), 1))
     return _write(figure, path)
@@ -245,9 +249,9 @@ def truth_and_predictions(
 
 
 def _validation_panel(axes: Axes, validation: dict[str, np.ndarray]) -> None:
-    """AP, AP50, AP75 and whatever other figures there are; those of sizes and of recall would only crowd it."""
+    """AP, AP50, AP75 and that of a class; or else all there is. Those of sizes and of recall would only crowd it."""
     names = [name for name in validation if name not in ("step", "epoch", "time")]
-    names = [name for name in names if name in ("AP", "AP50", "AP75")] or names
+    names = [name for name in names if name in ("AP", "AP50", "AP75") or name.startswith("AP of ")] or names
     dress(axes, "validation, %", "step", "")
     axes.set_ylim(0, 100)
     if not names or not len(validation.get("step", ())):

@@ -13,6 +13,7 @@ from torchvision.models.detection._utils import BalancedPositiveNegativeSampler,
 from doublehead.config import InferenceOptions, ModelConfig
 from doublehead.model.boxes import Edges
 from doublehead.model.branches import Branch
+from doublehead.model.classification import Classification
 from doublehead.model.matching import BoxMatcher
 from doublehead.model.pooling import RoIPooler
 from doublehead.model.postprocess import Scored, fuse
@@ -49,6 +50,7 @@ class BoxHead(nn.Module):
             RESOLUTION, config.roi.sampling_ratio, config.roi.aligned, Edges(config.inclusive_pixels), config.strides
         )
         self.branches = nn.ModuleList(Branch(b, config, classes, RESOLUTION) for b in config.branches)
+        self.classification = Classification(config.roi, classes)
         self.coder = BoxCoder(DELTA_WEIGHTS)
         self.matcher = BoxMatcher(config.roi.foreground_iou, config.roi.foreground_iou)
         self.sampler = BalancedPositiveNegativeSampler(config.roi.sampled, config.roi.positive_fraction)
@@ -93,7 +95,7 @@ class BoxHead(nn.Module):
                 boxes, seen = [b[la > 0] for b, la in zip(sample.boxes, sample.labels, strict=True)], positive
             logits, deltas = branch(self.pooler(levels, boxes, branch.config.scale))
             if logits is not None:
-                result[f"{name}_classify"] = branch.config.classify * functional.cross_entropy(logits, labels[seen])
+                result[f"{name}_classify"] = branch.config.classify * self.classification.loss(logits, labels[seen])
             if deltas is not None:
                 result[f"{name}_regress"] = branch.config.regress * box_loss(
                     deltas, labels[seen], deltas_wanted[seen], len(labels)
@@ -145,7 +147,7 @@ class BoxHead(nn.Module):
             branch = self.branch_configs[i]
             if options.calibrated and branch.calibrated:
                 logits = calibrated(logits, branch.temperature, branch.background_offset)
-            scores.append(logits.softmax(1))
+            scores.append(self.classification.scores(logits))
             deltas = found if i == box_branch else deltas
         proposals = [p[s] for p, s in zip(proposals, indices, strict=True)]
         staged = deltas is None and options.inference_proposals == "owners"

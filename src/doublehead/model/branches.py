@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from doublehead.common.tables import imported
 from doublehead.config import BranchConfig, ModelConfig
+from doublehead.model.classification import RARE
 from doublehead.model.parts import TRUNKS
 from doublehead.model.trunks import Trunk
 
@@ -28,6 +31,8 @@ class Branch(nn.Module):
         self.trunk: Trunk = build(model.fpn.channels, resolution, model.trunk(config.trunk), model.head_norm)
         boxes = 1 if model.roi.class_agnostic else classes + 1
         self.classifier = _predictor(self.trunk.width, classes + 1, 0.01) if config.classify else None
+        if self.classifier is not None and model.roi.classification == "sigmoid":
+            nn.init.constant_(self.classifier.bias, math.log(RARE / (1 - RARE)))
         self.regressor = _predictor(self.trunk.width, 4 * boxes, 0.001) if config.regress else None
 
     def forward(self, rois: Tensor) -> tuple[Tensor | None, Tensor | None]:

@@ -74,6 +74,9 @@ class Detector(nn.Module):
         """
         targets = [{k: target[k].to(self.mean.device) for k in ("boxes", "labels")} for target in targets]
         batch, features = self._features(images)
+        return self._losses(batch, features, targets)
+
+    def _losses(self, batch: ImageList, features: OrderedDict[str, Tensor], targets: list[Target]) -> dict[str, Tensor]:
         proposals, rpn_losses = self.rpn(batch, features, targets)
         result = {
             "rpn_classify": rpn_losses["loss_objectness"],
@@ -95,19 +98,48 @@ class Detector(nn.Module):
         return self.second_stage(self.first_stage(images, options), options) if images else []
 
     @torch.no_grad()
+    def detect_with_losses(
+        self, images: list[Tensor], targets: list[Target], options: InferenceOptions | None = None
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        """Detections as `detect` gives them, and losses as `losses`, from one pass through the backbone.
+
+        Args:
+            images: RGB of any sizes, at least one.
+            targets: per image, boxes and labels as of `losses`, in the pixels of the images given.
+            options: None: the model's own.
+        """
+        batch, features, ratios = self._resized_features(images, options)
+        detections = self.second_stage(self._proposed(batch, features, ratios), options)
+        resized = [
+            {"boxes": target["boxes"].to(ratio) / ratio, "labels": target["labels"].to(ratio.device)}
+            for target, ratio in zip(targets, ratios, strict=True)
+        ]
+        return detections, self._losses(batch, features, resized)
+
+    @torch.no_grad()
     def first_stage(self, images: list[Tensor], options: InferenceOptions | None = None) -> FirstStage:
         """Resize images of any sizes, and give their features and proposals: all that comes before the branches."""
+        return self._proposed(*self._resized_features(images, options))
+
+    def _proposed(self, batch: ImageList, features: OrderedDict[str, Tensor], ratios: list[Tensor]) -> FirstStage:
+        proposals, _ = self.rpn(batch, features)
+        return FirstStage(_levels(features), proposals, batch.image_sizes, ratios)
+
+    def _resized_features(
+        self, images: list[Tensor], options: InferenceOptions | None
+    ) -> tuple[ImageList, OrderedDict[str, Tensor], list[Tensor]]:
+        """The padded batch of resized images, its maps, and per image the pixels given to one of the input (4,)."""
         size = options or self.options
         images = [image.to(self.mean.device) for image in images]  # a card resizes faster than the CPU
         resized = [resize(image, size.short_side, size.long_side, self.config.input.antialias) for image in images]
         batch, features = self._features(resized)
-        proposals, _ = self.rpn(batch, features)
-        dtype, device = proposals[0].dtype, proposals[0].device  # `new_tensor` does not export
+        level = features["0"]
+        dtype, device = level.dtype, level.device  # `new_tensor` does not export
         ratios = [
             torch.tensor([image.shape[-1] / width, image.shape[-2] / height], dtype=dtype, device=device).repeat(2)
             for image, (height, width) in zip(images, batch.image_sizes, strict=True)
         ]
-        return FirstStage(_levels(features), proposals, batch.image_sizes, ratios)
+        return batch, features, ratios
 
     @torch.no_grad()
     def second_stage(self, stage: FirstStage, options: InferenceOptions | None = None) -> list[dict[str, Tensor]]:

@@ -40,6 +40,12 @@ class RoIHeads(nn.Module):
             assert isinstance(head, BoxHead)
             yield from head
 
+    def weigh_classes(self, weights: Tensor) -> None:
+        """Let each class count by its weight in the loss, (C + 1,) with the background first."""
+        for head in self.heads:
+            assert isinstance(head, BoxHead)
+            head.classification.weigh(weights)
+
     def losses(
         self, levels: list[Tensor], proposals: list[Tensor], targets: list[dict[str, Tensor]]
     ) -> dict[str, Tensor]:

@@ -30,6 +30,9 @@ class CSVFiles:
     def losses(self, step: int, epoch: float, values: Mapping[str, float]) -> None:  # noqa: D102
         append_row(self.folder / TRAINING, {"step": step, "epoch": epoch, **values})
 
+    def machine(self, step: int, values: Mapping[str, float]) -> None:
+        """What the machine does differs from run to run; these files are the same for the same run."""
+
     def metrics(self, step: int, epoch: float, values: Mapping[str, float]) -> None:  # noqa: D102
         append_row(self.folder / VALIDATION, {"step": step, "epoch": epoch, **values})
 
@@ -41,14 +44,17 @@ class CSVFiles:
 
 
 def append_row(path: Path, row: Mapping[str, float | int]) -> None:
-    """Add a row to a CSV and bring it to the disk; the first one brings the header.
+    """Add a row to a CSV and bring it to the disk; the first one brings the header, which stays.
 
     Raises:
         Fault: it cannot be written.
     """
-    with writing(path), path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(row))
-        if not file.tell():
+    with writing(path), path.open("a+", newline="", encoding="utf-8") as file:
+        file.seek(0)
+        header = next(csv.reader(file), None)
+        writer = csv.DictWriter(file, header or list(row), extrasaction="ignore")
+        file.seek(0, os.SEEK_END)
+        if header is None:
             writer.writeheader()
         writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
         file.flush()

@@ -30,6 +30,8 @@ def fingerprint(split: Split, root: Path) -> str:
         digest.update(
             f"{record.image_id} {file.as_posix()} {record.width} {record.height} {len(record.boxes)}".encode()
         )
+        if record.weight != 1:
+            digest.update(f"weight {record.weight}".encode())
         for values in (record.boxes, record.labels, record.crowd, record.areas):
             digest.update(values.tobytes())
     return digest.hexdigest()

@@ -6,8 +6,7 @@ import json
 import math
 import shlex
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,24 +25,25 @@ from doublehead.data.check import check_images, read_for_training
 from doublehead.data.dataset import Dataset, summary
 from doublehead.data.loader import Waited, default_workers, steps_per_epoch, training_dataset, training_loader
 from doublehead.data.records import Split
-from doublehead.evaluation.coco import Metrics, evaluate_detections
-from doublehead.evaluation.evaluate import predict_split
+from doublehead.data.sampling import images_per_epoch, sampling_factors
 from doublehead.inference.predictor import Predictor
 from doublehead.model.checkpoint import adopt
 from doublehead.model.detector import Detector
 from doublehead.model.grow import grow, growth_table
-from doublehead.training.bad_batch import keep_batch
+from doublehead.training.callbacks import CallbackError, Callbacks, Run
+from doublehead.training.class_weights import class_weights
+from doublehead.training.ending import say_done
 from doublehead.training.environment import environment, fingerprint
-from doublehead.training.parallel import learner, no_sync, share_batch_norm
-from doublehead.training.pictures import draw_run
+from doublehead.training.metric import Metric
+from doublehead.training.parallel import learner, share_batch_norm
+from doublehead.training.pictures import draw_predictions, draw_run
+from doublehead.training.progress import Progress
 from doublehead.training.recorders import Recorders
 from doublehead.training.run import RunFolder
-from doublehead.training.schedule import learning_rate
 from doublehead.training.signals import Interrupted, stop_signals
 from doublehead.training.state import TrainingState
-
-Batch = tuple[list[Tensor], list[dict[str, Any]]]
-"""Images, uint8 (3, H, W), and their targets, as `DetectionDataset` gives them."""
+from doublehead.training.step import Stepper
+from doublehead.training.validation import Measured, validate
 
 MEASUREMENTS = 20
 """How often a run is measured where `train.evaluate_every` does not say: so many times, each epoch at most once."""
@@ -51,7 +51,12 @@ MEASUREMENTS = 20
 
 @float32_by_default()
 def run_training(
-    config: Config, output: Path, resume: bool = False, other_data: bool = False, dataset: Dataset | None = None
+    config: Config,
+    output: Path,
+    resume: bool = False,
+    other_data: bool = False,
+    dataset: Dataset | None = None,
+    callbacks: Sequence[Any] = (),
 ) -> Path:
     """Train a detector; everything about the run is written into `output`.
 
@@ -62,19 +67,20 @@ def run_training(
             of a run that was never stopped. A run that torchrun or SLURM starts again resumes by itself.
         other_data: go on even if the data has changed since.
         dataset: in place of the one at `data.path`.
+        callbacks: what the run calls; see `callbacks.Callback`.
 
     Returns:
         The path of the best checkpoint.
 
     Raises:
-        DoubleheadError: the data, the config or the folder has a mistake, or a loss is not finite.
+        DoubleheadError: the data, the config or the folder has a mistake, a loss is not finite, or a callback failed.
         Fault: memory, disk, a loader process or another process of the run failed; the run is kept.
         Interrupted: Ctrl-C or SIGTERM; the run is saved.
     """
     processes = Distribution.start(config.train.device, config.train.timeout)
     try:
         with told(less_memory(config.train, processes.world)):
-            training = _Training(config, output, resume, processes, other_data, dataset)
+            training = _Training(config, output, resume, processes, other_data, dataset, callbacks)
             with stop_signals() as training.asked_to_stop:
                 return training.run()
     except Fault as fault:
@@ -89,6 +95,7 @@ class _Training:
     """One run in one process. Built in the order in which mistakes are cheapest to find: data, folder, model."""
 
     asked_to_stop: Callable[[], bool]
+    progress: Progress | None = None
 
     def __init__(
         self,
@@ -98,6 +105,7 @@ class _Training:
         processes: Distribution,
         other_data: bool,
         dataset: Dataset | None = None,
+        callbacks: Sequence[Any] = (),
     ) -> None:
         self.config, self.processes, self.dataset = config, processes, dataset
         self.run_folder = RunFolder(output)
@@ -123,10 +131,13 @@ class _Training:
         elif not resume:
             processes.lead(self.run_folder.require_free)
         self.split, self.val = self._read_data(check=not resume)
+        self.metric = Metric.of(settings.metric, self.val) if self.val else Metric(settings.metric)
         fingerprints = self._fingerprints()
         if resume and not other_data:
             processes.lead(lambda: self.run_folder.require_data(fingerprints))
-        self.per_epoch = steps_per_epoch(len(self.split.records), settings.batch_size)
+        records, data = self.split.records, config.data
+        self.factors = sampling_factors(records, data.repeat_threshold, data.image_weights)
+        self.per_epoch = steps_per_epoch(images_per_epoch(len(records), self.factors), settings.batch_size)
         self.total = settings.steps or max(1, round((settings.epochs or 0) * self.per_epoch))
         precision = pick_precision(settings.precision, processes.device)
         self.autocast = torch.autocast(processes.device.type, precision, enabled=precision is not None)
@@ -141,10 +152,14 @@ class _Training:
         if settings.grow_from and checkpoint is None:
             parts = grow(model, self.split.categories, settings.grow_from, settings.partial_weights)
             self.console.show(growth_table(parts, settings.grow_from))
+        if settings.class_weights is not None:
+            model.roi_heads.weigh_classes(class_weights(settings.class_weights, self.split))
         model.to(processes.device).to(memory_format=torch.channels_last)
         share_batch_norm(model, settings, processes, self.console.say)
         self.state = TrainingState.create(model, settings, processes.device, precision is torch.float16)
         state = self.state
+        run = Run(config, output, state, self.total, self.per_epoch)
+        self.callbacks = Callbacks(callbacks, run, processes)
         if checkpoint:
             require_same_classes(f"{self.run_folder.path} and the data", checkpoint.categories, self.split.categories)
             state.restore(checkpoint, self.run_folder.last)
@@ -153,15 +168,23 @@ class _Training:
             f"{output}: must be a folder that all machines share; the checkpoints seen there differ",
         )
 
+        if state.step > self.total:
+            raise DoubleheadError(
+                f"{output}: has come to step {state.step}, epoch {run.epoch:.1f}; give a train.epochs or train.steps "
+                "that is not below it"
+            )
+
         def write() -> None:
             about = environment(processes, state.step, fingerprints)
             if resume:
-                self.run_folder.go_on(about)
+                self.run_folder.go_on(config, about)
             else:
                 self.run_folder.begin(config, about)
             self.recorders.begin(config, output, state.step, state.measured)
 
         processes.lead(write)
+        if resume and self.run_folder.changed_at(state.step):  # a run that had stopped early gets its patience back
+            state.stale = 0
         self.saved, self.saved_at = time.monotonic(), (state.step, state.measured)
 
     def _read_data(self, check: bool) -> tuple[Split, Split | None]:
@@ -174,6 +197,8 @@ class _Training:
         split, val = read_for_training(self.dataset or data.path, data.train_split, data.val_split, data.split)
         for part in filter(None, (split, val)):
             self.console.say(summary(part))
+        if val is None and self.config.train.patience:
+            raise DoubleheadError("train.patience needs a val split: name one as data.val_split, or leave patience out")
         if val is None:
             self.console.say("no val split: nothing is measured during training, and `best` will be the last weights")
         records = split.records + (val.records if val else [])
@@ -205,6 +230,7 @@ class _Training:
             done = True
         finally:
             self.recorders.end(done)
+            self.callbacks.end(done)
         return self.run_folder.best
 
     def _train(self) -> None:
@@ -221,44 +247,80 @@ class _Training:
             command = _resume_command(self.run_folder.path, self.processes.world, self.dataset)
             console.say(f"stopped at step {state.step} and saved; go on with: {command}")
             raise
+        except CallbackError:
+            if self.processes.world == 1:  # the others may not know of it
+                self._save()
+            raise
         if self.val is None:
             self._save_best()
+        why = self._why_early()
+        self.processes.lead(lambda: self.run_folder.end(state.step, why or "all steps are done"))
         if self.processes.leads:
             with writing(self.run_folder.path):
                 drawn = draw_run(self.run_folder, self.val or self.split, self._predictor(), console)
                 self.run_folder.previous.unlink(missing_ok=True)
             for path in drawn:
                 self.recorders.picture(state.step, path.stem, path)
-            best = f", best AP {state.best:.3f}" if state.best >= 0 else ""
-            console.say(f"done in {state.seconds / 60:.1f} minutes{best}; everything is in {self.run_folder.path}:")
-            for path in sorted(self.run_folder.path.iterdir()):
-                console.say(f"  {path}")
+            if why:
+                console.say(f"stopped early at step {state.step} of {self.total}: {why}")
+            best = f", best {self.metric.title} {state.best:.3f} at step {state.best_step}" if state.best >= 0 else ""
+            outcome = f"done in {state.seconds / 60:.1f} minutes{best}"
+            say_done(self.run_folder, self.config, outcome, console.say)
 
     def _learn(self) -> None:
         state = self.state
         if self._due(state.step):  # stopped while measuring
             self._measure()
+        self.callbacks.begin()
         module = learner(state.model, self.processes)
+        stepper = Stepper(
+            self.config.train,
+            state,
+            self.processes,
+            self.total,
+            self.autocast,
+            self.split.records,
+            self.run_folder.not_finite,
+            self.console.say,
+            self.asked_to_stop,
+        )
         with self.console.training(self.total, state.step) as show:
             batches, before = Waited(self._batches()), state.seconds
+            progress = self.progress = Progress(
+                self.config.train, state, batches, self.processes.device, self.per_epoch, self.total, self.metric
+            )
             for step in range(state.step, self.total):
+                if self._why_early():
+                    break
                 began = time.monotonic()
-                losses, stop, save = self._step(module, step, batches)
+                taken = stepper.take(module, step, batches, self.saved)
                 state.step = step + 1
                 state.seconds += time.monotonic() - began
-                if losses:
-                    self._log(losses)
-                    show(state.step, losses, state.best)
-                if stop or (self.processes.world == 1 and self.asked_to_stop()):
+                if taken.losses:
+                    self._log(taken.losses, progress)
+                    show(state.step, progress.lines(taken.losses))
+                module = self._call_back(module, taken.losses)
+                if taken.stop or (self.processes.world == 1 and self.asked_to_stop()):
                     raise Interrupted
                 if self._due(state.step):
                     self._measure()
-                elif save:
+                elif taken.save:
                     self._save()
             if state.seconds > before:
                 share = batches.seconds / (state.seconds - before)
                 self.console.say(f"{share:.0%} of the steps' time went into waiting for images")
+        if self.val is not None and state.measured != state.step:  # a callback has stopped it
+            self._measure()
         self._save()
+
+    def _call_back(self, module: nn.Module, losses: dict[str, float]) -> nn.Module:
+        """Tell the callbacks of a step; gives the module for the next, which follows what they let learn."""
+        if not self.callbacks:
+            return module
+        before = [parameter.requires_grad for parameter in self.state.model.parameters()]
+        self.callbacks.step(losses)
+        changed = before != [parameter.requires_grad for parameter in self.state.model.parameters()]
+        return learner(self.state.model, self.processes) if changed else module
 
     def _batches(self) -> Iterator[tuple[list[Tensor], list[dict[str, Any]]]]:
         settings, data, processes = self.config.train, self.config.data, self.processes
@@ -274,112 +336,8 @@ class _Training:
             default_workers(processes.local) if data.workers is None else data.workers,
             data.timeout,
             pin=processes.device.type == "cuda",
+            factors=self.factors,
         )
-
-    def _step(self, module: nn.Module, step: int, batches: Iterator[Batch]) -> tuple[dict[str, float], bool, bool]:
-        """One optimiser step.
-
-        Returns:
-            The losses by name, averaged over the accumulated parts, none where the step is left out; whether some
-            process was asked to stop; whether it is time to save.
-        """
-        settings, state = self.config.train, self.state
-        # Each step draws its own numbers, so that a resumed run draws the same.
-        torch.manual_seed((settings.seed * 1_000_003 + step) * 1_009 + self.processes.rank)
-        state.model.train()
-        buffers = [buffer.clone() for buffer in state.model.buffers()] if settings.skip_not_finite else []
-        parts: list[Batch] = []
-        found: list[Tensor] = []
-        for part in range(settings.accumulate):
-            parts.append(next(batches))
-            with no_sync(module, wait=part < settings.accumulate - 1):
-                with self.autocast:
-                    losses = module(*self._on_device(*parts[-1]))
-                loss = torch.stack(list(losses.values())).sum()
-                state.scaler.scale(loss / settings.accumulate).backward()
-            found.append(torch.stack([loss, *losses.values()]).detach())
-        rate = learning_rate(settings, step, self.total)
-        for group in state.optimizer.param_groups:
-            group["lr"] = rate * group["share"]
-        state.scaler.unscale_(state.optimizer)
-        norm = nn.utils.get_total_norm([p.grad for p in state.model.parameters() if p.grad is not None])
-        if settings.clip_norm:
-            nn.utils.clip_grads_with_norm_(state.model.parameters(), settings.clip_norm, norm)
-        values, norm_value, (sick, stop, save) = self._agree(torch.stack(found), norm)
-        sums = {name: sum(row[i] / settings.accumulate for row in values) for i, name in enumerate(["loss", *losses])}
-        finite = not sick and math.isfinite(norm_value)
-        rescaled = not finite and not sick and state.rescales()
-        if finite:
-            state.optimizer.step()
-            state.halvings = 0
-        state.scaler.update()
-        if not finite and not rescaled:
-            bad = [name for name, value in sums.items() if not math.isfinite(value)]
-            suspects = [part for part, row in zip(parts, values, strict=True) if not math.isfinite(row[0])]
-            self._not_finite(step, bad if sick else ["gradient"], sums, suspects or parts)
-            return self._leave_out(buffers), stop, save
-        state.optimizer.zero_grad(set_to_none=True)
-        if finite and state.average is not None:
-            state.average.update(state.model)
-        return sums, stop, save
-
-    def _on_device(
-        self, images: list[Tensor], targets: list[dict[str, Any]]
-    ) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-        device = self.processes.device
-        truth = [{key: target[key].to(device, non_blocking=True) for key in ("boxes", "labels")} for target in targets]
-        return [image.to(device, non_blocking=True) for image in images], truth
-
-    def _agree(self, losses: Tensor, norm: Tensor) -> tuple[list[list[float]], float, list[bool]]:
-        """Bring a step's figures to this process; it is the step's one exchange, and its one wait for the device.
-
-        Args:
-            losses: (parts, 1 + names of losses).
-            norm: of the gradient.
-
-        Returns:
-            Losses and norm as numbers; and whether in any process a loss is not finite, a stop was asked for, and
-            saving is due.
-        """
-        late = time.monotonic() - self.saved > 60 * self.config.train.save_minutes
-        own = torch.tensor([self.asked_to_stop(), late], dtype=losses.dtype, device=losses.device)
-        sick = ~losses[:, 0].isfinite().all()
-        flags = self.processes.largest(torch.cat([sick[None].to(losses.dtype), own]))
-        figures = torch.cat([losses.flatten(), norm[None], flags]).tolist()
-        count = losses.shape[1]
-        rows = [figures[start : start + count] for start in range(0, losses.numel(), count)]
-        return rows, figures[losses.numel()], [bool(flag) for flag in figures[losses.numel() + 1 :]]
-
-    def _not_finite(self, step: int, bad: list[str], losses: dict[str, float], parts: list[Batch]) -> None:
-        """Keep the batch of each process that has something `bad`; stop all with one sentence if there were too many.
-
-        Raises:
-            DoubleheadError: names the images.
-        """
-        folder = self.run_folder.not_finite / f"step-{step}"
-        images = [image for part in parts for image in part[0]]
-        targets = [target for part in parts for target in part[1]]
-        files = [str(self.split.records[target["index"]].path) for target in targets] if bad else []
-        if bad:
-            with suppress(Fault):  # a disk too full for pictures
-                keep_batch(folder, self.processes.rank, images, targets, self.split.records, losses)
-        bad, files = self.processes.gather(bad), self.processes.gather(files)
-        names = ", ".join(name for name in dict.fromkeys(bad) if name != "loss") or "loss"
-        what = "the gradient" if "gradient" in bad else f"the loss ({names})"
-        found = f"{what} is not finite at step {step} on {', '.join(files)}"
-        if self.state.skipped >= self.config.train.skip_not_finite:
-            raise DoubleheadError(
-                f"{found}: lower train.lr, set train.clip_norm, or look at the boxes of these images in {folder}"
-            )
-        self.console.say(f"left out: {found}; see {folder}")
-
-    def _leave_out(self, buffers: list[Tensor]) -> dict[str, float]:
-        """Forget a step: its gradients, and what it did to running statistics."""
-        self.state.skipped += 1
-        self.state.optimizer.zero_grad(set_to_none=True)
-        for buffer, before in zip(self.state.model.buffers(), buffers, strict=True):
-            buffer.copy_(before)
-        return {}
 
     def _due(self, step: int) -> bool:
         """Whether the val split is to be measured after so many steps, and has not been yet."""
@@ -394,6 +352,7 @@ class _Training:
         assert self.val is not None
         state, processes = self.state, self.processes
         processes.share_buffers(state.for_use)
+        predictor = self._predictor()
         with self.console.progress("measuring", -(-len(self.val.records) // processes.world)) as advance:
 
             def went_on(images: int) -> None:
@@ -401,39 +360,60 @@ class _Training:
                 if processes.world == 1 and self.asked_to_stop():
                     raise Interrupted
 
-            data = self.config.data
-            # always 4 images at once: padding has a part in the last digits, which shall not depend on the batch
-            found = predict_split(self._predictor(), self.val, 4, data.workers, processes, went_on, data.timeout)
-        most = self.config.model.roi.detections
-        metrics = evaluate_detections(self.val.records, self.val.categories, found.results, most)
+            found = validate(predictor, self.val, self.config, self.metric, processes, went_on)
         state.measured = state.step
-        unknown = math.isnan(metrics["AP"])  # without a box in the val split the newest weights count as best
-        improved = unknown or metrics["AP"] > state.best
-        if improved and not unknown:
-            state.best = metrics["AP"]
-        self._report(metrics)
+        improved = self.metric.improves(found.value, state.best)
         if improved:
-            self._save_best(metrics.best_threshold)
+            state.best_step = state.step
+            state.best = found.value if math.isfinite(found.value) else state.best
+        state.stale = 0 if improved else state.stale + 1
+        if self.progress is not None:
+            self.progress.last = found.value
+        self._report(found)
+        if self.recorders.want_pictures:
+            processes.lead(lambda: self._draw_predictions(predictor))
+        self.callbacks.validation(found.row(self.metric))
+        if improved:
+            self._save_best(found.metrics.best_threshold)
         self._save()
 
-    def _report(self, metrics: Metrics) -> None:
-        state = self.state
-        self.processes.lead(lambda: self.recorders.metrics(state.step, state.step / self.per_epoch, metrics.totals))
+    def _draw_predictions(self, predictor: Predictor) -> None:
+        path = draw_predictions(self.val or self.split, predictor, self.run_folder.pictures)
+        self.recorders.picture(self.state.step, path.stem, path)
+
+    def _report(self, found: Measured) -> None:
+        assert self.val is not None
+        state, metrics, row = self.state, found.metrics, found.row(self.metric)
+        self.processes.lead(lambda: self.recorders.metrics(state.step, state.step / self.per_epoch, row))
+        figures = {name: metrics[name] for name in ("AP", "AP50", "AP75")} | {self.metric.title: found.value}
+        figures |= {"loss": found.losses["loss"]} if found.losses else {}
+        said = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
         self.console.say(
-            f"step {state.step} of {self.total}, {state.seconds / 60:.1f} minutes: AP {metrics['AP']:.3f}, "
-            f"AP50 {metrics['AP50']:.3f}, AP75 {metrics['AP75']:.3f} on {self.val.name if self.val else ''}"
+            f"step {state.step} of {self.total}, {state.seconds / 60:.1f} minutes: {said} on {self.val.name}"
         )
+
+    def _why_early(self) -> str:
+        """Why the run ends before its last step; empty: it does not."""
+        patience = self.config.train.patience
+        if patience is not None and self.state.stale >= patience:
+            return f"{self.metric.title} has not improved for {self.state.stale} validations"
+        return self.callbacks.run.stopping
 
     def _predictor(self) -> Predictor:
         """The model to measure, in the precision of the run."""
         precision = self.config.train.precision
         return Predictor(self.state.for_use, self.split.categories, self.processes.device, precision)
 
-    def _log(self, losses: dict[str, float]) -> None:
+    def _log(self, losses: dict[str, float], progress: Progress) -> None:
         state = self.state
         if state.step % self.config.train.log_every == 0 or state.step == self.total:
-            values = {"lr": state.optimizer.param_groups[0]["lr"], **losses}
-            self.processes.lead(lambda: self.recorders.losses(state.step, state.step / self.per_epoch, values))
+            values, machine = {"lr": state.optimizer.param_groups[0]["lr"], **losses}, progress.machine()
+
+            def record() -> None:
+                self.recorders.losses(state.step, state.step / self.per_epoch, values)
+                self.recorders.machine(state.step, machine)
+
+            self.processes.lead(record)
 
     def _save(self) -> None:
         """Write `last`, unless it holds just this state."""

@@ -139,18 +139,23 @@ def resolve(
         near = difflib.get_close_matches(recipe, RECIPES, 1) or list(RECIPES)
         raise DoubleheadError(f"unknown recipe `{recipe}`: did you mean {' or '.join(near)}?")
     whole = merge(_recipe_values(recipe, said), said) if recipe else said
-    for layer in (_override({}, settings), from_file):  # a length said last takes the place of any other
-        named = LENGTHS & _part(layer, "train").keys()
-        if len(named) == 1:
-            _part(whole, "train")[(LENGTHS - named).pop()] = None
-        if named:
-            break
+    one_length(whole, _override({}, settings), from_file)
     try:
         return Config.model_validate(whole)
     except ValidationError as error:
         keys = {".".join(map(str, item["loc"])) for item in error.errors()}
         where = file if file and not keys <= settings.keys() else "settings"
         raise DoubleheadError(f"{where}: {sentence(error)}") from error
+
+
+def one_length(values: dict[str, Any], *layers: dict[str, Any]) -> None:
+    """Let a length named in the first of the layers that names one take the place of the other in `values`."""
+    for layer in layers:
+        named = LENGTHS & _part(layer, "train").keys()
+        if len(named) == 1:
+            _part(values, "train")[(LENGTHS - named).pop()] = None
+        if named:
+            break
 
 
 def _recipe(model: dict[str, Any], grown: bool) -> str:

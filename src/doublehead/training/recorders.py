@@ -34,8 +34,16 @@ class Recorder(Protocol):
         """Every `train.log_every` steps: the rate as `lr`, the whole `loss`, and each part by its name."""
         ...
 
+    def machine(self, step: int, values: Mapping[str, float]) -> None:
+        """As often as `losses`: how the machine fares, which a resumed run does not repeat.
+
+        `images_per_second`, `waiting` (the share of the time in which a step waited for images), and on CUDA
+        `memory_gb`, the largest amount of memory used so far.
+        """
+        ...
+
     def metrics(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
-        """After each measurement: the figures on the val split by name, such as AP."""
+        """After each measurement: the figures on the val split by name, such as AP, and the losses there."""
         ...
 
     def picture(self, step: int, name: str, path: Path) -> None:
@@ -54,15 +62,22 @@ class RecorderRow:
     Args:
         recorder: called without arguments, gives the Recorder; or where to import it from, as `package.module:name`.
         required: whether its failure ends the run; any other is said once, and the run continues without it.
+        pictures: whether it takes a picture of predictions after each validation, and not only at the end.
     """
 
     recorder: str | Callable[[], Recorder]
     required: bool = False
+    pictures: bool = False
 
 
 RECORDERS: dict[str, RecorderRow] = {
     "csv": RecorderRow("doublehead.training.csv_files:CSVFiles", required=True),
+    "tensorboard": RecorderRow("doublehead.training.loggers.tensorboard:TensorBoard", pictures=True),
+    "wandb": RecorderRow("doublehead.training.loggers.wandb:WeightsAndBiases", pictures=True),
+    "mlflow": RecorderRow("doublehead.training.loggers.mlflow:MLflow", pictures=True),
 }
+LOGGERS = tuple(name for name, row in RECORDERS.items() if not row.required)
+"""What `--log` names."""
 
 
 class Recorders:
@@ -79,6 +94,11 @@ class Recorders:
         for name in names:
             self._guarded(name, self._open, name)
 
+    @property
+    def want_pictures(self) -> bool:
+        """Whether one of them takes a picture after each validation."""
+        return any(RECORDERS[name].pictures for name in self._active)
+
     def begin(self, config: Config, folder: Path, step: int, measured: int) -> None:
         """As `Recorder.begin`, and so are the others.
 
@@ -89,6 +109,9 @@ class Recorders:
 
     def losses(self, step: int, epoch: float, values: Mapping[str, float]) -> None:  # noqa: D102
         self._tell("losses", step, epoch, values)
+
+    def machine(self, step: int, values: Mapping[str, float]) -> None:  # noqa: D102
+        self._tell("machine", step, values)
 
     def metrics(self, step: int, epoch: float, values: Mapping[str, float]) -> None:  # noqa: D102
         self._tell("metrics", step, epoch, values)

@@ -1,12 +1,12 @@
 """The run folder: what a run writes, where it stands, and how it goes on from there.
 
 config.yaml           the resolved config; where it stands, a run has begun
-environment.json      versions, command, git state and data, for each time the run was started
+environment.json      versions, command, git state and data, for each time the run was started, and why it ended
 training.csv          losses every `train.log_every` steps (the recorder `csv`)
-validation.csv        the twelve COCO figures, every measurement (the same)
+validation.csv        the twelve COCO figures and the losses on the val split, every measurement (the same)
 last.safetensors      the newest weights and the state that resumes the run
 previous.safetensors  the one before, until the run is done
-best.safetensors      the weights with the highest AP on the val split
+best.safetensors      the weights with the best `train.metric` on the val split
 not-finite/           the images of steps whose loss was not finite
 curves.png, predictions.jpg
 """
@@ -25,6 +25,7 @@ from doublehead.common.errors import DoubleheadError, sentence
 from doublehead.common.files import remove_unfinished, whole, writing
 from doublehead.config import Config, read_yaml
 from doublehead.model.checkpoint import Checkpoint, load_checkpoint
+from doublehead.training.changes import differences
 from doublehead.training.csv_files import TRAINING, VALIDATION
 
 
@@ -74,17 +75,32 @@ class RunFolder:
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         self._write_environment([environment])
-        with whole(self.config) as path:
-            path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+        self._write_config(config)
 
-    def go_on(self, environment: Mapping[str, Any]) -> None:
-        """Remove unfinished files and note with what the run continues.
+    def go_on(self, config: Config, environment: Mapping[str, Any]) -> None:
+        """Remove unfinished files and note with what the run continues, and which settings change from here on.
 
         Raises:
             Fault: the folder cannot be written.
         """
         remove_unfinished(self.path)
-        self._write_environment([*self.environments(), environment])
+        changes = differences(self.stored_config(), config)
+        self._write_environment([*self.environments(), {**environment, **({"changed": changes} if changes else {})}])
+        if changes:
+            self._write_config(config)
+
+    def changed_at(self, step: int) -> bool:
+        """Whether settings were changed where the run continued from this step."""
+        return any(entry.get("from_step") == step and "changed" in entry for entry in self.environments())
+
+    def end(self, step: int, why: str) -> None:
+        """Note at which step the run has ended, and why.
+
+        Raises:
+            Fault: the folder cannot be written.
+        """
+        *entries, last = self.environments() or [{}]
+        self._write_environment([*entries, last | {"ended": {"step": step, "why": why}}])
 
     def environments(self) -> list[dict[str, Any]]:
         """What the run was made with, for each time that it was started; empty where nothing is known of it.
@@ -155,6 +171,10 @@ class RunFolder:
             return Config.model_validate(read_yaml(self.config))
         except ValidationError as error:
             raise DoubleheadError(f"{self.config}: {sentence(error)}") from error
+
+    def _write_config(self, config: Config) -> None:
+        with whole(self.config) as path:
+            path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
 
     def _write_environment(self, entries: list[Mapping[str, Any]]) -> None:
         with whole(self.environment) as path:

@@ -8,7 +8,9 @@ from typing import Any
 
 from doublehead.common.distribution import Distribution
 from doublehead.common.errors import DoubleheadError
+from doublehead.config import Config
 from doublehead.data.own import is_own, own_dataset
+from doublehead.training.changes import changed
 from doublehead.training.loop import run_training
 from doublehead.training.recipes import resolve
 from doublehead.training.run import RunFolder
@@ -26,6 +28,8 @@ def train(
     backbone: str | None = None,
     from_: str | None = None,
     classes: Sequence[str] | None = None,
+    callbacks: Sequence[Any] = (),
+    log: Sequence[str] = (),
 ) -> Path:
     """Train a detector; everything about the run is written into a folder of its own.
 
@@ -48,12 +52,15 @@ def train(
         from_: a trained detector whose backbone, FPN, RPN and fitting heads `model`, a preset, takes: a checkpoint, a
             published name, or a file that `convert` reads.
         classes: names of the classes, if `data` is a dataset itself without `classes` of its own.
+        callbacks: objects with methods of `doublehead.Callback`, which the run calls.
+        log: recorders beside those of `train.recorders`: tensorboard, wandb, mlflow.
 
     Returns:
         The path of the best checkpoint.
 
     Raises:
-        DoubleheadError: the data, the settings or the folder have a mistake, or a loss is not finite.
+        DoubleheadError: the data, the settings or the folder have a mistake, a loss is not finite, or a callback
+            failed.
         Fault: memory, disk, a loader process or another process of the run failed; the run is kept.
         Interrupted: Ctrl-C or SIGTERM; the run is saved.
     """
@@ -61,32 +68,52 @@ def train(
     named = {"data.path": str(data) if data and own is None else None, "train.device": device}
     flags = {key: value for key, value in named.items() if value}
     resolved = resolve(model, recipe, Path(config) if config else None, flags | dict(settings or {}), backbone, from_)
+    resolved = changed(resolved, _recorders(resolved, log))
     if output is None and Distribution.many():
         raise DoubleheadError("give --output: all processes, and each of them started again, share one run folder")
     name = f"{Path(resolved.data.path).name or 'own'}-{resolved.model.preset}"
-    return run_training(resolved, Path(output) if output else RunFolder.free(name), dataset=own)
+    folder = Path(output) if output else RunFolder.free(name)
+    return run_training(resolved, folder, dataset=own, callbacks=callbacks)
 
 
 def resume(
-    run: str | Path, other_data: bool = False, data: Any | None = None, classes: Sequence[str] | None = None
+    run: str | Path,
+    other_data: bool = False,
+    data: Any | None = None,
+    classes: Sequence[str] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    callbacks: Sequence[Any] = (),
+    log: Sequence[str] = (),
 ) -> Path:
-    """Go on with a run that was stopped, as if it had never been.
+    """Resume an interrupted run, or continue a finished one with more epochs.
+
+        doublehead.resume("runs/first", settings={"train.epochs": 20})
 
     Args:
         run: the run's folder.
-        other_data: go on even if the data has changed since.
+        other_data: resume even if the data has changed since.
         data: the dataset itself, if the run was given one.
         classes: as of `train`.
+        settings: settings that change from here on; `changes.MAY_CHANGE` lists those that may.
+        callbacks: as of `train`; those of the run before are not remembered.
+        log: as of `train`.
 
     Returns:
         The path of the best checkpoint.
 
     Raises:
-        DoubleheadError: the folder holds no run, the data has changed, or as `train`.
+        DoubleheadError: the folder holds no run, the data has changed, a setting may not change, or as `train`.
         Interrupted: Ctrl-C or SIGTERM; the run is saved.
     """
     if data is not None and not is_own(data):
         raise DoubleheadError(f"{data}: is a path; the run's config.yaml says where its data lies, so leave `data` out")
     folder = RunFolder(Path(run))
     own = None if data is None else own_dataset(data, classes)
-    return run_training(folder.stored_config(), folder.path, resume=True, other_data=other_data, dataset=own)
+    config = changed(folder.stored_config(), settings or {})
+    config = changed(config, _recorders(config, log))
+    return run_training(config, folder.path, True, other_data, own, callbacks)
+
+
+def _recorders(config: Config, log: Sequence[str]) -> dict[str, Any]:
+    """The settings that add recorders to a run's own."""
+    return {"train.recorders": [*config.train.recorders, *log]} if log else {}

@@ -35,7 +35,9 @@ class TrainingState:
     scaler: torch.amp.GradScaler
     step: int = 0
     measured: int = -1  # the step last measured on the val split
-    best: float = -1.0  # the highest AP so far
+    best: float = -1.0  # the best value of `train.metric` so far; below 0: none
+    best_step: int = -1  # the step of these weights
+    stale: int = 0  # measurements since then
     seconds: float = 0.0  # of training, over all resumptions
     skipped: int = 0  # steps left out since their loss or gradient was not finite
     halvings: int = 0  # steps in a row that the scaler has skipped, which do not count as such
@@ -81,8 +83,8 @@ class TrainingState:
             optimizer = self.optimizer.state_dict()
             for index, values in optimizer["state"].items():
                 tensors |= {f"optimizer/{index}/{k}": v for k, v in values.items() if isinstance(v, Tensor)}
-            notes |= {"measured": self.measured, "seconds": self.seconds, "skipped": self.skipped}
-            notes |= {"halvings": self.halvings}
+            notes |= {"measured": self.measured, "best_step": self.best_step, "stale": self.stale}
+            notes |= {"seconds": self.seconds, "skipped": self.skipped, "halvings": self.halvings}
             notes |= {"scaler": self.scaler.state_dict()}
         save_checkpoint(path, config.model, categories, self.for_use.state_dict(), notes, tensors, keep)
 
@@ -110,6 +112,7 @@ class TrainingState:
         if notes["scaler"]:
             self.scaler.load_state_dict(notes["scaler"])
         self.step, self.measured, self.best = notes["step"], notes["measured"], notes["best"]
+        self.best_step, self.stale = notes.get("best_step", -1), notes.get("stale", 0)
         self.seconds, self.skipped = notes["seconds"], notes.get("skipped", 0)
         self.halvings = notes.get("halvings", 0)
 

@@ -112,7 +112,7 @@ def _ask(model: Detector, stage: FirstStage, place: int, boxes: Tensor, labels: 
     for name, branch in zip(model.config.branch_names, head, strict=True):
         logits, deltas = branch(pooled(model, stage, place, boxes, branch.config.scale))
         if logits is not None:
-            probabilities[name] = logits.softmax(1)
+            probabilities[name] = head.classification.scores(logits)
         if deltas is not None:
             decoded = head.coder.decode_single(deltas, to_input(model, stage, place, boxes))
             per_class = decoded.unflatten(1, (-1, 4))

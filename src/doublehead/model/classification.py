@@ -1,0 +1,67 @@
+"""What a box head makes of class logits: scores, and their loss."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from doublehead.config import RoIConfig
+
+RARE = 0.01
+"""Score of every class before training, where each class is scored by itself: most proposals are of none."""
+
+
+class Classification(nn.Module):
+    """Scores of class logits, and their loss.
+
+    `softmax` has the classes and the background compete. With `sigmoid` each class is scored by itself, so that a
+    proposal of one class does not teach the others' logits in proportion to their size; the background's logit is not
+    used. With `focal_gamma` each loss is multiplied by (1 - p)^gamma, where p is the score of the right answer (Lin et
+    al. 2017, without its alpha).
+
+    Args:
+        config: which scores, and gamma.
+        classes: number of classes C without the background.
+    """
+
+    weights: Tensor
+
+    def __init__(self, config: RoIConfig, classes: int) -> None:
+        super().__init__()
+        self.sigmoid, self.gamma = config.classification == "sigmoid", config.focal_gamma
+        self.weighted = False
+        self.register_buffer("weights", torch.ones(classes + 1, dtype=torch.float32), persistent=False)
+
+    def weigh(self, weights: Tensor) -> None:
+        """Let the loss of each proposal count by its label's weight, (C + 1,) with the background first."""
+        self.weights.copy_(weights)
+        self.weighted = True
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Logits (N, C + 1) to scores (N, C + 1), the background first."""
+        if not self.sigmoid:
+            return logits.softmax(1)
+        scores = logits[:, 1:].sigmoid()
+        return torch.cat([(1 - scores).prod(1, keepdim=True), scores], 1)
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The mean over proposals.
+
+        Args:
+            logits: (N, C + 1).
+            labels: (N,), 0 for background.
+        """
+        if not (self.sigmoid or self.gamma or self.weighted):
+            return functional.cross_entropy(logits, labels)
+        each = self._of_classes(logits, labels) if self.sigmoid else self._of_proposals(logits, labels)
+        return (each * self.weights.to(each)[labels]).mean()
+
+    def _of_proposals(self, logits: Tensor, labels: Tensor) -> Tensor:
+        loss = functional.cross_entropy(logits, labels, reduction="none")
+        return loss * (1 - (-loss).exp()) ** self.gamma if self.gamma else loss
+
+    def _of_classes(self, logits: Tensor, labels: Tensor) -> Tensor:
+        wanted = functional.one_hot(labels, logits.shape[1])[:, 1:].to(logits)
+        loss = functional.binary_cross_entropy_with_logits(logits[:, 1:], wanted, reduction="none")
+        return (loss * (1 - (-loss).exp()) ** self.gamma if self.gamma else loss).sum(1)

@@ -1,0 +1,1 @@
+"""Recorders of other programs: TensorBoard, Weights & Biases, MLflow."""
