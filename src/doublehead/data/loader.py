@@ -94,7 +94,7 @@ class DetectionDataset(torch.utils.data.Dataset[tuple[torch.Tensor, Target]]):
         return len(self.records)
 
     def __getitem__(self, key: tuple[int, ...] | Key) -> tuple[torch.Tensor, Target]:
-        epoch, index, showing, closing = key if isinstance(key, Key) else Key(*key[:3])
+        epoch, index, showing, closing = key if isinstance(key, Key) else Key(key[0], key[1], sum(key[2:]))
         with self.drawing(epoch, index, showing):
             transform = self.closing if closing else self.transform
             image, boxes, labels = self.samples[index]
