@@ -245,6 +245,12 @@ class Waited(Iterator[Item]):
         finally:
             self.seconds += time.monotonic() - began
 
+    def close(self) -> None:
+        """End the iterator, and with it the processes that load for it."""
+        close = getattr(self.items, "close", None)
+        if close is not None:
+            close()
+
 
 def default_workers(local: int = 1) -> int:
     """Loader processes per rank, 1 to 8: the cores this process may use, shared with the machine's other ranks.

@@ -7,6 +7,7 @@ import math
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -284,8 +285,8 @@ class _Training:
             self.console.say,
             self.asked_to_stop,
         )
-        with self.console.training(self.total, state.step) as show:
-            batches, before = Waited(self._batches()), state.seconds
+        before = state.seconds
+        with closing(Waited(self._batches())) as batches, self.console.training(self.total, state.step) as show:
             progress = self.progress = Progress(
                 self.config.train, state, batches, self.processes.device, self.per_epoch, self.total, self.metric
             )
