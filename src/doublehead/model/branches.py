@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from doublehead.common.tables import imported
-from doublehead.config import BranchConfig, ModelConfig
-from doublehead.model.parts import TRUNKS
+from doublehead.config import ModelConfig
+from doublehead.model.parts import TRUNKS, BranchConfig
 from doublehead.model.trunks import Trunk
 
 

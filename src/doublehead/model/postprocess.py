@@ -37,6 +37,15 @@ class Scored:
         raise NotImplementedError
 
 
+def average(logits: list[Tensor], rule: str) -> Tensor:
+    """Class logits (N, C + 1) of the stages of a cascade as scores: the mean of the logits, or of their softmax."""
+    if len(logits) == 1:
+        return logits[0].softmax(1)
+    if rule == "probabilities":
+        return torch.stack([x.softmax(1) for x in logits]).mean(0)
+    return torch.stack(logits).mean(0).softmax(1)
+
+
 def fuse(scores: list[Tensor], rule: str) -> Tensor:
     """Softmax scores (N, C + 1) of several classifying branches as one (paper, section 4.3)."""
     if len(scores) == 1:
