@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from doublehead.model.checkpoint import load_model
-from doublehead.model.presets import CASCADES
 from small import SMALL, config_of, flags, rows
 
 FEW: dict[str, object] = SMALL | {
@@ -43,7 +42,7 @@ def test_training_names_its_losses_by_stage_and_keeps_its_settings(cascade: Path
     assert (stored["convention"], stored["ious"]) == ("mmdetection", [0.5, 0.6, 0.7])
 
 
-def test_it_resumes_evaluates_predicts_and_exports(cascade: Path, dataset: Path, tmp_path: Path, command) -> None:
+def test_it_evaluates_predicts_and_exports(cascade: Path, dataset: Path, tmp_path: Path, command) -> None:
     weights = cascade / "best.safetensors"
     outcome = command("evaluate", weights, dataset, "--split", "test", "-o", tmp_path / "measured")
     assert outcome.code == 0, outcome.err
@@ -52,7 +51,7 @@ def test_it_resumes_evaluates_predicts_and_exports(cascade: Path, dataset: Path,
     assert outcome.code == 0, outcome.err
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
-    outcome = command("export", weights, "-o", tmp_path / "a.onnx", "--data", dataset)
+    outcome = command("export", weights, "-o", tmp_path / "a.onnx")
     assert outcome.code == 0, outcome.err
     assert "a.onnx holds cascade-double-head, 6 classes" in outcome.out
 
@@ -75,11 +74,6 @@ def test_the_analysis_says_what_of_a_cascade_it_shows(cascade: Path, dataset: Pa
     assert outcome.code == 0, outcome.err
     found = json.loads((tmp_path / "report" / "analysis.json").read_text())["found"]
     assert "3 stages" in found["Stages"]
-
-
-def test_models_lists_cascades(command) -> None:
-    out = command("models").out
-    assert all(f"{name}-lite" in out for name in CASCADES)
 
 
 def test_a_cascade_of_a_variant_without_class_agnostic_boxes_is_told_how(
