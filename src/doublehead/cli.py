@@ -189,14 +189,22 @@ def check(
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all findings there.")] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="Preset to check boxes against; default: double-head-lite."),
+        typer.Option(help="Preset or checkpoint to check boxes against; default: double-head-lite."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="As of train, such as data.split=[70,20,10]; repeatable."),
     ] = None,
 ) -> None:
     """Look for all that training and evaluation would meet in a dataset. Exit code 1 where they would fail."""
     from doublehead.common.console import Console
+    from doublehead.config import parse_settings
     from doublehead.data.inspection import inspect
+    from doublehead.model.presets import SMALL_DATA_MODEL
+    from doublehead.training.recipes import resolve
 
-    inspection = inspect(data, progress=True, **({"model": model} if model else {}))
+    name, said = model or SMALL_DATA_MODEL, parse_settings(settings or [])
+    inspection = inspect(data, True, name, resolve(name, settings=said), said)
     if inspection.note:
         print(inspection.note)
     if inspection.rows:
@@ -275,7 +283,9 @@ def resume(
 @app.command("study")
 def compare_variants(
     plan: Annotated[Path, typer.Argument(help="A YAML with the rows to compare, such as studies/variants.yaml.")],
-    data: Data,
+    data: Annotated[
+        list[str], typer.Argument(metavar="DATA...", help="Folder or YAML of a dataset, or of several to be pooled.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the study; give it again to go on.")],
     shard: Annotated[str, typer.Option(metavar="I/N", help="Do every N-th run, from the I-th.")] = "1/1",
     baseline: Annotated[
@@ -286,21 +296,27 @@ def compare_variants(
     ] = None,
 ) -> None:
     """Train variants with several seeds, measure each, and compare them: means, deviations, paired differences."""
-    require_data(data)
+    for one in data:
+        require_data(one)
     with _imports():
         from doublehead.common.console import Console
         from doublehead.config import parse_settings
-        from doublehead.training.study.study import study
+        from doublehead.training.study.pooled import pool
+        from doublehead.training.study.study import study_all
 
-    summary = study(plan, data, output, settings=parse_settings(settings or []), shard=shard, baseline=baseline)
-    if summary is None:
+    said = parse_settings(settings or [])
+    found = study_all(plan, data, output, settings=said, shard=shard, baseline=baseline)
+    if found is None:
         return
-    Console.out(summary.table())
-    try:
-        summary.draw(output / "summary.png")
-    except DoubleheadError as error:
-        print(f"no picture drawn: {error}")
-    print(f"summary.md, .csv and .png are in {output}, and in it a folder for each run")
+    compared = found | ({output: pool(found)} if len(found) > 1 else {})
+    for folder, comparison in compared.items():
+        comparison.save(folder)
+        Console.out(comparison.table())
+        try:
+            comparison.draw(folder)
+        except DoubleheadError as error:
+            print(f"no picture drawn: {error}")
+        print(f"{comparison.NAME}.md, .csv and .png are in {folder}")
 
 
 @app.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -702,22 +702,53 @@ def imagefolder(root: Path) -> None:
         )
 
 
-@case(BOTH, names=NAMES)
-def parquet(root: Path) -> None:
+def hugging_face_table(ks: Sequence[int]) -> Any:
+    """Images and objects as `datasets` keeps them: encoded images, and columns of each image's objects."""
     import pyarrow as pa
-    from pyarrow.parquet import write_table
 
     label = {"names": list(NAMES), "_type": "ClassLabel"}
     about = {"info": {"features": {"objects": {"feature": {"bbox": {}, "category": label}, "_type": "Sequence"}}}}
+    table = pa.table(
+        {
+            "image": [{"bytes": encoded(k), "path": f"p{k}.png"} for k in ks],
+            "objects": [
+                {"bbox": columns(k)["bbox"], "category": [NAMES.index(c) for c in columns(k)["categories"]]} for k in ks
+            ],
+        }
+    )
+    return table.replace_schema_metadata({"huggingface": json.dumps(about)})
+
+
+@case(BOTH, names=NAMES)
+def parquet(root: Path) -> None:
+    from pyarrow.parquet import write_table
+
+    (root / "data").mkdir(parents=True, exist_ok=True)
     for split, ks in (("train", TRAIN), ("validation", VAL)):
-        table = pa.table(
-            {
-                "image": [{"bytes": encoded(k), "path": f"p{k}.png"} for k in ks],
-                "objects": [
-                    {"bbox": columns(k)["bbox"], "category": [NAMES.index(c) for c in columns(k)["categories"]]}
-                    for k in ks
-                ],
-            }
-        ).replace_schema_metadata({"huggingface": json.dumps(about)})
-        (root / "data").mkdir(parents=True, exist_ok=True)
-        write_table(table, root / f"data/{split}-00000-of-00001.parquet", row_group_size=3)
+        write_table(hugging_face_table(ks), root / f"data/{split}-00000-of-00001.parquet", row_group_size=3)
+
+
+def put_arrow(file: Path, table: Any, form: str = "stream") -> None:
+    import pyarrow as pa
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with getattr(pa.ipc, f"new_{form}")(str(file), table.schema) as writer:
+        writer.write_table(table, max_chunksize=2)
+
+
+@case(BOTH, names=NAMES)
+def saved_to_disk(root: Path) -> None:
+    put(root / "dataset_dict.json", [json.dumps({"splits": ["train", "validation"]})])
+    for split, ks in (("train", TRAIN), ("validation", VAL)):
+        name = "data-00000-of-00001.arrow"
+        put_arrow(root / split / name, hugging_face_table(ks))
+        put_arrow(root / split / "cache-3f.arrow", hugging_face_table(ks[:1]))
+        put(root / split / "state.json", [json.dumps({"_data_files": [{"filename": name}], "_split": split})])
+        put(root / split / "dataset_info.json", [json.dumps({"features": {}, "splits": {}})])
+
+
+@case(WHOLE, names=NAMES)
+def saved_to_disk_without_splits(root: Path) -> None:
+    for place, ks in enumerate((TRAIN, VAL)):
+        put_arrow(root / f"data-{place:05d}-of-00002.arrow", hugging_face_table(ks), "file")
+    put(root / "state.json", [json.dumps({"_split": None})])

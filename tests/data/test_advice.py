@@ -18,7 +18,7 @@ from PIL import Image
 from rich.cells import cell_len
 from rich.console import Console as RichConsole
 
-from doublehead.config import ModelConfig, override
+from doublehead.config import ModelConfig, override, parse_settings
 from doublehead.data import advice
 from doublehead.data.advice import advise
 from doublehead.data.inspection import Inspection
@@ -209,3 +209,13 @@ def test_the_page_says_what_suits(own_dataset: Path, tmp_path: Path, command: An
     text = (tmp_path / "index.html").read_text()
     assert "double-head-tiny" in text
     assert command("check", own_dataset, "--model", "no-such").sentence.startswith("unknown model `no-such`")
+
+
+def test_the_command_repeats_the_settings_it_was_asked_with() -> None:
+    asked = {"data.split": [70, 20, 10], "model.input.short_side": 320}
+    found = advise(split([[24, 24]] * 31 + [[200, 200]] * 69), TINY, "a model", asked)
+    words = shlex.split(found.command("my data"))
+    assert words[:5] == ["doublehead", "train", "my data", "--model", "a model"]
+    said = parse_settings(words[6::2])
+    assert said == asked | found.settings
+    assert said["model.input.short_side"] == found.settings["model.input.short_side"]

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from cases import labelimg_flat
 from faults import FAULTS, Fault, add, edit, sound, table, without
 
 from doublehead.common.errors import DoubleheadError
@@ -99,6 +100,18 @@ def test_the_page_shows_suspects_and_needs_no_other_file(tmp_path, command):
     assert not re.findall(r"(?:src|href)=\"(?!data:|#)", text)
     for target in re.findall(r"href=\"#(\w+)\"", text):
         assert f'id="{target}"' in text
+
+
+def test_settings_are_those_of_train(tmp_path, command):
+    labelimg_flat(tmp_path / "data")
+    found = tmp_path / "found.json"
+    asked = ("--set", "data.split=[0.5, 0.5]", "--set", "model.input.short_side=480")
+    outcome = command("check", tmp_path / "data", "--json", found, *asked)
+    assert outcome.code == 0
+    said = json.loads(found.read_text())
+    assert [split["name"] for split in said["splits"]] == ["train", "val"]
+    assert said["advice"]["short_side"] == 480
+    assert command("check", tmp_path / "data", "--set", "model.input.short=480").code == 2
 
 
 def test_nothing_is_written_into_the_dataset(tmp_path, command):

@@ -198,6 +198,7 @@ FILES = {
     "fiftyone_dataset": ("samples.json",),
     "imagefolder": ("train/metadata.jsonl",),
     "parquet": ("data/train-00000-of-00001.parquet",),
+    "saved_to_disk": ("train/data-00000-of-00001.arrow",),
 }
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -69,16 +69,18 @@ class Advice:
     shapes: list[Bin]  # height / width
     settings: dict[str, Any]  # what would suit better, by keys of --set; empty: nothing
     reasons: list[str]  # a sentence for each change
+    given: dict[str, Any] = field(default_factory=dict)  # settings that the model was judged with
 
     @property
     def line(self) -> str:
-        """The settings as options of `doublehead train`, quoted for a shell."""
-        pairs = (f"{key}={json.dumps(value, separators=(',', ':'))}" for key, value in self.settings.items())
+        """The settings, given and suggested, as options of `doublehead train`, quoted for a shell."""
+        together = self.given | self.settings
+        pairs = (f"{key}={json.dumps(value, separators=(',', ':'))}" for key, value in together.items())
         return " ".join(f"--set {shlex.quote(pair)}" for pair in pairs)
 
     def command(self, data: str) -> str:
         """The command that trains with these settings, to be pasted into a shell."""
-        return f"doublehead train {shlex.quote(data)} --model {self.model} {self.line}".rstrip()
+        return f"doublehead train {shlex.quote(data)} --model {shlex.quote(self.model)} {self.line}".rstrip()
 
     def to_json(self) -> dict[str, Any]:
         """Convert to plain values; NaN becomes null."""
@@ -87,7 +89,7 @@ class Advice:
         return values | shares
 
 
-def advise(split: Split, config: ModelConfig, name: str) -> Advice:
+def advise(split: Split, config: ModelConfig, name: str, given: Mapping[str, Any] | None = None) -> Advice:
     """Judge the boxes of a split as a model sees them, and say what would suit them better.
 
     An anchor reaches a box if their IoU is at least 0.5 when their centres coincide: an upper bound over all positions.
@@ -98,6 +100,7 @@ def advise(split: Split, config: ModelConfig, name: str) -> Advice:
         split: the training split.
         config: the model.
         name: what the model is called.
+        given: settings with which `config` departs from it, to be part of the command.
     """
     sizes, images = _boxes(split)
     short, long = config.input.short_side, config.input.long_side
@@ -134,6 +137,7 @@ def advise(split: Split, config: ModelConfig, name: str) -> Advice:
         shapes=_bins(seen[:, 1] / seen[:, 0], missed, ratios_of),
         settings=settings,
         reasons=reasons,
+        given=dict(given or {}),
     )
 
 

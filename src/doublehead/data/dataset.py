@@ -20,7 +20,7 @@ from doublehead.data.coco import find_coco, read_coco
 from doublehead.data.cvat import find_cvat
 from doublehead.data.fiftyone import find_fiftyone
 from doublehead.data.folder import Folder, canonical, split_of_folder
-from doublehead.data.huggingface import find_imagefolder, find_parquet
+from doublehead.data.huggingface import find_imagefolder, find_tables
 from doublehead.data.labelme import find_labelme
 from doublehead.data.objects import NotMine, Splits
 from doublehead.data.open_images import find_open_images
@@ -43,7 +43,8 @@ READERS: dict[str, Reader] = {
     "fiftyone": find_fiftyone,
     "open images": find_open_images,
     "imagefolder": find_imagefolder,
-    "parquet": find_parquet,
+    "parquet": partial(find_tables, suffix=".parquet"),
+    "arrow": partial(find_tables, suffix=".arrow"),
     "csv": find_csv,
 }
 

@@ -1,4 +1,4 @@
-"""Datasets of Hugging Face to records: image folders with metadata, and Parquet files that hold their images."""
+"""Datasets of Hugging Face to records: image folders with metadata, Parquet and Arrow files that hold their images."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import io
 import json
 import posixpath
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from doublehead.common.errors import DoubleheadError, brief, require
+from doublehead.common.errors import DoubleheadError, brief
+from doublehead.data import arrow
 from doublehead.data.folder import Folder, split_in_name, split_of_folder
 from doublehead.data.objects import Item, NotMine, Parse, Splits, Thing, number, size_of, splits_by_name
 from doublehead.data.records import Findings
@@ -37,73 +37,20 @@ def find_imagefolder(folder: Folder) -> Splits | NotMine | None:
     return splits_by_name(folder, parse) if parse else None
 
 
-def find_parquet(folder: Folder) -> Splits | NotMine | None:
-    """Splits of Parquet files with the columns `image` and `objects`: by the names of the files or their folders."""
-    files = folder.suffixed(".parquet")
-    if not files:
-        return None
-    parquet: Any = require("pyarrow.parquet", "bulk")
+def find_tables(folder: Folder, suffix: str) -> Splits | NotMine | None:
+    """Splits of Parquet or Arrow files with columns `image` and `objects`: by the names of files or folders."""
+    files = [file for file in folder.suffixed(suffix) if not posixpath.basename(file).startswith("cache-")]
     sources: dict[str, list[str]] = {}
     names: set[str] = set()
     for file in files:
-        with _told(folder.path(file)):
-            schema = parquet.read_schema(folder.path(file))
+        schema = arrow.schema(folder.path(file))
         if not {"image", "objects"} <= set(schema.names):
             return NotMine(f"{file} with {', '.join(schema.names)[:200]}", "the columns `image` and `objects`")
         split = split_of_folder(file) or split_in_name(Path(file).stem) or "all"
         sources.setdefault(split, []).append(file)
         names.update(_class_names(schema))
-    parse: dict[str, Parse] = {split: partial(_in_parquet, folder, found) for split, found in sources.items()}
-    return splits_by_name(folder, parse, (lambda: names) if names else None)
-
-
-@dataclass(frozen=True)
-class ParquetImage:
-    """An image in a cell of a Parquet file."""
-
-    path: Path
-    group: int
-    row: int  # in its group
-
-    def read(self) -> bytes:
-        """Its bytes, encoded as they were.
-
-        Raises:
-            DoubleheadError: the file has changed or the cell is empty.
-        """
-        with _told(self.path):
-            content = _bytes(_images(self.path, self.group)[self.row].as_py())
-        if content is None:
-            raise DoubleheadError(f"{self.path}: row {self.row} of group {self.group} holds no image")
-        return content
-
-
-class _told:
-    """Tells what pyarrow raises on a damaged file in one sentence."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if isinstance(error, Exception) and not isinstance(error, DoubleheadError):
-            cause = (str(error).splitlines() or [type(error).__name__])[0][:200]
-            raise DoubleheadError(
-                f"{self.path}: cannot be read as Parquet ({cause})", "annotation files unreadable"
-            ) from error
-
-
-@lru_cache(maxsize=2)
-def _images(path: Path, group: int) -> Any:
-    parquet: Any = require("pyarrow.parquet", "bulk")
-    return parquet.ParquetFile(path).read_row_group(group, columns=["image"]).column("image")
-
-
-def _bytes(cell: Any) -> bytes | None:
-    content = cell.get("bytes") if isinstance(cell, dict) else cell
-    return content if isinstance(content, bytes) else None
+    parse: dict[str, Parse] = {split: partial(_in_tables, folder, found) for split, found in sources.items()}
+    return splits_by_name(folder, parse, (lambda: names) if names else None) if parse else None
 
 
 def _class_names(schema: Any) -> list[str]:
@@ -124,23 +71,21 @@ def _class_names(schema: Any) -> list[str]:
     return []
 
 
-def _in_parquet(folder: Folder, files: list[str], findings: Findings) -> Iterator[Item]:
-    parquet: Any = require("pyarrow.parquet", "bulk")
+def _in_tables(folder: Folder, files: list[str], findings: Findings) -> Iterator[Item]:
     for file in files:
         path = folder.path(file)
         place = 0
-        with findings.collect("annotation files unreadable"), _told(path):
-            content = parquet.ParquetFile(path)
-            names = _class_names(content.schema_arrow)
-            extra = [name for name in ("width", "height") if name in content.schema_arrow.names]
-            for group in range(content.num_row_groups):
-                rows = content.read_row_group(group, columns=["objects", *extra]).to_pylist()
-                images = _images(path, group)
-                for row, values in enumerate(rows):
+        with findings.collect("annotation files unreadable"), arrow.told(path):
+            schema = arrow.schema(path)
+            names = _class_names(schema)
+            columns = ["objects", *(name for name in ("width", "height") if name in schema.names)]
+            for group in range(arrow.groups(path)):
+                images = arrow.images(path, group)
+                for row, values in enumerate(arrow.rows(path, group, columns)):
                     name = _name(images[row].as_py(), place)
                     item = Item([f"{file}/{name}"], f"{path}: row {place}", posixpath.dirname(file))
                     item.size = size_of(values.get("width"), values.get("height"))
-                    item.content = ParquetImage(path, group, row)
+                    item.content = arrow.ImageCell(path, group, row)
                     _add_objects(item, values["objects"], names, findings)
                     place += 1
                     yield item

@@ -6,6 +6,7 @@ import hashlib
 import json
 import struct
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from rich.text import Text
 from doublehead.common.console import Console, shorten
 from doublehead.common.errors import DoubleheadError
 from doublehead.common.threads import in_threads
+from doublehead.config import Config
 from doublehead.data.advice import Advice, advise
 from doublehead.data.check import read_record_picture, require_trainable
 from doublehead.data.dataset import Dataset, open_dataset
@@ -132,23 +134,31 @@ class Inspection:
         file.write_text(json.dumps(self.to_json(), indent=1), encoding="utf-8")
 
 
-def inspect(path: str | Path, progress: bool = False, model: str = SMALL_DATA_MODEL) -> Inspection:
+def inspect(
+    path: str | Path,
+    progress: bool = False,
+    model: str = SMALL_DATA_MODEL,
+    config: Config | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Inspection:
     """Look at every file of a dataset, as training and evaluation would, and at what is likely a mistake besides.
 
     Args:
         path: the dataset's folder or YAML.
         progress: whether to show a bar.
-        model: a preset, whose input size and anchors the boxes are judged by.
+        model: what to call the model whose input size and anchors the boxes are judged by.
+        config: the settings of that model and of the data; None: those of the preset `model`.
+        settings: those of them that were given by hand, to be repeated in the command that is suggested.
 
     Raises:
         DoubleheadError: there is no such preset.
     """
-    config = preset(model)
+    config = config or Config(model=preset(model))
     findings = Findings()
     splits: list[Split] = []
     note = ""
     with findings.collect("datasets that cannot be read"):
-        dataset = open_dataset(path)
+        dataset = open_dataset(path, config.data.split)
         note = dataset.note
         for name in dataset.distinct:
             with findings.collect("splits that cannot be read"):
@@ -164,7 +174,7 @@ def inspect(path: str | Path, progress: bool = False, model: str = SMALL_DATA_MO
         suspect_boxes(split)
         suspect_classes(split)
     training = next((split for split in splits if split.name == "train"), None)
-    advice = advise(training, config, model) if training and training.records else None
+    advice = advise(training, config.model, model, settings) if training and training.records else None
     return Inspection(Path(path), splits, findings, advice, note)
 
 

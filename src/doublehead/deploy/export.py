@@ -19,7 +19,6 @@ from doublehead.common.files import writing
 from doublehead.common.names import names_only
 from doublehead.config import InputConfig, ModelConfig
 from doublehead.data.check import read_record
-from doublehead.data.dataset import open_dataset
 from doublehead.data.images import read_image, to_tensor
 from doublehead.data.records import Record
 from doublehead.data.synthetic import synthesize
@@ -27,6 +26,7 @@ from doublehead.deploy.bulk.sources import find_files
 from doublehead.deploy.graph import Graph, write_onnx
 from doublehead.deploy.openvino import write_openvino
 from doublehead.deploy.parity import Parity, RawDetections, compare, require_parity
+from doublehead.evaluation.evaluate import measured_split
 from doublehead.inference.exported import FORMAT_VERSION, open_exported
 from doublehead.inference.predictor import Detects
 from doublehead.model.checkpoint import Checkpoint, load_model
@@ -96,7 +96,7 @@ def export(
     graph = Graph(model, owners or checkpoint.config.rpn.proposals_inference)
     reference: Detects = graph if owners else for_inference(model, model.mean.device)
     about = describe(checkpoint, graph.owners, "int8" if int8 else "fp32")
-    calibration = _spread(_training_images(int8), CALIBRATION) if int8 else []
+    calibration = _spread(_training_images(weights, int8), CALIBRATION) if int8 else []
     shown = _spread(list(find_files(images)), COMPARED) if images else calibration[:COMPARED]
     console = Console()
     with writing(output):
@@ -169,8 +169,8 @@ def _require_format(output: Path, format: str | None, int8: str | Path | None) -
         require("nncf", "openvino")
 
 
-def _training_images(data: str | Path) -> list[Path | Record]:
-    return [*open_dataset(data).read("train").records]
+def _training_images(weights: str | Path, data: str | Path) -> list[Path | Record]:
+    return [*measured_split(weights, data, "train").records]
 
 
 def _spread(images: Sequence[Path | Record], most: int) -> list[Path | Record]:

@@ -66,6 +66,10 @@ class Matches:
         Returns:
             (W,), each in 0..1; NaN where no object is left.
         """
+        return self.ap_by_iou(weights).mean(0)
+
+    def ap_by_iou(self, weights: np.ndarray) -> np.ndarray:
+        """AP at each of COCO's thresholds, 0.50 to 0.95: as `ap`, but (10, W)."""
         per_class = np.stack([_class_ap(matches, weights) for matches in self.classes])
         known = ~np.isnan(per_class)
         return np.where(known.any(0), np.nansum(per_class, 0) / np.maximum(known.sum(0), 1), np.nan)
@@ -94,24 +98,24 @@ def _joined(matches: list[dict[str, Any]], place: dict[int, int], most: int) -> 
 
 
 def _class_ap(matches: _ClassMatches, weights: np.ndarray) -> np.ndarray:
-    """AP of one class, (W,)."""
+    """AP of one class at each threshold, (T, W)."""
     rows = max(1, CELLS // max(1, len(matches.image)))
     parts = [weights[start : start + rows] for start in range(0, len(weights), rows)]
-    return np.concatenate([_ap_of_rows(matches, part.astype(np.float64)) for part in parts])
+    return np.concatenate([_ap_of_rows(matches, part.astype(np.float64)) for part in parts], axis=1)
 
 
 def _ap_of_rows(matches: _ClassMatches, weights: np.ndarray) -> np.ndarray:
-    """AP of one class under a few weights, (W,)."""
+    """AP of one class at each threshold under a few weights, (T, W)."""
     objects = weights @ matches.objects
     times = weights[:, matches.image]  # (W, D)
-    sums = np.zeros(len(weights))
-    for right, counts in zip(matches.right, matches.counts, strict=True):
+    result = np.full((len(matches.right), len(weights)), np.nan)
+    for threshold, (right, counts) in enumerate(zip(matches.right, matches.counts, strict=True)):
         true = np.cumsum(times * (right & counts), axis=1)
         false = np.cumsum(times * (~right & counts), axis=1)
         precision = true / np.maximum(true + false, np.spacing(1))
         precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
         recall = true / np.maximum(objects, 1)[:, None]
-        for w in range(len(weights)):
+        for w in np.flatnonzero(objects > 0):
             at = np.searchsorted(recall[w], RECALLS, side="left")
-            sums[w] += precision[w, at[at < recall.shape[1]]].sum() / len(RECALLS)
-    return np.where(objects > 0, sums / len(matches.right), np.nan)
+            result[threshold, w] = precision[w, at[at < recall.shape[1]]].sum() / len(RECALLS)
+    return result

@@ -143,6 +143,42 @@ def compared(
     return _write(figure, path)
 
 
+def by_iou(
+    names: Sequence[str],
+    aps: Sequence[Sequence[float]],
+    differences: Sequence[Sequence[tuple[float, float, float]]],
+    baseline: str,
+    path: str | Path,
+) -> Path:
+    """AP against the IoU at which a detection counts as right, and the difference to a baseline. Returns the path.
+
+    Args:
+        names: of the rows.
+        aps: of each row, AP at the thresholds from 0.50 to 0.95, in 0..1.
+        differences: of each row, mean, low and high at each threshold, in 0..1; empty for the baseline itself.
+        baseline: its name.
+        path: the picture; its ending names the format.
+
+    Raises:
+        DoubleheadError: matplotlib is not installed.
+    """
+    figure = new_figure(11, 4.4)
+    left, right = figure.subplots(1, 2)
+    for place, (name, ap, apart) in enumerate(zip(names, aps, differences, strict=True)):
+        thresholds = np.linspace(0.5, 0.95, len(ap))
+        colour = _rgb(place) if apart else "black"
+        left.plot(thresholds, 100 * np.asarray(ap), "o-", color=colour, ms=4, label=name)
+        if apart:
+            middle, low, high = 100 * np.asarray(apart).T
+            right.plot(thresholds, middle, "o-", color=colour, ms=4, label=name)
+            right.fill_between(thresholds, low, high, color=colour, alpha=0.12, lw=0)
+    right.axhline(0, color="black", lw=1)
+    dress(left, "AP, %", "IoU threshold", "")
+    dress(right, f"AP less that of {baseline}, with 95% interval", "IoU threshold", "")
+    left.legend(fontsize=9)
+    return _write(figure, path)
+
+
 def truth_and_predictions(
     pairs: Sequence[tuple[Image.Image, np.ndarray, np.ndarray, Detections]],
     path: str | Path,

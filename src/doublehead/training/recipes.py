@@ -141,9 +141,12 @@ def _part(values: dict[str, Any], key: str) -> dict[str, Any]:
 
 def _model(name: str) -> dict[str, Any]:
     """A preset's settings, or those of a trained model and where its weights are."""
-    from doublehead.model.checkpoint import load_checkpoint
+    from doublehead.model.presets import PRESETS, preset_values
+
+    if name in PRESETS:
+        return {"model": preset_values(name)}
+    from doublehead.model.checkpoint import load_checkpoint  # here: presets need no torch
     from doublehead.model.interop import published
-    from doublehead.model.presets import preset_values
 
     if name not in published.PUBLISHED and not Path(name).is_file():
         return {"model": preset_values(name)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import yaml
 
 from doublehead.data.dataset import open_dataset
 from doublehead.training.loop import Interrupted
+from doublehead.training.study import pooled, summary
 from doublehead.training.study import study as studying
 from doublehead.training.study.plan import read_plan
 from small import SMALL
@@ -26,6 +28,13 @@ ROWS = {
     "fc scores": {"of": "ext", "settings": {"model.roi.score_branch": "fc"}},
     "single-fc": {"model": "single-fc-tiny", "settings": {"train.steps": 5}},
 }
+
+
+@pytest.fixture(autouse=True)
+def few_drawings(monkeypatch):
+    """Few drawings: what is tested does not depend on their number."""
+    for module in (summary, pooled):
+        monkeypatch.setattr(module, "DRAWS", 50)
 
 
 @pytest.fixture
@@ -68,6 +77,48 @@ def test_shards_share_the_runs_and_the_last_one_compares(plan, dataset, tmp_path
     assert table["fc scores"]["training_minutes"] == ""
     assert (output / "summary.png").stat().st_size > 10_000
     assert (output / "summary.md").read_text().count("\n| ") == 2 + len(ROWS)
+
+
+def test_several_datasets_are_pooled(plan, dataset, tmp_path, command) -> None:
+    output, other = tmp_path / "study", tmp_path / "other"
+    shutil.copytree(dataset, other)
+    rows = {"single-fc": {"model": "single-fc-tiny"}, "ext": ROWS["ext"]}
+    words = ["study", plan(rows=rows, seeds=[3]), dataset, other, "--output", output]
+    assert command(*words[:3], "--output", output / Path(dataset).stem).code == 0
+    shutil.copytree(output / Path(dataset).stem, output / "other")  # results of the same pictures are the same
+    done = command(*words)
+    assert done.code == 0, done.err
+    assert not (output / "summary.md").exists()
+    means = []
+    for name in (Path(dataset).stem, "other"):
+        with (output / name / "summary.csv").open(newline="") as file:
+            (row,) = [row for row in csv.DictReader(file) if row["row"] == "ext"]
+        means.append(float(row["difference"]))
+        at = [float(row[f"difference_at_{iou:.2f}"]) for iou in np.linspace(0.5, 0.95, 10)]
+        assert np.mean(at) == pytest.approx(means[-1], abs=1e-6)
+        assert float(row["AP_at_0.50"]) == pytest.approx(float(row["AP50"]), abs=1e-6)
+        assert (output / name / "by_iou.png").exists()
+    with (output / "pooled.csv").open(newline="") as file:
+        table = {row["iou"]: row for row in csv.DictReader(file)}
+    assert len(table) == 11
+    whole = {key: float(value) for key, value in table["0.50:0.95"].items() if key in ("difference", "low", "high")}
+    assert whole["difference"] == pytest.approx(np.mean(means))
+    assert whole["low"] - 1e-9 <= whole["difference"] <= whole["high"] + 1e-9
+    assert (output / "pooled.md").read_text().count("\n| ") == 3
+    assert (output / "pooled.png").stat().st_size > 10_000
+    assert command(*words[:3], dataset, "--output", output).sentence.startswith("two datasets are called")
+
+    # Results alone are enough to compare again: no weights, no run folders.
+    kept = [
+        file for file in output.rglob("*") if file.is_file() and file.name not in ("result.json", "predictions.json")
+    ]
+    for file in kept:
+        file.unlink()
+    assert str(tmp_path) not in "".join(file.read_text() for file in output.rglob("result.json"))
+    again = command(*words)
+    assert again.code == 0, again.err
+    with (output / "pooled.csv").open(newline="") as file:
+        assert {row["iou"]: row for row in csv.DictReader(file)} == table
 
 
 def test_any_row_can_be_what_the_others_are_compared_with(plan, dataset, tmp_path, command) -> None:

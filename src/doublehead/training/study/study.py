@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from doublehead.common.console import Console
 from doublehead.common.distribution import Distribution, parse_shard
 from doublehead.common.errors import DoubleheadError, Fault
 from doublehead.common.files import whole
+from doublehead.common.names import names_only
 from doublehead.config import Config
 from doublehead.data.dataset import open_dataset
 from doublehead.evaluation.evaluate import Evaluation, evaluate
@@ -25,7 +27,7 @@ from doublehead.training.run import RunFolder
 from doublehead.training.study.plan import StudyPlan, StudyRun, read_plan, runs
 from doublehead.training.study.summary import Summary, summarise
 
-SECONDARY = {"train": {"device", "save_minutes", "log_every"}, "data": {"workers", "check"}}
+SECONDARY = {"train": {"device", "save_minutes", "log_every"}, "data": {"path", "workers", "check"}}
 """Settings that may differ between a finished run and the plan: where and how it ran, not what was learnt."""
 
 
@@ -40,6 +42,8 @@ def study(
 ) -> Summary | None:
     """Train and measure every row of a plan with every seed, and compare them.
 
+    `study_all` does the same for several datasets.
+
     What is finished is never done again, and what was stopped goes on. Processes with different shards and the same
     output folder share the work; under torchrun, all processes train each run together.
 
@@ -52,7 +56,7 @@ def study(
         baseline: the row that the others are compared with, in place of the plan's.
 
     Returns:
-        The comparison, also written to summary.md, .csv and .png; None while runs of other shards are missing.
+        The comparison; None while runs of other shards are missing.
 
     Raises:
         DoubleheadError: the plan, data or settings have a mistake; or a run failed, after all others were done.
@@ -75,7 +79,31 @@ def study(
         processes.stop()
     if not processes.leads or not all(run.result.exists() for run in every):
         return None
-    return summarise(asked, every, split, output)
+    return summarise(asked, every, split)
+
+
+def study_all(plan: str | Path, data: Sequence[str], output: str | Path, **choices: Any) -> dict[Path, Summary] | None:
+    """Run `study` on each dataset; where there are several, each in a folder of its name in `output`.
+
+    Args:
+        plan: as of `study`.
+        data: folders or YAML files of datasets with different names.
+        output: the folder of the study.
+        choices: as of `study`.
+
+    Returns:
+        The comparisons by their folders; None while runs of other shards are missing.
+
+    Raises:
+        DoubleheadError: as of `study`; or two datasets have the same name.
+    """
+    names = [Path(one).resolve().stem for one in data]
+    if twice := [name for name, times in Counter(names).items() if times > 1]:
+        raise DoubleheadError(f"two datasets are called {twice[0]}: give paths that end in different names")
+    folders = [Path(output) / name if len(names) > 1 else Path(output) for name in names]
+    found = {folder: study(plan, one, folder, **choices) for one, folder in zip(data, folders, strict=True)}
+    complete = {folder: summary for folder, summary in found.items() if summary}
+    return complete if len(complete) == len(found) else None
 
 
 def _share(plan: StudyPlan, every: list[StudyRun], shard: str) -> list[StudyRun]:
@@ -153,7 +181,7 @@ def _write_result(run: StudyRun, config: Config, weights: Path, found: Evaluatio
         "training_seconds": seconds,
         "metrics": {name: None if math.isnan(value) else value for name, value in found.metrics.totals.items()},
         "max_detections": found.metrics.most,
-        "config": config.model_dump(mode="json"),
+        "config": names_only(config.model_dump(mode="json")),
     }
     with whole(run.result) as temporary:
         temporary.write_text(json.dumps(values, indent=1), encoding="utf-8")
@@ -166,7 +194,7 @@ def _require_same(run: StudyRun, config: Config) -> None:
 
 def _require_same_config(run: StudyRun, stored: Config, config: Config) -> None:
     """Refuse to go on with a run of other settings."""
-    one, other = (c.model_dump(mode="json", exclude=SECONDARY) for c in (stored, config))
+    one, other = (names_only(c.model_dump(mode="json", exclude=SECONDARY)) for c in (stored, config))
     changed = list(_differences(one, other))
     if changed:
         raise DoubleheadError(

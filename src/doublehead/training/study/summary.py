@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from rich.table import Table
@@ -33,6 +33,8 @@ from doublehead.training.study.timing import alternate
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 DRAWS = 2000
 LEVEL = 0.95
+IOUS = np.linspace(0.5, 0.95, 10)
+"""COCO's thresholds."""
 TIMED_IMAGES = 8
 ROUNDS = 3
 
@@ -45,6 +47,15 @@ class Difference:
     low: float
     high: float
 
+    @classmethod
+    def of(cls, mean: float, drawn: np.ndarray) -> Difference:
+        """From its value and that of each drawing."""
+        low, high = np.nanpercentile(drawn, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
+        return cls(float(mean), float(low), float(high))
+
+    def __str__(self) -> str:
+        return f"{100 * self.mean:+.1f} [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
+
 
 @dataclass(frozen=True)
 class RowSummary:
@@ -55,14 +66,19 @@ class RowSummary:
     means: dict[str, float]
     deviations: dict[str, float]
     aps: list[float]  # of each seed
+    by_iou: list[float]  # AP at each of COCO's thresholds
     difference: Difference | None  # None: the baseline itself
+    differences: list[Difference]  # at each of COCO's thresholds; of the baseline: none
+    drawn: np.ndarray  # (10, DRAWS): those differences, drawing by drawing
     training_minutes: float | None  # of steps, median over seeds; None: not trained
-    milliseconds: float  # per image, one at a time
+    milliseconds: float | None  # per image, one at a time; None: the weights are not there
 
 
 @dataclass(frozen=True)
 class Summary:
     """All lines, and what they were measured on."""
+
+    NAME: ClassVar = "summary"
 
     baseline: str
     split: str
@@ -74,10 +90,9 @@ class Summary:
         cells = [["", "seeds", *FIGURES, f"AP - {self.baseline}", "training, min", "inference, ms"]]
         for row in self.rows:
             figures = [_plus_minus(row.means[name], row.deviations[name]) for name in FIGURES]
-            d = row.difference
-            difference = f"{100 * d.mean:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]" if d else ""
             minutes = "" if row.training_minutes is None else f"{row.training_minutes:.1f}"
-            cells.append([row.name, f"{row.seeds}", *figures, difference, minutes, f"{row.milliseconds:.0f}"])
+            milliseconds = "" if row.milliseconds is None else f"{row.milliseconds:.0f}"
+            cells.append([row.name, f"{row.seeds}", *figures, str(row.difference or ""), minutes, milliseconds])
         return cells
 
     def table(self) -> Table:
@@ -104,34 +119,51 @@ class Summary:
 
     def save(self, folder: Path) -> None:
         """Write summary.md and summary.csv."""
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "summary.md").write_text(self.markdown(), encoding="utf-8")
         with (folder / "summary.csv").open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows(self._values())
 
-    def draw(self, path: Path) -> Path:
-        """AP of every seed, and the differences with their intervals, as a picture. Returns the path.
+    def draw(self, folder: Path) -> None:
+        """Draw summary.png, AP of every seed and the differences, and by_iou.png, the same against the IoU threshold.
 
         Raises:
             DoubleheadError: matplotlib is not installed.
         """
-        differences = [(d.mean, d.low, d.high) if (d := row.difference) else None for row in self.rows]
-        names, aps = [row.name for row in self.rows], [row.aps for row in self.rows]
-        return plots.compared(names, aps, differences, self.baseline, path)
+        names = [row.name for row in self.rows]
+        differences = [astuple(row.difference) if row.difference else None for row in self.rows]
+        plots.compared(names, [row.aps for row in self.rows], differences, self.baseline, folder / "summary.png")
+        by_iou = {row.name: (row.by_iou, row.differences) for row in self.rows}
+        draw_by_iou(by_iou, self.baseline, folder / "by_iou.png")
 
     def _values(self) -> list[list[Any]]:
         both = [f"{name}{suffix}" for name in FIGURES for suffix in ("", "_deviation")]
-        header = ["row", "seeds", *both, "difference", "low", "high", "training_minutes", "milliseconds"]
+        at_iou = [
+            f"{figure}_at_{threshold:.2f}" for threshold in IOUS for figure in ("AP", "difference", "low", "high")
+        ]
+        header = ["row", "seeds", *both, "difference", "low", "high", "training_minutes", "milliseconds", *at_iou]
         lines: list[list[Any]] = [header]
         for row in self.rows:
             figures = [value for name in FIGURES for value in (row.means[name], row.deviations[name])]
             d = row.difference
             paired = [d.mean, d.low, d.high] if d else ["", "", ""]
-            lines.append([row.name, row.seeds, *figures, *paired, row.training_minutes, row.milliseconds])
+            at = [
+                value
+                for place, ap in enumerate(row.by_iou)
+                for value in (ap, *(astuple(row.differences[place]) if d else ("", "", "")))
+            ]
+            lines.append([row.name, row.seeds, *figures, *paired, row.training_minutes, row.milliseconds, *at])
         return lines
 
 
-def summarise(plan: StudyPlan, runs: Sequence[StudyRun], split: Split, output: Path) -> Summary:
-    """Compare finished runs, and write the comparison into `output`.
+def draw_by_iou(rows: Mapping[str, tuple[list[float], list[Difference]]], baseline: str, path: Path) -> None:
+    """Draw AP and differences at each of COCO's thresholds, by the names of rows; the baseline has no differences."""
+    differences = [[astuple(d) for d in differences] for _, differences in rows.values()]
+    plots.by_iou(list(rows), [ap for ap, _ in rows.values()], differences, baseline, path)
+
+
+def summarise(plan: StudyPlan, runs: Sequence[StudyRun], split: Split) -> Summary:
+    """Compare finished runs.
 
     The interval of a difference comes from drawing, with replacement, the images that are measured and the seeds,
     both at once, and the same images for both models.
@@ -142,25 +174,26 @@ def summarise(plan: StudyPlan, runs: Sequence[StudyRun], split: Split, output: P
     results = {run: json.loads(run.result.read_text(encoding="utf-8")) for run in runs}
     milliseconds = _inference_times(plan, runs, results, split)
     rng = np.random.default_rng(0)
-    weights = draws(len(split.records), DRAWS, rng)
+    images = len(split.records)
+    weights = np.concatenate([np.ones((1, images), np.uint8), draws(images, DRAWS, rng)])  # first: all, once
     places = rng.integers(len(plan.seeds), size=(DRAWS, len(plan.seeds)))
-    drawn: dict[str, list[np.ndarray]] = {}  # AP of each seed, (DRAWS,)
+    measured: dict[str, list[np.ndarray]] = {}  # AP of each seed, (10, 1 + DRAWS)
     with Console().progress("comparing", len(runs)) as advance:
         for run in runs:  # seed by seed
             found = json.loads((run.folder / plan.split / "predictions.json").read_text(encoding="utf-8"))
             most = results[run].get("max_detections", USUAL)
-            drawn.setdefault(run.row, []).append(Matches(split.records, split.categories, found, most).ap(weights))
+            matches = Matches(split.records, split.categories, found, most)
+            measured.setdefault(run.row, []).append(matches.ap_by_iou(weights))
             advance()
-    base = [_number(result["metrics"]["AP"]) for run, result in results.items() if run.row == plan.baseline]
 
     def row(name: str) -> RowSummary:
         own = [result for run, result in results.items() if run.row == name]
         figures = {figure: [_number(result["metrics"][figure]) for result in own] for figure in FIGURES}
-        apart = np.stack(drawn[name]) - np.stack(drawn[plan.baseline])
-        low, high = np.nanpercentile(
-            np.take_along_axis(apart.T, places, axis=1).mean(1), [50 * (1 - LEVEL), 50 * (1 + LEVEL)]
-        )
-        difference = Difference(float(np.mean(np.subtract(figures["AP"], base))), float(low), float(high))
+        aps = np.stack(measured[name], -1)  # (10, 1 + DRAWS, seeds)
+        apart = aps - np.stack(measured[plan.baseline], -1)
+        drawn = np.take_along_axis(apart[:, 1:], places[None], axis=2).mean(2)
+        exact = apart[:, 0].mean(1)
+        compared = name != plan.baseline
         minutes = [result["training_seconds"] / 60 for result in own if result["training_seconds"] is not None]
         return RowSummary(
             name,
@@ -168,29 +201,34 @@ def summarise(plan: StudyPlan, runs: Sequence[StudyRun], split: Split, output: P
             {figure: float(np.mean(values)) for figure, values in figures.items()},
             {figure: float(np.std(v, ddof=1)) if len(v) > 1 else math.nan for figure, v in figures.items()},
             figures["AP"],
-            None if name == plan.baseline else difference,
+            aps[:, 0].mean(1).tolist(),
+            Difference.of(exact.mean(), drawn.mean(0)) if compared else None,
+            [Difference.of(*at) for at in zip(exact, drawn, strict=True)] if compared else [],
+            drawn,
             median(minutes) if minutes else None,
-            milliseconds[name],
+            milliseconds.get(name),
         )
 
-    summary = Summary(plan.baseline, plan.split, len(split.records), [row(name) for name in plan.rows])
-    summary.save(output)
-    return summary
+    return Summary(plan.baseline, plan.split, len(split.records), [row(name) for name in plan.rows])
 
 
 def _inference_times(
     plan: StudyPlan, runs: Sequence[StudyRun], results: dict[StudyRun, dict[str, Any]], split: Split
 ) -> dict[str, float]:
-    """Milliseconds per image of each row's first seed, one image at a time; the rows take turns."""
+    """Milliseconds per image of each row's first seed, one image at a time; the rows take turns.
+
+    Rows whose weights are not there, as where only results were kept, are left out.
+    """
     images = [to_tensor(read_image(record.path, record.encoded())) for record in split.records[:TIMED_IMAGES]]
     if not images:
         raise DoubleheadError(f"split `{split.name}` holds no images")
     calls, device = {}, pick_device("cpu")
     for run in runs:
-        if run.seed == plan.seeds[0]:
+        weights = run.folder / results[run]["weights"]
+        if run.seed == plan.seeds[0] and weights.exists():
             config = Config.model_validate(results[run]["config"])
             device = pick_device(config.train.device)
-            checkpoint = replace(load_checkpoint(run.folder / results[run]["weights"]), config=config.model)
+            checkpoint = replace(load_checkpoint(weights), config=config.model)
             predictor = Predictor(checkpoint.build(), checkpoint.categories, device)
             calls[run.row] = partial(_one_by_one, predictor, images)
     with Console().progress("timing", (ROUNDS + 2) * len(calls)) as advance:
