@@ -143,7 +143,7 @@ def test_no_proposals_at_all(variant: str, head_norm: str) -> None:
     for found in model.eval().roi_heads.detections(levels, none, [(96, 128)] * 2, model.options):
         assert len(found["boxes"]) == len(found["scores"]) == len(found["labels"]) == 0
     for targets in (TARGETS, [target([], [])] * 2):  # objects are proposals too; without them there is nothing at all
-        losses = model.train().roi_heads.losses(levels, none, targets)
+        losses = model.train().roi_heads.losses(levels, none, targets, [(96, 128)] * 2)
         assert all(torch.isfinite(value) for value in losses.values())
 
 
