@@ -21,57 +21,14 @@ from doublehead.common.strict import Count, Fraction, NotNegative, Positive, Sec
 from doublehead.common.tables import row_of
 from doublehead.data.steps import AugmentConfig
 from doublehead.model.interop.catalogue import PUBLISHED
-from doublehead.model.parts import BACKBONES, RGB, TRUNKS, BackboneRow
+from doublehead.model.parts import BACKBONES, RGB, TRUNKS, BackboneRow, BranchConfig, branch_names
+from doublehead.model.stages import CascadeConfig, Stage, require_both_tasks
 from doublehead.training.recorders import RECORDERS
 
 Fusion = Literal["complementary", "average", "maximum"]
 
 LOADER_TIMEOUT = 300.0
 """Seconds that loading one batch may take before the disk, or a process that loads, is taken to hang."""
-
-
-class BranchConfig(Strict):
-    """One branch of a box head: a trunk, and the weight of each task in its loss (paper, section 4)."""
-
-    trunk: str = Field(description="A row of TRUNKS: fc, conv.")
-    classify: NotNegative = Field(description="Weight of the classification loss; 0: no such predictor.")
-    regress: NotNegative = Field(description="Weight of the box regression loss; 0: no such predictor.")
-    roi_scale: Positive | None = Field(
-        default=None,
-        description="Enlarges each RoI about its centre; None: the trunk's own, 1.0 for fc and 1.3 for conv.",
-    )
-    temperature: Positive = Field(
-        default=1.0, description="Divides the class logits at inference; `doublehead calibrate` fits it."
-    )
-    background_offset: float = Field(
-        default=0.0, ge=-100, le=100, description="Added to the background's logit before; fitted with it."
-    )
-
-    @field_validator("trunk")
-    @classmethod
-    def _known(cls, trunk: str) -> str:
-        return row_of("trunk", trunk, TRUNKS)
-
-    @model_validator(mode="after")
-    def _learns_something(self) -> BranchConfig:
-        if self.classify == 0 and self.regress == 0:
-            raise ValueError("a branch must classify or regress: give one of its weights a value above 0")
-        return self
-
-    @property
-    def scale(self) -> float:
-        """The RoI scale in force."""
-        return self.roi_scale or TRUNKS[self.trunk].roi_scale
-
-    @property
-    def calibrated(self) -> bool:
-        """Whether its scores were calibrated."""
-        return (self.temperature, self.background_offset) != (1, 0)
-
-    @property
-    def only_regresses(self) -> bool:
-        """Whether proposals without an object mean nothing to this branch."""
-        return self.classify == 0
 
 
 class BackboneConfig(Sectioned):
@@ -269,6 +226,9 @@ class ModelConfig(Sectioned):
     fpn: FPNConfig = FPNConfig()
     rpn: RPNConfig = RPNConfig()
     roi: RoIConfig = RoIConfig()
+    cascade: CascadeConfig | None = Field(
+        default=None, description="Box heads one after another, or the name of a convention; null: one box head."
+    )
     head_norm: Literal["batch", "group"] = Field(default="batch", description="Norm of the trunks that have one.")
     inclusive_pixels: bool = Field(
         default=False, description="Whether RoIs are pooled, clipped and resized as boxes that end at their last pixel."
@@ -283,7 +243,7 @@ class ModelConfig(Sectioned):
     def _brought_by_rows(self) -> ModelConfig:
         """Check the sections of trunks, and take the backbone's mean, std and anchor sizes where none are given."""
         known = {f"{name}_head": row.config for name, row in TRUNKS.items()}
-        self._check_sections(known, [f"{branch.trunk}_head" for branch in self.branches])
+        self._check_sections(known, [f"{branch.trunk}_head" for stage in self.stages for branch in stage.branches])
         row = BACKBONES[self.backbone.name]
         own = {"mean": row.mean, "std": row.std}
         missing = {key: value for key, value in own.items() if key not in self.input.model_fields_set}
@@ -304,8 +264,7 @@ class ModelConfig(Sectioned):
 
     @model_validator(mode="after")
     def _both_tasks(self) -> ModelConfig:
-        if not any(b.classify for b in self.branches) or not any(b.regress for b in self.branches):
-            raise ValueError("branches: one of them must classify and one must regress")
+        require_both_tasks(self.branches, "branches")
         for field, name in (("score_branch", self.roi.score_branch), ("box_branch", self.roi.box_branch)):
             task = {"score_branch": "classify", "box_branch": "regress"}[field]
             able = [n for n, b in zip(self.branch_names, self.branches, strict=True) if getattr(b, task)]
@@ -313,11 +272,23 @@ class ModelConfig(Sectioned):
                 raise ValueError(f"roi.{field}: no branch `{name}` can {task}; choose {' or '.join(able)}")
         return self
 
+    @model_validator(mode="after")
+    def _one_box_to_refine(self) -> ModelConfig:
+        if len(self.stages) > 1 and not self.roi.class_agnostic:
+            raise ValueError("cascade: a stage refines one box per proposal, so set model.roi.class_agnostic=true")
+        return self
+
     @property
     def branch_names(self) -> tuple[str, ...]:
-        """A short name for each branch: its trunk, numbered where there are several of a kind."""
-        trunks = [b.trunk for b in self.branches]
-        return tuple(t if trunks.count(t) == 1 else f"{t}{trunks[: i + 1].count(t)}" for i, t in enumerate(trunks))
+        """As `parts.branch_names`, of the branches that give the detections."""
+        return branch_names(self.branches)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The box heads, first to last."""
+        if self.cascade is None:
+            return (Stage(self.branches, self.roi.foreground_iou),)
+        return self.cascade.stages(self.branches)
 
     def trunk(self, name: str) -> Any:
         """The settings that a trunk of one of the branches has."""

@@ -17,7 +17,13 @@ IMAGES = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in ((96,
 
 
 @pytest.mark.parametrize(
-    ("variant", "changes"), [*((name, {}) for name in VARIANTS), ("double-head-ext", OTHERS_CONVENTIONS)]
+    ("variant", "changes"),
+    [
+        *((name, {}) for name in VARIANTS),
+        ("double-head-ext", OTHERS_CONVENTIONS),
+        *((f"cascade-{name}", {}) for name in ("single-fc", "double-head")),
+        ("cascade-double-head-ext", OTHERS_CONVENTIONS | {"cascade": {"convention": "detectron2", "early": "narrow"}}),
+    ],
 )
 def test_finds_what_the_detector_finds(variant: str, changes: dict[str, Any]) -> None:
     model = ready_model(variant, **changes)

@@ -7,6 +7,7 @@ from torchvision.ops import clip_boxes_to_image
 from doublehead.config import RPNConfig
 from doublehead.model.boxes import EXCLUSIVE, Edges
 from doublehead.model.detector import build_rpn
+from doublehead.model.pooling import STRIDES
 
 HEIGHT, WIDTH = 40, 60
 LAST = torch.tensor([0.0, 0.0, 1.0, 1.0])
@@ -36,6 +37,6 @@ def test_resizing() -> None:
 def test_proposals_beyond_the_edge_keep_a_pixel() -> None:
     beyond = torch.tensor([[70.0, 10.0, 90.0, 30.0]])
     for inclusive, kept in ((True, [[59.0, 10.0, 60.0, 30.0]]), (False, [])):
-        rpn = build_rpn(RPNConfig(), 8, Edges(inclusive)).eval()
+        rpn = build_rpn(RPNConfig(), 8, Edges(inclusive), STRIDES).eval()
         (found,), _ = rpn.filter_proposals(beyond[None], torch.ones(1), [(HEIGHT, WIDTH)], [1])
         assert found.tolist() == kept

@@ -143,7 +143,7 @@ def test_no_proposals_at_all(variant: str, head_norm: str) -> None:
     for found in model.eval().roi_heads.detections(levels, none, [(96, 128)] * 2, model.options):
         assert len(found["boxes"]) == len(found["scores"]) == len(found["labels"]) == 0
     for targets in (TARGETS, [target([], [])] * 2):  # objects are proposals too; without them there is nothing at all
-        losses = model.train().roi_heads.losses(levels, none, targets)
+        losses = model.train().roi_heads.losses(levels, none, targets, [(96, 128)] * 2)
         assert all(torch.isfinite(value) for value in losses.values())
 
 
@@ -289,8 +289,8 @@ def test_losses_come_beside_detections_as_they_come_alone() -> None:
     same = [resize(image, 96, 128, True) for image in IMAGES]
     scaled = []
     for truth, new, old in zip(TARGETS, same, IMAGES, strict=True):
-        factors = torch.tensor([new.shape[2] / old.shape[2], new.shape[1] / old.shape[1]] * 2)
-        scaled.append({**truth, "boxes": truth["boxes"] * factors})
+        ratios = torch.tensor([old.shape[2] / new.shape[2], old.shape[1] / new.shape[1]] * 2)
+        scaled.append({**truth, "boxes": truth["boxes"] / ratios})
     torch.manual_seed(4)
     detections, losses = model.detect_with_losses(IMAGES, TARGETS)
     torch.manual_seed(4)

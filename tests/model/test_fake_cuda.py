@@ -78,7 +78,9 @@ def test_images_may_come_from_the_cpu():
 def test_a_tensor_on_the_wrong_device_is_found(monkeypatch):
     """The test of these tests."""
     level = pooling.pyramid_level
-    monkeypatch.setattr(pooling, "pyramid_level", lambda boxes: level(boxes) + torch.zeros(len(boxes)).long())
+    monkeypatch.setattr(
+        pooling, "pyramid_level", lambda boxes, *how: level(boxes, *how) + torch.zeros(len(boxes)).long()
+    )
     with fake_cuda():
         model = on_cuda("double-head")
         with pytest.raises(RuntimeError, match="to be on the same device"):

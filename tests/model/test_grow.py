@@ -129,6 +129,36 @@ def test_layers_of_a_trunk_fit_one_by_one_and_predictors_need_all_of_them(tmp_pa
     assert parts["conv: regressor"].taken == 0
 
 
+def test_every_stage_of_a_cascade_takes_the_heads_of_a_plain_detector(tmp_path: Path) -> None:
+    """Boxes are coded by other deviations in later stages: the same box needs other numbers."""
+    source = donor(tmp_path / "a.safetensors", "single-fc", roi={"class_agnostic": True})
+    model, parts, weights = grown(source, "cascade-double-head")
+    assert sum(part.taken + part.adapted + part.new for part in parts.values()) == parameters(model)
+    assert all(parts[f"stage {n}, fc: {part}"].new == 0 for n in (1, 2, 3) for part in ("trunk", "classifier"))
+    assert parts["stage 1, fc: regressor"].taken == parts["stage 2, fc: regressor"].adapted == 33 * 4
+    assert parts["stage 3, conv: trunk"].taken == 0
+    theirs = next(value for key, value in weights.items() if key.endswith("regressor.bias"))
+    first, second, _ = model.roi_heads.each
+    box = torch.tensor([[10.0, 20.0, 30.0, 50.0]])
+    expected = first.coder.decode_single(theirs[None], box)
+    for head in (first, second):
+        torch.testing.assert_close(head.coder.decode_single(head.branches[0].regressor.bias[None], box), expected)  # type: ignore[union-attr]
+
+
+def test_a_plain_detector_takes_heads_of_whichever_stage_has_them(tmp_path: Path) -> None:
+    source = donor(tmp_path / "a.safetensors", "cascade-double-head")
+    model, parts, weights = grown(source, "double-head", roi={"class_agnostic": True})
+    assert all(part.new == 0 for part in parts.values())
+    assert torch.equal(
+        model.state_dict()["roi_heads.heads.0.branches.0.classifier.weight"],
+        weights["roi_heads.heads.0.branches.0.classifier.weight"],
+    )
+    assert (parts["conv: regressor"].taken, parts["conv: regressor"].adapted) == (0, 4 * (32 + 1))
+    again, parts, _ = grown(source, "cascade-double-head")
+    assert all(part.new == part.adapted == 0 for part in parts.values())
+    assert all(torch.equal(value, weights[key]) for key, value in again.state_dict().items() if "tracked" not in key)
+
+
 def test_a_backbone_changed_by_settings_is_refused_unless_asked_for(tmp_path: Path) -> None:
     source = donor(tmp_path / "a.safetensors", "single-fc")
     with pytest.raises(DoubleheadError, match=r"a\.safetensors: [\d,]+ parameters of its backbone do not fit"):

@@ -3,7 +3,7 @@ import pytest
 from doublehead.common.errors import DoubleheadError
 from doublehead.config import ModelConfig
 from doublehead.model.cost import cost
-from doublehead.model.presets import PRESETS, SIZES, preset
+from doublehead.model.presets import CASCADES, PRESETS, SIZES, preset
 from doublehead.model.variants import VARIANTS
 
 CLASSES = 80
@@ -80,7 +80,7 @@ def test_staging_saves_what_the_conv_head_costs_on_the_proposals_it_does_not_see
 
 
 def test_every_variant_comes_in_every_size() -> None:
-    assert len(PRESETS) == len(VARIANTS) * len(SIZES)
+    assert len(PRESETS) == (len(VARIANTS) + len(CASCADES)) * len(SIZES)
     for name in PRESETS:
         assert preset(name).preset == name
 

@@ -199,7 +199,9 @@ def test_processes_that_are_started_again_meet_whichever_comes_first(late):
         assert said == ["loaded\n['0', '1']\n"] * 2
 
 
-@pytest.mark.parametrize("model", ["double-head-tiny", "double-head-ext-tiny", "double-conv-tiny"])
+@pytest.mark.parametrize(
+    "model", ["double-head-tiny", "double-head-ext-tiny", "double-conv-tiny", "cascade-double-head-tiny"]
+)
 @pytest.mark.parametrize("norm", ["batch", "group"])
 def test_without_any_box_every_parameter_still_has_a_gradient(model, norm):
     """DistributedDataParallel waits for every gradient."""

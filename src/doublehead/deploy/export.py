@@ -17,7 +17,7 @@ from doublehead.common.console import Console
 from doublehead.common.errors import DoubleheadError, require
 from doublehead.common.files import writing
 from doublehead.common.names import names_only
-from doublehead.config import BranchConfig, InputConfig, ModelConfig
+from doublehead.config import InputConfig, ModelConfig
 from doublehead.data.check import read_record
 from doublehead.data.images import read_image, to_tensor
 from doublehead.data.records import Record
@@ -32,6 +32,7 @@ from doublehead.inference.predictor import Detects
 from doublehead.model.checkpoint import Checkpoint, load_model
 from doublehead.model.interop.published import resolve
 from doublehead.model.optimize import for_inference
+from doublehead.model.parts import BranchConfig
 from doublehead.model.variants import VARIANTS
 
 COMPARED = 8
@@ -144,12 +145,13 @@ def describe(checkpoint: Checkpoint, owners: int, precision: str) -> dict[str, s
 
 
 def variant(config: ModelConfig) -> str:
-    """The row of the table that a model's branches are, or `custom`."""
+    """The row of the table that a model's branches are, or `custom`; `cascade-` stands before it where it is one."""
 
     def tasks(branches: Sequence[BranchConfig]) -> list[tuple[str, bool, bool]]:
         return [(b.trunk, b.classify > 0, b.regress > 0) for b in branches]
 
-    return next((name for name, row in VARIANTS.items() if tasks(row) == tasks(config.branches)), "custom")
+    name = next((name for name, row in VARIANTS.items() if tasks(row) == tasks(config.branches)), "custom")
+    return f"cascade-{name}" if len(config.stages) > 1 else name
 
 
 def _require_format(output: Path, format: str | None, int8: str | Path | None) -> None:

@@ -6,7 +6,7 @@ proposals, but NMS leaves one for each object: what it leaves besides is backgro
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from doublehead.config import ModelConfig
 from doublehead.data.loader import default_workers, evaluation_loader
 from doublehead.data.records import Split
 from doublehead.evaluation.evaluate import for_classes, measured_split, require_known_classes
-from doublehead.evaluation.matched import Matched, match
+from doublehead.evaluation.matched import match
 from doublehead.evaluation.report.reliability import Reliability, reliability
 from doublehead.evaluation.thresholds import Cut, Sweep
 from doublehead.inference.predictor import Predictor
@@ -37,6 +37,14 @@ TEMPERATURES, OFFSET = (0.05, 20.0), 20.0
 
 FEWEST = 20
 """Detections to fit on, right and wrong ones each at least a quarter of it."""
+
+
+ToScores = Callable[[Tensor], Tensor]
+"""Logits (D, C + 1) to scores (D, C + 1), both with the background first."""
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    return logits.softmax(1)
 
 
 class Fitted(NamedTuple):
@@ -55,10 +63,12 @@ class Asked:
     right: np.ndarray  # (D,) bool
     counted: np.ndarray  # (D,) bool: not on a crowd
     objects: int
+    to_scores: ToScores
 
     def scores(self, heads: Mapping[str, Fitted], fusion: str) -> np.ndarray:
         """The fused score of each detection with heads calibrated so, (D,)."""
-        return _scores([(self.logits[name], *heads[name]) for name in self.logits], self.labels, fusion).numpy()
+        said = [(self.logits[name], *heads[name]) for name in self.logits]
+        return _scores(said, self.labels, fusion, self.to_scores).numpy()
 
 
 @dataclass(frozen=True)
@@ -134,6 +144,7 @@ def calibrate(
         asked.labels[counted],
         torch.from_numpy(asked.right[asked.counted]),
         fusion,
+        asked.to_scores,
     )
     heads = dict(zip(asked.logits, fitted, strict=True))
     before, after = (_counted(asked, values, fusion) for values in (dict.fromkeys(heads, Fitted()), heads))
@@ -144,7 +155,9 @@ def calibrate(
     return Calibrated(destination, heads, reliability(*before), reliability(*after), best, chosen.name)
 
 
-def fit(logits: Sequence[Tensor], labels: Tensor, right: Tensor, fusion: str) -> list[Fitted]:
+def fit(
+    logits: Sequence[Tensor], labels: Tensor, right: Tensor, fusion: str, to_scores: ToScores = _softmax
+) -> list[Fitted]:
     """Temperature and offset of each head under which the fused scores have the least cross-entropy with what is right.
 
     Args:
@@ -152,6 +165,7 @@ def fit(logits: Sequence[Tensor], labels: Tensor, right: Tensor, fusion: str) ->
         labels: (D,) the class of each detection, 1..C.
         right: (D,) bool, whether it is right.
         fusion: how the heads' scores become one.
+        to_scores: how logits become scores.
     """
     wide = [each.double() for each in logits]
     values = torch.zeros(len(wide), 2, dtype=torch.float64, requires_grad=True)
@@ -165,7 +179,8 @@ def fit(logits: Sequence[Tensor], labels: Tensor, right: Tensor, fusion: str) ->
     def loss() -> Tensor:
         optimizer.zero_grad()
         said = [(each, *head) for each, head in zip(wide, heads(), strict=True)]
-        value = functional.binary_cross_entropy(_scores(said, labels, fusion).clamp(1e-12, 1 - 1e-12), truth)
+        scores = _scores(said, labels, fusion, to_scores).clamp(1e-12, 1 - 1e-12)
+        value = functional.binary_cross_entropy(scores, truth)
         value.backward()
         return value
 
@@ -176,25 +191,29 @@ def fit(logits: Sequence[Tensor], labels: Tensor, right: Tensor, fusion: str) ->
 def ask_split(predictor: Predictor, split: Split, batch_size: int, workers: int, advance: Any) -> Asked:
     """Detect in a split, and ask the heads whose scores count about the proposals that own the detections."""
     model, options = predictor.model, predictor.options
-    head = model.roi_heads.last
-    branches = {head.names[i]: i for i in head.score_branches(options)}
-    logits: dict[str, list[Tensor]] = {name: [] for name in branches}
+    logits: dict[str, list[Tensor]] = {}
     labels, results = list[Tensor](), list[dict[str, Any]]()
     for images, records in evaluation_loader(split, batch_size, workers):
         with torch.no_grad(), predictor.autocast():
             stage = model.first_stage(images, options)
             found = model.second_stage(stage, options)
             owners = [p[each["proposals"]] for p, each in zip(stage.proposals, found, strict=True)]
-            for name, place in branches.items():
-                said, _ = head.run(place, stage.levels, owners)
-                assert said is not None
-                logits[name].append(said.double().cpu())
+            for name, said in model.roi_heads.logits(stage.levels, owners, stage.sizes, options).items():
+                logits.setdefault(name, []).append(said.double().cpu())
         labels += [each["labels"].cpu() for each in found]
         for record, each in zip(records, found, strict=True):
             results += predictor.as_detections(each).to_coco(record.image_id)
         advance(len(images))
     matched = match(split.records, split.categories, results)
-    return _in_order(matched, {name: torch.cat(parts) for name, parts in logits.items()}, torch.cat(labels))
+    place = torch.from_numpy(matched.place)
+    return Asked(
+        {name: torch.cat(parts)[place] for name, parts in logits.items()},
+        torch.cat(labels)[place],
+        matched.hit,
+        ~matched.ignored,
+        int((~matched.objects.crowd).sum()),
+        model.roi_heads.last.classification.scores,
+    )
 
 
 def with_heads(config: ModelConfig, heads: Mapping[str, Fitted], threshold: float) -> ModelConfig:
@@ -207,16 +226,9 @@ def with_heads(config: ModelConfig, heads: Mapping[str, Fitted], threshold: floa
     return config.model_copy(update={"branches": branches, "roi": roi})
 
 
-def _in_order(matched: Matched, logits: dict[str, Tensor], labels: Tensor) -> Asked:
-    place = torch.from_numpy(matched.place)
-    objects = int((~matched.objects.crowd).sum())
-    found = {name: values[place] for name, values in logits.items()}
-    return Asked(found, labels[place], matched.hit, ~matched.ignored, objects)
-
-
-def _scores(said: Sequence[tuple[Tensor, Any, Any]], labels: Tensor, fusion: str) -> Tensor:
+def _scores(said: Sequence[tuple[Tensor, Any, Any]], labels: Tensor, fusion: str, to_scores: ToScores) -> Tensor:
     """The fused score of each detection's class, (D,), of heads' logits, temperatures and offsets."""
-    scores = fuse([calibrated(*one).softmax(1) for one in said], fusion)
+    scores = fuse([to_scores(calibrated(*one)) for one in said], fusion)
     return scores[torch.arange(len(labels)), labels]
 
 

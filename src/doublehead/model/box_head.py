@@ -1,8 +1,11 @@
-"""One box head: sample proposals, pool them for each branch, run the branches; losses, or scores and boxes."""
+"""One box head: sample proposals, pool them for each branch, run the branches; losses, or scores and boxes.
+
+It may be the only one, or a stage of a cascade: then the boxes that it finds are the proposals of the next.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,44 +18,49 @@ from doublehead.model.boxes import Edges
 from doublehead.model.branches import Branch
 from doublehead.model.classification import Classification
 from doublehead.model.matching import BoxMatcher
+from doublehead.model.parts import branch_names
 from doublehead.model.pooling import RoIPooler
 from doublehead.model.postprocess import Scored, fuse
+from doublehead.model.stages import Stage
 
 RESOLUTION = 7
 
-DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
-"""By which encoded offsets and log sizes are multiplied: the inverse of their standard deviations."""
+NO_EARLIER: Mapping[str, list[Tensor]] = {}
 
 
 @dataclass
 class Sample:
-    """Proposals drawn for the loss, image by image, the positives of each first."""
+    """Proposals drawn for the loss, image by image; where they were drawn, the positives of each first."""
 
     boxes: list[Tensor]  # per image, (N, 4) xyxy
     labels: list[Tensor]  # per image, (N,): 0 is background
     targets: list[Tensor]  # per image, (N, 4): box deltas to the matched object
+    objects: list[Tensor]  # per image, (N,) bool: which boxes are the objects' own, no proposals
 
 
 class BoxHead(nn.Module):
     """Branches over pooled proposals, with the matcher that labels proposals and the coder of their boxes.
 
     Args:
-        config: the branches, and how proposals are sampled.
+        config: the settings of trunks, and how proposals are sampled.
         classes: number of classes C without the background.
+        stage: the branches, and how they learn.
     """
 
-    def __init__(self, config: ModelConfig, classes: int) -> None:
+    def __init__(self, config: ModelConfig, classes: int, stage: Stage) -> None:
         super().__init__()
         self.config = config.roi
-        self.names = config.branch_names
-        self.branch_configs = config.branches
+        self.stage = stage
+        self.names = branch_names(stage.branches)
+        self.mean_of = config.cascade.scores if config.cascade else "logits"
         self.pooler = RoIPooler(
             RESOLUTION, config.roi.sampling_ratio, config.roi.aligned, Edges(config.inclusive_pixels), config.strides
         )
-        self.branches = nn.ModuleList(Branch(b, config, classes, RESOLUTION) for b in config.branches)
+        self.branches = nn.ModuleList(Branch(b, config, classes, RESOLUTION) for b in stage.branches)
         self.classification = Classification(config.roi, classes)
-        self.coder = BoxCoder(DELTA_WEIGHTS)
-        self.matcher = BoxMatcher(config.roi.foreground_iou, config.roi.foreground_iou)
+        dx, dy, dw, dh = stage.deviations
+        self.coder = BoxCoder((1 / dx, 1 / dy, 1 / dw, 1 / dh))
+        self.matcher = BoxMatcher(stage.foreground_iou, stage.foreground_iou)
         self.sampler = BalancedPositiveNegativeSampler(config.roi.sampled, config.roi.positive_fraction)
 
     def __iter__(self) -> Iterator[Branch]:
@@ -64,74 +72,134 @@ class BoxHead(nn.Module):
         """Places of the branches whose scores count."""
         return [i for i, b in enumerate(self) if b.config.classify and options.score_branch in (None, self.names[i])]
 
-    def box_branch(self, options: InferenceOptions) -> int:
-        """Place of the branch that gives the boxes."""
-        if options.box_branch:
-            return self.names.index(options.box_branch)
+    def box_branch(self, options: InferenceOptions | None = None) -> int:
+        """Place of the branch that gives the boxes; without options, or one of the name they give, by the weights."""
         weights = [branch.config.regress for branch in self]
+        for place, name in enumerate(self.names):
+            if options and name == options.box_branch and weights[place]:
+                return place
         return weights.index(max(weights))
 
-    def losses(
-        self, levels: list[Tensor], proposals: list[Tensor], targets: list[dict[str, Tensor]]
-    ) -> dict[str, Tensor]:
+    def losses(self, levels: list[Tensor], sample: Sample) -> tuple[dict[str, Tensor], Tensor | None]:
         """Losses of all branches, weighted (paper, equations 2 to 4).
 
         Args:
             levels: P2..P5.
-            proposals: per image, (N, 4).
-            targets: per image, `boxes` (M, 4) and `labels` (M,).
+            sample: of `sample` or `labelled`.
+
+        Returns:
+            The losses by name; and the deltas of the branch that gives the boxes, unless it saw the positives alone.
         """
-        sample = self.sample(proposals, targets)
-        labels, deltas_wanted = torch.cat(sample.labels), torch.cat(sample.targets)
+        labels, wanted = torch.cat(sample.labels), torch.cat(sample.targets)
         positive = torch.where(labels > 0)[0]
+        box_branch, box_deltas = self.box_branch(), None
         result: dict[str, Tensor] = {}
-        for name, branch in zip(self.names, self, strict=True):
+        for i, (name, branch) in enumerate(zip(self.names, self, strict=True)):
             boxes, seen = sample.boxes, torch.arange(len(labels), device=labels.device)
-            if branch.config.only_regresses and self.config.training_proposals == "positives":
+            refines = self.stage.refines and i == box_branch
+            if branch.config.only_regresses and self.config.training_proposals == "positives" and not refines:
                 if not len(positive):
                     # A background proposal would move the running statistics of batch norms.
                     result[f"{name}_regress"] = _nothing(branch, levels[0])
                     continue
                 boxes, seen = [b[la > 0] for b, la in zip(sample.boxes, sample.labels, strict=True)], positive
-            logits, deltas = branch(self.pooler(levels, boxes, branch.config.scale))
+            logits, deltas = branch(self._pooled_to_learn(levels, boxes, branch.config.scale))
+            factor = self.stage.loss_weight
             if logits is not None:
-                result[f"{name}_classify"] = branch.config.classify * self.classification.loss(logits, labels[seen])
+                loss = self.classification.loss(logits, labels[seen])
+                result[f"{name}_classify"] = factor * branch.config.classify * loss
             if deltas is not None:
-                result[f"{name}_regress"] = branch.config.regress * box_loss(
-                    deltas, labels[seen], deltas_wanted[seen], len(labels)
-                )
-        return result
+                loss = box_loss(deltas, labels[seen], wanted[seen], len(labels), self.stage.beta)
+                result[f"{name}_regress"] = factor * branch.config.regress * loss
+            if i == box_branch and len(seen) == len(labels):
+                box_deltas = deltas
+        return result, box_deltas
+
+    def _pooled_to_learn(self, levels: list[Tensor], boxes: list[Tensor], scale: float) -> Tensor:
+        pooled, factor = self.pooler(levels, boxes, scale), self.stage.roi_gradient
+        if factor != 1 and pooled.requires_grad:
+            pooled.register_hook(lambda gradient: gradient * factor)
+        return pooled
 
     @torch.no_grad()
     def sample(self, proposals: list[Tensor], targets: list[dict[str, Tensor]]) -> Sample:
         """Match proposals (the objects themselves among them) to objects and draw `roi.sampled` per image."""
-        boxes, labels, deltas = [], [], []
+        with_objects = [torch.cat([p, t["boxes"].to(p.dtype)]) for p, t in zip(proposals, targets, strict=True)]
+        everything = self.labelled(with_objects, targets)
+        result = Sample([], [], [], [])
+        for boxes, label, deltas, proposal in zip(
+            everything.boxes, everything.labels, everything.targets, proposals, strict=True
+        ):
+            positive, negative = (mask[0].bool() for mask in self.sampler([label]))
+            chosen = torch.cat([torch.where(positive)[0], torch.where(negative)[0]])
+            result.boxes.append(boxes[chosen])
+            result.labels.append(label[chosen])
+            result.targets.append(deltas[chosen])
+            result.objects.append((chosen >= len(proposal)) & (label[chosen] > 0))
+        return result
+
+    @torch.no_grad()
+    def labelled(self, proposals: list[Tensor], targets: list[dict[str, Tensor]]) -> Sample:
+        """Match all proposals to objects."""
+        result = Sample([], [], [], [])
         for proposal, target in zip(proposals, targets, strict=True):
             truth = target["boxes"].to(proposal.dtype)
-            candidates = torch.cat([proposal, truth])
-            if not len(candidates):  # one box of background, for a loss of nothing would be 0 / 0
-                candidates = proposal.new_tensor([[0.0, 0.0, 1.0, 1.0]])
+            # One box of background where there is none: a loss of nothing would be 0 / 0.
+            boxes = proposal if len(proposal) else proposal.new_tensor([[0.0, 0.0, 1.0, 1.0]])
             if len(truth):
-                match = self.matcher(truth, candidates)
+                match = self.matcher(truth, boxes)
                 label = target["labels"][match.clamp(min=0)] * (match >= 0)
                 matched = truth[match.clamp(min=0)]
             else:
-                label = torch.zeros(len(candidates), dtype=torch.int64, device=candidates.device)
-                matched = candidates
-            positive, negative = (mask[0].bool() for mask in self.sampler([label]))
-            chosen = torch.cat([torch.where(positive)[0], torch.where(negative)[0]])
-            boxes.append(candidates[chosen])
-            labels.append(label[chosen])
-            deltas.append(self.coder.encode_single(matched[chosen], candidates[chosen]))
-        return Sample(boxes, labels, deltas)
+                label = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
+                matched = boxes
+            result.boxes.append(boxes)
+            result.labels.append(label)
+            result.targets.append(self.coder.encode_single(matched, boxes))
+            result.objects.append(torch.zeros_like(label, dtype=torch.bool))
+        return result
 
-    def scored(self, levels: list[Tensor], proposals: list[Tensor], options: InferenceOptions) -> Scored:
+    def refine(
+        self, levels: list[Tensor], proposals: list[Tensor], options: InferenceOptions
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Run the branches on all proposals, for the next stage of a cascade.
+
+        Returns:
+            Per image the refined boxes (N, 4); and the logits (sum of N, C + 1) of the branches whose scores count.
+        """
+        logits: dict[str, Tensor] = {}
+        box_branch, scoring = self.box_branch(options), self.score_branches(options)
+        boxes = proposals
+        for i in sorted({box_branch, *scoring}):
+            found, deltas = self.run(i, levels, proposals)
+            if i in scoring:
+                assert found is not None
+                logits[self.names[i]] = found
+            if i == box_branch:
+                assert deltas is not None
+                boxes = self.decode(deltas, proposals)
+        return boxes, logits
+
+    def decode(self, deltas: Tensor, boxes: list[Tensor]) -> list[Tensor]:
+        """Class-agnostic deltas (sum of N, 4) of boxes (N, 4) of each image to boxes (N, 4)."""
+        decoded = self.coder.decode_single(deltas, torch.cat(boxes))
+        return list(decoded.split([b.shape[0] for b in boxes]))
+
+    def scored(
+        self,
+        levels: list[Tensor],
+        proposals: list[Tensor],
+        options: InferenceOptions,
+        earlier: Mapping[str, list[Tensor]] = NO_EARLIER,
+    ) -> Scored:
         """Score proposals; their boxes are computed when they are asked for.
 
         Args:
             levels: P2..P5.
             proposals: per image, (N, 4).
             options: whose scores count, whose boxes, and which proposals the later branches skip.
+            earlier: of the stages before this one, the logits (sum of N, C + 1) of branches by name, with which those
+                of the branch of that name here are averaged.
         """
         box_branch = self.box_branch(options)
         indices = [torch.arange(p.shape[0], device=p.device) for p in proposals]
@@ -142,9 +210,10 @@ class BoxHead(nn.Module):
                 above = (scores[0][:, 1:] > options.score_floor).any(1)
                 indices = [s[a] for s, a in zip(indices, above.split([s.shape[0] for s in indices]), strict=True)]
                 scores, deltas = [scores[0][above]], None if deltas is None else deltas[above]
+                earlier = {name: [x[above] for x in logits] for name, logits in earlier.items()}
             logits, found = self.run(i, levels, [p[s] for p, s in zip(proposals, indices, strict=True)])
             assert logits is not None
-            branch = self.branch_configs[i]
+            logits, branch = self.averaged(i, logits, earlier), self.stage.branches[i]
             if options.calibrated and branch.calibrated:
                 logits = calibrated(logits, branch.temperature, branch.background_offset)
             scores.append(self.classification.scores(logits))
@@ -157,6 +226,10 @@ class BoxHead(nn.Module):
         fused = list(fuse(scores, options.fusion).split(counts))
         known = None if deltas is None else list(deltas.split(counts))
         return HeadScores(proposals, indices, fused, staged, self, levels, box_branch, known)
+
+    def averaged(self, branch: int, logits: Tensor, earlier: Mapping[str, list[Tensor]]) -> Tensor:
+        """Logits (N, C + 1) of one branch and of those of its name in earlier stages as one."""
+        return self.classification.mean([*earlier.get(self.names[branch], []), logits], self.mean_of)
 
     def run(self, branch: int, levels: list[Tensor], boxes: list[Tensor]) -> tuple[Tensor | None, Tensor | None]:
         """Logits and deltas of one branch for boxes (N, 4) of each image."""
@@ -186,23 +259,27 @@ class HeadScores(Scored):
 
 
 def calibrated(logits: Tensor, temperature: Tensor | float, background_offset: Tensor | float) -> Tensor:
-    """Logits (N, C + 1), the background first, as `doublehead calibrate` fitted them."""
-    return torch.cat([logits[:, :1] + background_offset, logits[:, 1:]], 1) / temperature
+    """Logits (N, C + 1), the background first, as `doublehead calibrate` fitted them.
+
+    To take the offset from the logits of all classes is to add it to the background's, where there is one (softmax).
+    """
+    return torch.cat([logits[:, :1], logits[:, 1:] - background_offset], 1) / temperature
 
 
-def box_loss(deltas: Tensor, labels: Tensor, wanted: Tensor, sampled: int) -> Tensor:
-    """Smooth L1 (beta 1) on the positives, divided by the number of all sampled proposals.
+def box_loss(deltas: Tensor, labels: Tensor, wanted: Tensor, sampled: int, beta: float = 1.0) -> Tensor:
+    """Smooth L1 on the positives, divided by the number of all sampled proposals.
 
     Args:
         deltas: (N, 4 (C + 1)), or (N, 4) where boxes are class-agnostic.
         labels: (N,), 0 for background.
         wanted: (N, 4).
         sampled: how many proposals were drawn in the batch.
+        beta: where the loss turns from square to linear; 0: L1.
     """
     positive = torch.where(labels > 0)[0]
     per_class = deltas.unflatten(1, (-1, 4))
     which = labels[positive] if per_class.shape[1] > 1 else torch.zeros_like(positive)
-    loss = functional.smooth_l1_loss(per_class[positive, which], wanted[positive], reduction="sum")
+    loss = functional.smooth_l1_loss(per_class[positive, which], wanted[positive], reduction="sum", beta=beta)
     return loss / max(sampled, 1)
 
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from doublehead.common.tables import imported
-from doublehead.config import BranchConfig, ModelConfig
+from doublehead.config import ModelConfig
 from doublehead.model.classification import RARE
-from doublehead.model.parts import TRUNKS
+from doublehead.model.parts import TRUNKS, BranchConfig
 from doublehead.model.trunks import Trunk
 
 

@@ -45,6 +45,22 @@ class Classification(nn.Module):
         scores = logits[:, 1:].sigmoid()
         return torch.cat([(1 - scores).prod(1, keepdim=True), scores], 1)
 
+    def mean(self, logits: list[Tensor], rule: str) -> Tensor:
+        """Logits (N, C + 1) of the stages of a cascade as one.
+
+        Args:
+            logits: of each stage.
+            rule: `logits`: their mean; `probabilities`: those whose scores are the mean of the stages' scores.
+        """
+        if len(logits) == 1:
+            return logits[0]
+        if rule == "logits":
+            return torch.stack(logits).mean(0)
+        scores = torch.stack([self.scores(each) for each in logits]).mean(0)
+        limits = torch.finfo(scores.dtype)
+        result = scores.clamp(min=limits.tiny).log()
+        return result - (1 - scores).clamp(min=limits.eps).log() if self.sigmoid else result
+
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The mean over proposals.
 

@@ -22,7 +22,7 @@ class Cost:
     """Parameters, and GFLOPs (a multiply and an add are two) of one image of the model's own input size."""
 
     parameters: int
-    gflops: float  # a regress-only branch sees TYPICAL_OWNERS proposals
+    gflops: float  # a branch that only regresses sees TYPICAL_OWNERS proposals, in early stages of a cascade all
     gflops_all: float  # every branch sees every proposal
     size: tuple[int, int]  # height, width
 
@@ -37,15 +37,17 @@ def cost(config: ModelConfig, classes: int = 80) -> Cost:
     proposals = config.rpn.proposals_inference
 
     def branches(owners: int) -> int:
-        flops, head = 0, model.roi_heads.last
-        for i, branch in enumerate(head):
-            scores, boxes = i in head.score_branches(model.options), i == head.box_branch(model.options)
-            seen = proposals if scores else owners if boxes else 0
-            shape = (seen, config.fpn.channels, RESOLUTION, RESOLUTION)
-            rois = torch.empty(shape, dtype=torch.float32, device="meta")
-            with FlopCounterMode(display=False) as counter:
-                branch(rois)
-            flops += counter.get_total_flops()
+        flops = 0
+        for head in model.roi_heads.each:
+            for i, branch in enumerate(head):
+                scores, boxes = i in head.score_branches(model.options), i == head.box_branch(model.options)
+                by_all = scores or (boxes and head.stage.refines)
+                seen = proposals if by_all else owners if boxes else 0
+                shape = (seen, config.fpn.channels, RESOLUTION, RESOLUTION)
+                rois = torch.empty(shape, dtype=torch.float32, device="meta")
+                with FlopCounterMode(display=False) as counter:
+                    branch(rois)
+                flops += counter.get_total_flops()
         return flops
 
     return Cost(

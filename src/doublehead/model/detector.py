@@ -82,7 +82,7 @@ class Detector(nn.Module):
             "rpn_classify": rpn_losses["loss_objectness"],
             "rpn_regress": rpn_losses["loss_rpn_box_reg"],
         }
-        return result | self.roi_heads.losses(_levels(features), proposals, targets)
+        return result | self.roi_heads.losses(_levels(features), proposals, targets, batch.image_sizes)
 
     @torch.no_grad()
     def detect(self, images: list[Tensor], options: InferenceOptions | None = None) -> list[dict[str, Tensor]]:

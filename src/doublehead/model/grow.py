@@ -41,7 +41,7 @@ class Part:
 
     name: str
     taken: int  # as they are
-    adapted: int  # rows of a predictor for classes that both models know by name
+    adapted: int  # of a predictor: rows for classes that both models know by name, or for boxes coded otherwise
     new: int
 
 
@@ -105,12 +105,13 @@ def grow(model: Detector, categories: Categories, source: str, partial: bool = F
         _part("FPN", model.backbone.fpn, donor.backbone.fpn),
         _part("RPN", model.rpn.head, donor.rpn.head),
     ]
-    heads, givers = ([head for head in m.roi_heads.heads if isinstance(head, BoxHead)] for m in (model, donor))
+    heads = model.roi_heads.each
     for number, head in enumerate(heads):
-        giver = givers[min(number, len(givers) - 1)]
-        prefix = f"head {number + 1}, " if len(heads) > 1 else ""
+        prefix = f"stage {number + 1}, " if len(heads) > 1 else ""
         for name, branch in zip(head.names, head, strict=True):
-            parts += _branch(f"{prefix}{name}", branch, _like(branch, list(giver)), names)
+            other, giver = _like(branch, number, donor.roi_heads.each) or (None, head)
+            factor = torch.tensor(head.coder.weights) / torch.tensor(giver.coder.weights)
+            parts += _branch(f"{prefix}{name}", branch, other, names, factor)
     return parts
 
 
@@ -130,20 +131,21 @@ def growth_table(parts: Sequence[Part], source: str) -> Table:
     return table
 
 
-def _like(branch: Branch, others: list[Branch]) -> Branch | None:
-    """The branch with the same trunk that shares most tasks, if any."""
+def _like(branch: Branch, number: int, givers: list[BoxHead]) -> tuple[Branch, BoxHead] | None:
+    """The branch with the same trunk that shares most tasks, and its head; in a cascade that of the nearest number."""
 
     def shared(other: Branch) -> int:
         tasks = ("classify", "regress")
         return sum(bool(getattr(branch.config, task) and getattr(other.config, task)) for task in tasks)
 
-    same = [other for other in others if other.config.trunk == branch.config.trunk]
-    best = max(same, key=shared, default=None)
-    return best if best is not None and shared(best) else None
+    nearest = sorted(range(len(givers)), key=lambda place: abs(place - number))
+    pairs = [(other, givers[place]) for place in nearest for other in givers[place]]
+    same = [pair for pair in pairs if pair[0].config.trunk == branch.config.trunk and shared(pair[0])]
+    return max(same, key=lambda pair: shared(pair[0]), default=None)
 
 
-def _branch(name: str, branch: Branch, other: Branch | None, names: Names) -> list[Part]:
-    """The trunk and the predictors of a branch."""
+def _branch(name: str, branch: Branch, other: Branch | None, names: Names, factor: Tensor) -> list[Part]:
+    """The trunk and the predictors of a branch; `factor` (4,) makes box deltas of the source those of the model."""
     trunk = _part(f"{name}: trunk", branch.trunk, other and other.trunk)
     parts = [trunk]
     for task, per_class in (("classifier", 1), ("regressor", 4)):
@@ -152,6 +154,10 @@ def _branch(name: str, branch: Branch, other: Branch | None, names: Names) -> li
             continue
         given = getattr(other, task) if other is not None and not trunk.new else None
         taken, adapted = _rows(predictor, given, names, per_class) if given is not None else (0, 0)
+        if per_class == 4 and (taken or adapted) and not factor.eq(1).all():
+            predictor.weight.unflatten(0, (-1, 4)).mul_(factor[:, None])
+            predictor.bias.unflatten(0, (-1, 4)).mul_(factor)
+            taken, adapted = 0, taken + adapted
         parts.append(Part(f"{name}: {task}", taken, adapted, parameters(predictor) - taken - adapted))
     return parts
 

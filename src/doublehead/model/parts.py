@@ -1,17 +1,19 @@
-"""The parts that a model is built from: a row for each backbone and each trunk, and the settings that it alone has.
+"""The parts that a model is built from: a row for each backbone and each trunk, and the settings that it alone has;
+and branches, each of which is a trunk and its tasks.
 
 Settings and names are needed without torch, so a row names its module and imports it only when a model is built.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from doublehead.common.strict import Count, NotNegative, Strict
+from doublehead.common.strict import Count, NotNegative, Positive, Strict
+from doublehead.common.tables import row_of
 
 RGB = tuple[float, float, float]
 Block = Literal["up", "bottleneck", "non-local"]
@@ -92,6 +94,14 @@ class ConvHeadConfig(Strict):
         return self
 
 
+class NarrowHeadConfig(ConvHeadConfig):
+    """A conv-head of few blocks and channels, for stages of a cascade that run on all proposals."""
+
+    blocks: tuple[Block, ...] = ("up", "bottleneck")
+    width: Count = 256
+    bottleneck_width: Count = 64
+
+
 @dataclass(frozen=True)
 class BackboneRow:
     """A backbone that `model.backbone.name` can choose.
@@ -149,5 +159,59 @@ TRUNKS: dict[str, TrunkRow] = {
     "fc": TrunkRow("doublehead.model.trunks:FCHead", FCHeadConfig),
     "conv": TrunkRow("doublehead.model.trunks:ConvHead", ConvHeadConfig, roi_scale=1.3),
     "convfc": TrunkRow("doublehead.model.trunks:ConvFCHead", ConvFCHeadConfig),
+    "narrow": TrunkRow("doublehead.model.trunks:ConvHead", NarrowHeadConfig, roi_scale=1.3),
 }
-"""The two trunks of the paper (section 4.1), and that of torchvision's second Faster R-CNN."""
+"""The two trunks of the paper (section 4.1), that of torchvision's second Faster R-CNN, and a small conv-head."""
+
+
+class BranchConfig(Strict):
+    """One branch of a box head: a trunk, and the weight of each task in its loss (paper, section 4)."""
+
+    trunk: str = Field(description="A row of TRUNKS: fc, conv.")
+    classify: NotNegative = Field(description="Weight of the classification loss; 0: no such predictor.")
+    regress: NotNegative = Field(description="Weight of the box regression loss; 0: no such predictor.")
+    roi_scale: Positive | None = Field(
+        default=None,
+        description="Enlarges each RoI about its centre; None: the trunk's own, 1.0 for fc and 1.3 for conv.",
+    )
+    temperature: Positive = Field(
+        default=1.0, description="Divides the class logits at inference; `doublehead calibrate` fits it."
+    )
+    background_offset: float = Field(
+        default=0.0,
+        ge=-100,
+        le=100,
+        description="Added to the background's logit before (with sigmoid, taken from each class's); fitted with it.",
+    )
+
+    @field_validator("trunk")
+    @classmethod
+    def _known(cls, trunk: str) -> str:
+        return row_of("trunk", trunk, TRUNKS)
+
+    @model_validator(mode="after")
+    def _learns_something(self) -> BranchConfig:
+        if self.classify == 0 and self.regress == 0:
+            raise ValueError("a branch must classify or regress: give one of its weights a value above 0")
+        return self
+
+    @property
+    def scale(self) -> float:
+        """The RoI scale in force."""
+        return self.roi_scale or TRUNKS[self.trunk].roi_scale
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether its scores were calibrated."""
+        return (self.temperature, self.background_offset) != (1, 0)
+
+    @property
+    def only_regresses(self) -> bool:
+        """Whether proposals without an object mean nothing to this branch."""
+        return self.classify == 0
+
+
+def branch_names(branches: Sequence[BranchConfig]) -> tuple[str, ...]:
+    """A short name for each branch: its trunk, numbered where there are several of a kind."""
+    trunks = [b.trunk for b in branches]
+    return tuple(t if trunks.count(t) == 1 else f"{t}{trunks[: i + 1].count(t)}" for i, t in enumerate(trunks))

@@ -38,7 +38,7 @@ class Scored:
 
 
 def fuse(scores: list[Tensor], rule: str) -> Tensor:
-    """Softmax scores (N, C + 1) of several classifying branches as one (paper, section 4.3)."""
+    """Scores (N, C + 1) of several classifying branches as one (paper, section 4.3)."""
     if len(scores) == 1:
         return scores[0]
     stack = torch.stack(scores)

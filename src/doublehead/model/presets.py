@@ -1,4 +1,4 @@
-"""Names such as `double-head-ext-r50` to a ModelConfig: a row of the variants' table, and a size."""
+"""Names such as `double-head-ext-r50` to a ModelConfig: a row of the variants' table or a cascade, and a size."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ SMALL_HEADS: dict[str, Any] = {
     "roi": {"sampled": 64, "positive_fraction": 0.5},
     "fc_head": {"width": 512},
     "conv_head": {"width": 256, "bottleneck_width": 64, "non_local_width": 128},
+    "narrow_head": {"width": 128, "bottleneck_width": 32},
 }
 """All but the backbone of the sizes that train on two CPU cores."""
 
@@ -65,7 +66,14 @@ others start from ImageNet weights that are downloaded once."""
 SMALL_DATA_MODEL = "double-head-lite"
 """The model to start with on small data and a CPU."""
 
-NAMES = {f"{variant}-{size}": (variant, size) for size in SIZES for variant in VARIANTS}
+CASCADES: dict[str, tuple[str, dict[str, Any]]] = {
+    "cascade-single-fc": ("single-fc", {"convention": "mmdetection", "early": "same"}),
+    "cascade-double-head": ("double-head", {"convention": "mmdetection", "early": "fc"}),
+    "cascade-double-head-ext": ("double-head-ext", {"convention": "mmdetection", "early": "fc"}),
+}
+"""Cascades: the variant of the last stage, and the other stages. `early` was chosen by measuring: docs/results.md."""
+
+NAMES = {f"{system}-{size}": (system, size) for size in SIZES for system in (*VARIANTS, *CASCADES)}
 PRESETS: tuple[str, ...] = tuple(NAMES)
 
 
@@ -80,8 +88,10 @@ def preset_values(name: str) -> dict[str, Any]:
         raise DoubleheadError(
             f"unknown model `{name}`: did you mean {' or '.join(near)}? `doublehead models` lists them all"
         )
-    variant, size = NAMES[name]
-    return {"preset": name, "branches": [b.model_dump() for b in VARIANTS[variant]], **SIZES[size]}
+    system, size = NAMES[name]
+    variant, cascade = CASCADES.get(system, (system, None))
+    values = {"preset": name, "branches": [b.model_dump() for b in VARIANTS[variant]], **SIZES[size]}
+    return merge(values, {"cascade": dict(cascade), "roi": {"class_agnostic": True}}) if cascade else values
 
 
 def preset(name: str) -> ModelConfig:

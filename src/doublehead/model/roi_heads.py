@@ -1,16 +1,21 @@
-"""The second stage: box heads one after another, the last of which gives the detections."""
+"""The second stage: one box head, or a cascade of them, the last of which gives the detections.
+
+In a cascade each head refines the boxes that the next one scores. A branch's logits or scores are averaged over the
+heads that have a branch of its name.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor, nn
 
 from doublehead.config import InferenceOptions, ModelConfig
-from doublehead.model.box_head import BoxHead
+from doublehead.model.box_head import BoxHead, Sample
 from doublehead.model.boxes import Edges
 from doublehead.model.branches import Branch
-from doublehead.model.postprocess import detect, detect_in_one_round
+from doublehead.model.postprocess import Scored, detect, detect_in_one_round
 
 
 class RoIHeads(nn.Module):
@@ -25,32 +30,103 @@ class RoIHeads(nn.Module):
         super().__init__()
         self.smallest_side = config.roi.smallest_side
         self.edges = Edges(config.inclusive_pixels)
-        self.heads = nn.ModuleList([BoxHead(config, classes)])
+        self.heads = nn.ModuleList(BoxHead(config, classes, stage) for stage in config.stages)
+        self.sample_once = config.cascade is not None and config.cascade.sampling == "once"
+
+    @property
+    def each(self) -> list[BoxHead]:
+        """All heads, first to last."""
+        return [head for head in self.heads if isinstance(head, BoxHead)]
 
     @property
     def last(self) -> BoxHead:
         """The head that gives the detections."""
-        head = self.heads[-1]
-        assert isinstance(head, BoxHead)
-        return head
+        return self.each[-1]
 
     def __iter__(self) -> Iterator[Branch]:
         """The branches of all heads."""
-        for head in self.heads:
-            assert isinstance(head, BoxHead)
+        for head in self.each:
             yield from head
 
     def weigh_classes(self, weights: Tensor) -> None:
         """Let each class count by its weight in the loss, (C + 1,) with the background first."""
-        for head in self.heads:
-            assert isinstance(head, BoxHead)
+        for head in self.each:
             head.classification.weigh(weights)
 
     def losses(
-        self, levels: list[Tensor], proposals: list[Tensor], targets: list[dict[str, Tensor]]
+        self,
+        levels: list[Tensor],
+        proposals: list[Tensor],
+        targets: list[dict[str, Tensor]],
+        sizes: list[tuple[int, int]],
     ) -> dict[str, Tensor]:
-        """Losses of all heads, as `BoxHead.losses`."""
-        return self.last.losses(levels, proposals, targets)
+        """Losses of all heads; where there are several, `stage1_`, `stage2_` ... stands before their names.
+
+        Args:
+            levels: P2..P5.
+            proposals: per image, (N, 4).
+            targets: per image, `boxes` (M, 4) and `labels` (M,).
+            sizes: per image, (height, width) of its part of the input.
+        """
+        result: dict[str, Tensor] = {}
+        for number, head in enumerate(self.each, 1):
+            draw = head.labelled if self.sample_once and number > 1 else head.sample
+            sample = draw(proposals, targets)
+            losses, deltas = head.losses(levels, sample)
+            prefix = f"stage{number}_" if len(self.heads) > 1 else ""
+            result |= {prefix + name: loss for name, loss in losses.items()}
+            if head is not self.last:
+                assert deltas is not None
+                proposals = self._refined(head, deltas.detach(), sample, sizes)
+        return result
+
+    @torch.no_grad()
+    def _refined(self, head: BoxHead, deltas: Tensor, sample: Sample, sizes: list[tuple[int, int]]) -> list[Tensor]:
+        """What a head makes of its sample, without what is empty or will be added again."""
+        result = []
+        for boxes, objects, size in zip(head.decode(deltas, sample.boxes), sample.objects, sizes, strict=True):
+            boxes = self.edges.clip(boxes, size)
+            keep = (boxes[:, 2:] > boxes[:, :2]).all(1)
+            result.append(boxes[keep if self.sample_once else keep & ~objects])
+        return result
+
+    def logits(
+        self, levels: list[Tensor], proposals: list[Tensor], sizes: list[tuple[int, int]], options: InferenceOptions
+    ) -> dict[str, Tensor]:
+        """Of the last head's branches whose scores count, by name, averaged over all heads: (sum of N, C + 1).
+
+        Args:
+            levels: P2..P5.
+            proposals: per image, (N, 4), as the first head is given them.
+            sizes: per image, (height, width) of its part of the input.
+            options: whose scores and boxes count.
+        """
+        refined, earlier = self._refined_to_last(levels, proposals, sizes, options)
+        result = {}
+        for place in self.last.score_branches(options):
+            logits, _ = self.last.run(place, levels, refined)
+            assert logits is not None
+            result[self.last.names[place]] = self.last.averaged(place, logits, earlier)
+        return result
+
+    def _scored(
+        self, levels: list[Tensor], proposals: list[Tensor], sizes: list[tuple[int, int]], options: InferenceOptions
+    ) -> Scored:
+        """Proposals refined by all heads but the last, and scored by all."""
+        refined, earlier = self._refined_to_last(levels, proposals, sizes, options)
+        return self.last.scored(levels, refined, options, earlier)
+
+    def _refined_to_last(
+        self, levels: list[Tensor], proposals: list[Tensor], sizes: list[tuple[int, int]], options: InferenceOptions
+    ) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
+        """Proposals of the last head, and the logits that those before it give them, by branch."""
+        earlier: dict[str, list[Tensor]] = {}
+        for head in self.each[:-1]:
+            boxes, logits = head.refine(levels, proposals, options)
+            proposals = [self.edges.clip(b, size) for b, size in zip(boxes, sizes, strict=True)]
+            for name, found in logits.items():
+                earlier.setdefault(name, []).append(found)
+        return proposals, earlier
 
     def detections(
         self,
@@ -67,7 +143,7 @@ class RoIHeads(nn.Module):
             sizes: per image, (height, width) of its part of the input.
             options: thresholds, and whose scores and boxes count.
         """
-        scored = self.last.scored(levels, proposals, options)
+        scored = self._scored(levels, proposals, sizes, options)
         return detect(scored, sizes, options, self.edges, self.smallest_side)
 
     def detections_in_one_round(
@@ -87,6 +163,6 @@ class RoIHeads(nn.Module):
             owners: how many proposals a branch that only regresses sees at most.
             options: as of `detections`.
         """
-        scored = self.last.scored(levels, [proposals], options)
+        scored = self._scored(levels, [proposals], [size], options)
         most = owners if scored.staged else None
         return detect_in_one_round(scored, size, options, most, self.edges, self.smallest_side)

@@ -6,7 +6,7 @@ From a row follow the layers (weight 0: no such predictor), the losses (the weig
 
 from __future__ import annotations
 
-from doublehead.config import BranchConfig
+from doublehead.model.parts import BranchConfig
 
 
 def _fc(classify: float, regress: float) -> BranchConfig:

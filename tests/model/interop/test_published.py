@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from cascade_keys import detectron2s
+from cascade_keys import mmdetections as mmdetections_cascades
 from detectron2_keys import published_keys
 from torchvision.models import detection
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -344,11 +346,16 @@ def test_every_key_of_each_published_file_is_used_and_gives_the_listed_model(nam
     entry = PUBLISHED[name]
     program, _, kind = entry.format.partition(":")
     depth = int(str(entry.settings.get("backbone.name", "resnet50")).removeprefix("resnet"))
-    weights = {
-        "torchvision": lambda: torchvisions(kind),
-        "mmdetection": lambda: mmdetections(kind, depth),
-        "detectron2": lambda: published_keys(depth, baseline=kind == "CONV_FC"),
-    }[program]()
+    cascades = {"mmdetection": mmdetections_cascades, "detectron2": detectron2s}
+    weights = (
+        {
+            "torchvision": lambda: torchvisions(kind),
+            "mmdetection": lambda: mmdetections(kind, depth),
+            "detectron2": lambda: published_keys(depth, baseline=kind == "CONV_FC"),
+        }[program]()
+        if kind != "CASCADE_RCNN"
+        else cascades[program](depth)
+    )
     found = [f for family in FORMATS.values() for f in family if f.recognises(weights)]
     config, classes, ours = found[-1].load(weights, {})
     assert config.backbone == entry.config.backbone

@@ -48,6 +48,7 @@ class ModelAnalysis:
     combinations: list[Combination]  # the model's own first
     image_ids: list[int]  # of each object
     sizes: list[str]  # of each object
+    stages: int  # box heads one after another; curves and correlations are of the last
 
 
 @dataclass
@@ -128,6 +129,7 @@ class Look:
             combinations,
             self.image_ids,
             self.sizes,
+            len(self.model.config.stages),
         )
 
     def _note(self, each: Object, windows: np.ndarray, ious: np.ndarray, answers: Answers) -> None:

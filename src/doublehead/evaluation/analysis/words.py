@@ -40,7 +40,16 @@ def found(analysis: Analysis) -> list[tuple[str, str]]:
         ("Boxes", boxes(analysis)),
         ("Positions", positions(analysis)),
         *((f"Errors of {m.name}" if several else "Errors", errors(m)) for m in analysis.models),
+        *((f"Stages of {m.name}" if several else "Stages", stages(m)) for m in analysis.models if m.stages > 1),
     ]
+
+
+def stages(model: ModelAnalysis) -> str:
+    """What of a cascade the figures are about."""
+    return (
+        f"The model is a cascade of {model.stages} stages. Its detections and their errors are those of all stages; "
+        "scores, boxes and positions are those of the last stage's heads, asked about the windows themselves."
+    )
 
 
 def scores(analysis: Analysis) -> str:

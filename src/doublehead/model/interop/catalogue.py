@@ -79,6 +79,10 @@ def _lsj(path: str, ap: float, depth: int = 50) -> Published:
     return _detectron2(f"new_baselines/mask_rcnn_R_{depth}_FPN_{path}", ap, "CONV_FC", depth)
 
 
+def _cascade(run: str, ap: float, depth: int = 50) -> Published:
+    return _mmdetection(f"cascade_rcnn_r{depth}_fpn_{run}", ap, "CASCADE_RCNN", "cascade_rcnn", depth)
+
+
 _DOUBLE_HEAD = ("DOUBLE_HEAD", "double_heads")
 _COCO = "COCO-Detection/faster_rcnn_R"
 
@@ -114,10 +118,20 @@ PUBLISHED: dict[str, Published] = {
     "mmdet-faster-rcnn-r101-3x-coco": _mmdetection(
         "faster_rcnn_r101_fpn_mstrain_3x_coco_20210524_110822-4d4d2ca8", 41.8, depth=101
     ),
+    "mmdet-cascade-rcnn-r50-1x-coco": _cascade("1x_coco_20200316-3dc56deb", 40.3),
+    "mmdet-cascade-rcnn-r50-20e-coco": _cascade("20e_coco_bbox_mAP-0.41_20200504_175131-e9872a90", 41.0),
+    "mmdet-cascade-rcnn-r101-1x-coco": _cascade("1x_coco_20200317-0b6a2fbf", 42.0, 101),
+    "mmdet-cascade-rcnn-r101-20e-coco": _cascade("20e_coco_bbox_mAP-0.425_20200504_231812-5057dcc5", 42.5, 101),
     "detectron2-faster-rcnn-r50-1x-coco": _detectron2(f"{_COCO}_50_FPN_1x/137257794/model_final_b275ba", 37.9),
     "detectron2-faster-rcnn-r50-3x-coco": _detectron2(f"{_COCO}_50_FPN_3x/137849458/model_final_280758", 40.2),
     "detectron2-faster-rcnn-r101-3x-coco": _detectron2(
         f"{_COCO}_101_FPN_3x/137851257/model_final_f6e8b1", 42.0, depth=101
+    ),
+    "detectron2-cascade-mask-rcnn-r50-1x-coco": _detectron2(
+        "Misc/cascade_mask_rcnn_R_50_FPN_1x/138602847/model_final_e9d89b", 42.1, "CASCADE_RCNN"
+    ),
+    "detectron2-cascade-mask-rcnn-r50-3x-coco": _detectron2(
+        "Misc/cascade_mask_rcnn_R_50_FPN_3x/144998488/model_final_480dd8", 44.3, "CASCADE_RCNN"
     ),
     "detectron2-mask-rcnn-r50-lsj-100ep-coco": _lsj("100ep_LSJ/42047764/model_final_bb69de", 44.6),
     "detectron2-mask-rcnn-r50-lsj-200ep-coco": _lsj("200ep_LSJ/42047638/model_final_89a8d3", 46.3),

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
-from doublehead.common.errors import DoubleheadError
+from doublehead.common.errors import DoubleheadError, sentence
 from doublehead.config import ModelConfig, merge, override
 from doublehead.model.detector import Detector
 from doublehead.model.resnet import RESNETS
+from doublehead.model.stages import CONVENTIONS as CASCADES
 
 Weights = dict[str, Tensor]
 Table = tuple[tuple[str, str], ...]
@@ -21,7 +23,23 @@ MANY = range(16)
 """Enough for layers that are numbered in a table."""
 
 BODY = "backbone.body."
-BRANCH = "roi_heads.heads.0.branches."
+
+
+def branch_of(stage: int) -> str:
+    """How the keys of the branches of a box head begin, counted from 0."""
+    return f"roi_heads.heads.{stage}.branches."
+
+
+BRANCH = branch_of(0)
+
+ONE_STAGE: dict[str, Any] = {"cascade": None}
+"""The convention of detectors with one box head."""
+
+
+def cascade_conventions(program: str) -> dict[str, Any]:
+    """What a program's cascade computes with, once it is trained."""
+    usual = CASCADES[program]
+    return {"cascade": {key: usual[key] for key in ("deviations", "scores")}}
 
 
 def exchange_colours(weights: Weights, stem: str) -> Weights:
@@ -113,11 +131,14 @@ class Format:
         result = self.laid_back({name: weights[key] for key, name in names.items() if name}, config)
         if not self.recognises(result):
             raise DoubleheadError(f"is no {self.name}")
-        read_again, *_ = self.load(result, {})
-        own, theirs = (_flat(c.model_dump(mode="json")) for c in (config, read_again))
+        try:
+            read_again, *_ = self.load(result, {})
+        except ValidationError as error:
+            raise DoubleheadError(f"is no {self.name}: {sentence(error)}") from error
         for key in _flat(self.conventions):
-            if own.get(key) != theirs.get(key):
-                raise DoubleheadError(f"computes with {key}={own.get(key)}, {self.name} with {theirs.get(key)}")
+            own, theirs = (_value(c.model_dump(mode="json"), key) for c in (config, read_again))
+            if own != theirs:
+                raise DoubleheadError(f"computes with {key}={own}, {self.name} with {theirs}")
         return result
 
 
@@ -143,8 +164,9 @@ def background_last(weights: Weights, scores: str, boxes: str, class_agnostic: b
     """The inverse of `background_first`."""
     result = dict(weights)
     for part in ("weight", "bias"):
-        result[scores + part] = result[scores + part].roll(-1, 0)
-        if not class_agnostic:
+        if scores + part in result:
+            result[scores + part] = result[scores + part].roll(-1, 0)
+        if boxes + part in result and not class_agnostic:
             result[boxes + part] = result[boxes + part][4:]
     return result
 
@@ -162,6 +184,13 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         result |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return result
+
+
+def _value(values: Any, key: str) -> Any:
+    """The value under a key such as `roi.aligned`; None where there is no such section."""
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, Mapping) else None
+    return values
 
 
 def _listed(*lists: Any) -> str:
