@@ -11,7 +11,12 @@ from doublehead.config import Config
 from doublehead.model.parts import BACKBONES, TRUNKS
 from doublehead.training.recipes import resolve
 
-MAY_BE_NEGATIVE = {"model.input.mean", "model.branches.0.background_offset"}
+MAY_BE_NEGATIVE = {
+    "model.input.mean",
+    "model.branches.0.background_offset",
+    "model.cascade.early.0.background_offset",
+}
+EARLY = "model.cascade.early.0."
 SECTIONS = {"model.backbone": {row.section: row.config for row in BACKBONES.values() if row.section}} | {
     "model": {f"{name}_head": row.config for name, row in TRUNKS.items()}
 }
@@ -44,6 +49,9 @@ NUMBERS = dict(numbers(Config))
 
 def changed(key: str, number: float) -> dict[str, Any]:
     """The setting with this number, alone or as the first of a list that is otherwise in order."""
+    if key.startswith(EARLY):  # a name unless branches are given
+        branch = {"trunk": "fc", "classify": 1.0, "regress": 1.0}
+        return {"model.cascade.early": [branch | {key.removeprefix(EARLY): number}]}
     if not NUMBERS[key]:
         return {key: number}
     part: Any = resolve("double-head-tiny")

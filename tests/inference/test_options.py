@@ -19,7 +19,7 @@ from doublehead.evaluation.coco import evaluate_detections
 from doublehead.model.checkpoint import load_checkpoint
 from doublehead.model.interop.convert import convert
 from doublehead.model.presets import preset
-from doublehead.training import loop
+from doublehead.training import validation
 from small import SMALL
 
 
@@ -237,7 +237,7 @@ def test_training_and_analysis_measure_as_many_detections_as_the_model_gives(
         counted.append(metrics.most)
         return metrics
 
-    monkeypatch.setattr(loop, "evaluate_detections", note)
+    monkeypatch.setattr(validation, "evaluate_detections", note)
     monkeypatch.setattr(look, "evaluate_detections", note)
     doublehead.train(
         dataset, "double-head-tiny", tmp_path / "run", settings=SMALL | {"train.steps": 1, "model.roi.detections": 300}

@@ -58,10 +58,12 @@ def analyze(
     began = time.monotonic()
     paths = [str(w) for w in ([weights] if isinstance(weights, str | Path) else weights)]
     found = measured_split(paths[0], data, split)
-    raw = {"calibrated": False} | dict(settings or {})  # curves of scores are of the heads as trained
-    predictors = [load(path, device, settings=raw) for path in paths]
+    predictors = [load(path, device, settings=settings) for path in paths]
     for predictor in predictors:
+        _ = predictor.model  # refuses what cannot be looked into
         require_known_classes(predictor.categories, found.categories)
+    if "calibrated" not in (settings or {}):  # curves of scores are of the heads as trained
+        predictors = [predictor.with_options(calibrated=False) for predictor in predictors]
     predictors = [for_classes(predictor, found.categories) for predictor in predictors]
     records, objects = choose(found.records, budget)
     names = model_names(paths)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
-from PIL import Image
 
 from doublehead.common.errors import require
+from doublehead.data.images import read_image
 from doublehead.training.loggers.common import finite
 
 if TYPE_CHECKING:
@@ -45,8 +45,7 @@ class TensorBoard:
         self.writer.flush()
 
     def picture(self, step: int, name: str, path: Path) -> None:  # noqa: D102
-        with Image.open(path) as image:
-            self.writer.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+        self.writer.add_image(name, np.asarray(read_image(path)), step, dataformats="HWC")
 
     def end(self, done: bool) -> None:  # noqa: D102
         best = self.folder / "best.safetensors"
