@@ -11,12 +11,11 @@ from doublehead.config import Config
 from doublehead.model.parts import BACKBONES, TRUNKS
 from doublehead.training.recipes import resolve
 
-MAY_BE_NEGATIVE = {
-    "model.input.mean",
-    "model.branches.0.background_offset",
-    "model.cascade.early.0.background_offset",
-}
-EARLY = "model.cascade.early.0."
+MAY_BE_NEGATIVE = {"model.input.mean", "model.branches.0.background_offset"}
+LISTS = {"model.cascade.early": [{"trunk": "fc", "classify": 1, "regress": 1}]}
+"""Lists of sections that no model of this test has."""
+SCORES_OF_EARLY_STAGES = {f"model.cascade.early.0.{name}" for name in ("temperature", "background_offset")}
+"""Refused whatever their value: see tests/model/test_cascade.py."""
 SECTIONS = {"model.backbone": {row.section: row.config for row in BACKBONES.values() if row.section}} | {
     "model": {f"{name}_head": row.config for name, row in TRUNKS.items()}
 }
@@ -44,16 +43,13 @@ def flat(annotation: Any) -> Iterator[Any]:
         yield annotation
 
 
-NUMBERS = dict(numbers(Config))
+NUMBERS = {key: many for key, many in numbers(Config) if key not in SCORES_OF_EARLY_STAGES}
 
 
 def changed(key: str, number: float) -> dict[str, Any]:
     """The setting with this number, alone or as the first of a list that is otherwise in order."""
-    if key.startswith(EARLY):  # a name unless branches are given
-        branch = {"trunk": "fc", "classify": 1.0, "regress": 1.0}
-        return {"model.cascade.early": [branch | {key.removeprefix(EARLY): number}]}
     if not NUMBERS[key]:
-        return {key: number}
+        return {name: value for name, value in LISTS.items() if key.startswith(name)} | {key: number}
     part: Any = resolve("double-head-tiny")
     for name in key.split("."):
         part = getattr(part, name, None)  # none of a part that is off
