@@ -15,6 +15,7 @@ SMALL: dict[str, Any] = {
     "head_norm": "group",
     "fc_head": {"width": 32},
     "conv_head": {"width": 32, "bottleneck_width": 16, "non_local_width": 16},
+    "convfc_head": {"width": 32, "conv_width": 16},
 }
 
 

@@ -61,7 +61,7 @@ def test_with_one_stage_it_is_the_plain_detector_bit_for_bit(variant: str, conve
     own = {"convention": convention, "ious": [0.5], "beta": 1.0, "early": "narrow"}
     found = []
     for settings in (own, None):
-        model = small_model(variant, cascade=settings, convfc_head={"width": 32, "conv_width": 16})
+        model = small_model(variant, cascade=settings)
         torch.manual_seed(5)
         losses = model.train().losses(IMAGES, TARGETS)
         torch.stack(list(losses.values())).sum().backward()

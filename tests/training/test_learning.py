@@ -31,6 +31,8 @@ def assert_losses_fall(run):
 def test_every_variant_learns_what_it_sees(pair, tmp_path, variant):
     settings = SMALL | ALONE | {"train.steps": 50, "train.lr": 3e-3}
     settings |= {"model.backbone.norm": "batch", "model.head_norm": "batch"}
+    if variant == "single-convfc":
+        settings |= {"model.convfc_head.conv_width": 32, "model.convfc_head.width": 128}
     doublehead.train(pair, f"{variant}-tiny", tmp_path / "run", settings=settings)
     assert_losses_fall(tmp_path / "run")
 
