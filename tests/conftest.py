@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,14 @@ import doublehead
 from doublehead import cli
 from doublehead.data.synthetic import synthesize
 from small import SMALL
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what takes long, unless it is asked for."""
+    if "DOUBLEHEAD_LONG" not in os.environ:
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="DOUBLEHEAD_LONG is not set"))
 
 
 @pytest.fixture(scope="session")

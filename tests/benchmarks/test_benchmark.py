@@ -75,6 +75,7 @@ def test_every_model_has_just_the_owners_asked_for(batch: int, owners: int, case
     assert report.table().row_count == len(cases) + 1
 
 
+@pytest.mark.long
 def test_every_model_has_just_the_positives_asked_for() -> None:
     values = training(BenchmarkSettings("64x96", batch=2, repeats=1, device="cpu"), 13, SMALL).to_json()
     check_figures(values, [*training_module.VARIANTS])

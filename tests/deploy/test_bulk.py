@@ -318,6 +318,7 @@ def started(checkpoint, photos, output, *words):
         return subprocess.Popen([*map(str, command)], env=environment, stderr=log, stdout=log)
 
 
+@pytest.mark.long
 def test_ray_gives_the_same_files_also_after_the_loss_of_a_process(checkpoint, tmp_path):
     pytest.importorskip("ray")
     photos, plain, ray = folder_of(tmp_path / "photos", 60), tmp_path / "plain", tmp_path / "ray"
@@ -332,6 +333,7 @@ def test_ray_gives_the_same_files_also_after_the_loss_of_a_process(checkpoint, t
         assert (ray / path.name).read_bytes() == path.read_bytes()
 
 
+@pytest.mark.long
 def test_what_fails_always_on_ray_is_told_in_a_sentence(checkpoint, tmp_path):
     pytest.importorskip("ray")
     photos, output = folder_of(tmp_path / "photos", 60), tmp_path / "ray"

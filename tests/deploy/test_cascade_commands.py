@@ -42,6 +42,7 @@ def test_training_names_its_losses_by_stage_and_keeps_its_settings(cascade: Path
     assert (stored["convention"], stored["ious"]) == ("mmdetection", [0.5, 0.6, 0.7])
 
 
+@pytest.mark.long
 def test_it_evaluates_predicts_and_exports(cascade: Path, dataset: Path, tmp_path: Path, command) -> None:
     weights = cascade / "best.safetensors"
     outcome = command("evaluate", weights, dataset, "--split", "test", "-o", tmp_path / "measured")

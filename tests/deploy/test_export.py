@@ -84,6 +84,7 @@ def test_finds_what_the_checkpoint_finds(trained, files, dataset, kind):
     assert all(one == exported.detect([image])[0] for one, image in zip(several, images, strict=True))
 
 
+@pytest.mark.long
 def test_conventions_of_others_and_an_image_without_detections(tmp_path):
     model, black = ready_model("double-head-ext", **OTHERS_CONVENTIONS), torch.zeros(3, 96, 100, dtype=torch.uint8)
     while len(for_inference(model, torch.device("cpu")).detect([black])[0]["scores"]):

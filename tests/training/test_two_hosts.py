@@ -113,6 +113,7 @@ def steps(run: Path) -> int:
     return len(rows(run / "training.csv")) if (run / "training.csv").exists() else 0
 
 
+@pytest.mark.long
 def test_two_hosts_lose_a_process_and_their_network_and_finish(dataset, tmp_path, hosts):
     run, whole = tmp_path / "run", tmp_path / "whole"
     with socket.socket() as free:

@@ -163,6 +163,7 @@ def test_a_stopped_run_goes_on_where_it_was(plan, dataset, tmp_path, monkeypatch
     assert one | {"training_seconds": 0} == other | {"training_seconds": 0}
 
 
+@pytest.mark.long
 def test_under_torchrun_all_processes_do_each_run_together(plan, dataset, tmp_path) -> None:
     rows = {"single-fc": ROWS["single-fc"], "same again": {"of": "single-fc"}}
     words = ["study", plan(rows=rows, seeds=[0, 1]), dataset, "--output", tmp_path / "study"]
