@@ -138,6 +138,15 @@ class RoIConfig(Strict):
     training_proposals: Literal["positives", "all"] = Field(
         default="positives", description="What a branch that only regresses sees in training."
     )
+    regress_iou: Fraction | None = Field(
+        default=None,
+        description="Least IoU of the positives of a branch that only regresses, which then draws its own; null: it "
+        "sees those of the others.",
+    )
+    box_loss: Literal["smooth_l1", "giou"] = Field(
+        default="smooth_l1", description="smooth_l1: of box deltas; giou: 1 - GIoU of the boxes."
+    )
+    beta: NotNegative = Field(default=1.0, description="Where the smooth L1 loss of boxes turns linear; 0: L1.")
     inference_proposals: Literal["owners", "all"] = Field(
         default="owners",
         description="What a branch that gives only boxes sees at inference: owners of candidate detections, or all.",
@@ -178,6 +187,12 @@ class RoIConfig(Strict):
     smallest_side: NotNegative = Field(
         default=1e-2, description="Detections with a side under it, in pixels, are dropped."
     )
+
+    @model_validator(mode="after")
+    def _own_positives(self) -> RoIConfig:
+        if self.regress_iou is not None and self.training_proposals == "all":
+            raise ValueError("regress_iou needs training_proposals: positives")
+        return self
 
 
 class InputConfig(Strict):
@@ -229,7 +244,9 @@ class ModelConfig(Sectioned):
     cascade: CascadeConfig | None = Field(
         default=None, description="Box heads one after another, or the name of a convention; null: one box head."
     )
-    head_norm: Literal["batch", "group"] = Field(default="batch", description="Norm of the trunks that have one.")
+    head_norm: Literal["batch", "group", "layer", "none"] = Field(
+        default="batch", description="Norm of the trunks that have one; layer: over all channels and positions."
+    )
     inclusive_pixels: bool = Field(
         default=False, description="Whether RoIs are pooled, clipped and resized as boxes that end at their last pixel."
     )
@@ -276,6 +293,8 @@ class ModelConfig(Sectioned):
     def _one_box_to_refine(self) -> ModelConfig:
         if len(self.stages) > 1 and not self.roi.class_agnostic:
             raise ValueError("cascade: a stage refines one box per proposal, so set model.roi.class_agnostic=true")
+        if self.cascade and self.roi.regress_iou is not None:
+            raise ValueError("roi.regress_iou: the stages of a cascade have their own, `cascade.ious`; set it to null")
         return self
 
     @property
@@ -287,7 +306,8 @@ class ModelConfig(Sectioned):
     def stages(self) -> tuple[Stage, ...]:
         """The box heads, first to last."""
         if self.cascade is None:
-            return (Stage(self.branches, self.roi.foreground_iou),)
+            roi = self.roi
+            return (Stage(self.branches, roi.foreground_iou, beta=roi.beta, regress_iou=roi.regress_iou),)
         return self.cascade.stages(self.branches)
 
     def trunk(self, name: str) -> Any:

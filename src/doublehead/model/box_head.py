@@ -5,6 +5,7 @@ It may be the only one, or a stage of a cascade: then the boxes that it finds ar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, BoxCoder
+from torchvision.ops import generalized_box_iou_loss
 
 from doublehead.config import InferenceOptions, ModelConfig
 from doublehead.model.boxes import Edges
@@ -24,6 +26,8 @@ from doublehead.model.postprocess import Scored, fuse
 from doublehead.model.stages import Stage
 
 RESOLUTION = 7
+LARGEST_RATIO = math.log(1000 / 16)
+"""Largest logarithm of a box's side over its proposal's, as torchvision's BoxCoder limits it."""
 
 NO_EARLIER: Mapping[str, list[Tensor]] = {}
 
@@ -36,6 +40,22 @@ class Sample:
     labels: list[Tensor]  # per image, (N,): 0 is background
     targets: list[Tensor]  # per image, (N, 4): box deltas to the matched object
     objects: list[Tensor]  # per image, (N,) bool: which boxes are the objects' own, no proposals
+    to_regress: Sample | None = None  # what branches that only regress see, if they have positives of their own
+
+    def positives(self) -> Sample:
+        """Those that have an object."""
+        return self.only([label > 0 for label in self.labels])
+
+    def only(self, keep: list[Tensor]) -> Sample:
+        """Those of each image that masks or indices choose."""
+
+        def chosen(values: list[Tensor]) -> list[Tensor]:
+            return [value[k] for value, k in zip(values, keep, strict=True)]
+
+        return Sample(chosen(self.boxes), chosen(self.labels), chosen(self.targets), chosen(self.objects))
+
+    def __len__(self) -> int:
+        return sum(len(labels) for labels in self.labels)
 
 
 class BoxHead(nn.Module):
@@ -62,6 +82,7 @@ class BoxHead(nn.Module):
         self.coder = BoxCoder((1 / dx, 1 / dy, 1 / dw, 1 / dh))
         self.matcher = BoxMatcher(stage.foreground_iou, stage.foreground_iou)
         self.sampler = BalancedPositiveNegativeSampler(config.roi.sampled, config.roi.positive_fraction)
+        self.regress_matcher = None if stage.regress_iou is None else BoxMatcher(stage.regress_iou, stage.regress_iou)
 
     def __iter__(self) -> Iterator[Branch]:
         for branch in self.branches:
@@ -90,30 +111,34 @@ class BoxHead(nn.Module):
         Returns:
             The losses by name; and the deltas of the branch that gives the boxes, unless it saw the positives alone.
         """
-        labels, wanted = torch.cat(sample.labels), torch.cat(sample.targets)
-        positive = torch.where(labels > 0)[0]
+        to_regress = sample.to_regress or sample.positives()
         box_branch, box_deltas = self.box_branch(), None
         result: dict[str, Tensor] = {}
         for i, (name, branch) in enumerate(zip(self.names, self, strict=True)):
-            boxes, seen = sample.boxes, torch.arange(len(labels), device=labels.device)
-            refines = self.stage.refines and i == box_branch
+            seen, refines = sample, self.stage.refines and i == box_branch
             if branch.config.only_regresses and self.config.training_proposals == "positives" and not refines:
-                if not len(positive):
+                seen = to_regress
+                if not len(seen):
                     # A background proposal would move the running statistics of batch norms.
                     result[f"{name}_regress"] = _nothing(branch, levels[0])
                     continue
-                boxes, seen = [b[la > 0] for b, la in zip(sample.boxes, sample.labels, strict=True)], positive
-            logits, deltas = branch(self._pooled_to_learn(levels, boxes, branch.config.scale))
-            factor = self.stage.loss_weight
+            logits, deltas = branch(self._pooled_to_learn(levels, seen.boxes, branch.config.scale))
+            labels, factor = torch.cat(seen.labels), self.stage.loss_weight
             if logits is not None:
-                loss = self.classification.loss(logits, labels[seen])
+                loss = self.classification.loss(logits, labels)
                 result[f"{name}_classify"] = factor * branch.config.classify * loss
             if deltas is not None:
-                loss = box_loss(deltas, labels[seen], wanted[seen], len(labels), self.stage.beta)
+                loss = self._box_loss(deltas, labels, torch.cat(seen.targets), len(sample))
                 result[f"{name}_regress"] = factor * branch.config.regress * loss
-            if i == box_branch and len(seen) == len(labels):
+            if i == box_branch and seen is sample:
                 box_deltas = deltas
         return result, box_deltas
+
+    def _box_loss(self, deltas: Tensor, labels: Tensor, wanted: Tensor, sampled: int) -> Tensor:
+        """The loss of boxes that `roi.box_loss` names."""
+        if self.config.box_loss == "giou":
+            return giou_loss(deltas, labels, wanted, sampled, self.stage.deviations)
+        return box_loss(deltas, labels, wanted, sampled, self.stage.beta)
 
     def _pooled_to_learn(self, levels: list[Tensor], boxes: list[Tensor], scale: float) -> Tensor:
         pooled, factor = self.pooler(levels, boxes, scale), self.stage.roi_gradient
@@ -123,31 +148,38 @@ class BoxHead(nn.Module):
 
     @torch.no_grad()
     def sample(self, proposals: list[Tensor], targets: list[dict[str, Tensor]]) -> Sample:
-        """Match proposals (the objects themselves among them) to objects and draw `roi.sampled` per image."""
+        """Match proposals (the objects themselves among them) to objects and draw `roi.sampled` per image.
+
+        Where branches that only regress have positives of their own, `to_regress` holds as many of these per image as
+        there are positives among all that are drawn, at most.
+        """
         with_objects = [torch.cat([p, t["boxes"].to(p.dtype)]) for p, t in zip(proposals, targets, strict=True)]
         everything = self.labelled(with_objects, targets)
-        result = Sample([], [], [], [])
-        for boxes, label, deltas, proposal in zip(
-            everything.boxes, everything.labels, everything.targets, proposals, strict=True
-        ):
+        chosen = []
+        for label, proposal, objects in zip(everything.labels, proposals, everything.objects, strict=True):
             positive, negative = (mask[0].bool() for mask in self.sampler([label]))
-            chosen = torch.cat([torch.where(positive)[0], torch.where(negative)[0]])
-            result.boxes.append(boxes[chosen])
-            result.labels.append(label[chosen])
-            result.targets.append(deltas[chosen])
-            result.objects.append((chosen >= len(proposal)) & (label[chosen] > 0))
+            chosen.append(torch.cat([torch.where(positive)[0], torch.where(negative)[0]]))
+            objects[len(proposal) :] = label[len(proposal) :] > 0
+        result = everything.only(chosen)
+        if self.regress_matcher is not None:
+            own = self.labelled(with_objects, targets, self.regress_matcher)
+            most = int(self.config.sampled * self.config.positive_fraction)
+            places = [torch.where(label > 0)[0] for label in own.labels]
+            result.to_regress = own.only([p[torch.randperm(len(p), device=p.device)[:most]] for p in places])
         return result
 
     @torch.no_grad()
-    def labelled(self, proposals: list[Tensor], targets: list[dict[str, Tensor]]) -> Sample:
-        """Match all proposals to objects."""
-        result = Sample([], [], [], [])
+    def labelled(
+        self, proposals: list[Tensor], targets: list[dict[str, Tensor]], matcher: BoxMatcher | None = None
+    ) -> Sample:
+        """Match all proposals to objects, by another matcher than the head's if one is given."""
+        result, matcher = Sample([], [], [], []), matcher or self.matcher
         for proposal, target in zip(proposals, targets, strict=True):
             truth = target["boxes"].to(proposal.dtype)
             # One box of background where there is none: a loss of nothing would be 0 / 0.
             boxes = proposal if len(proposal) else proposal.new_tensor([[0.0, 0.0, 1.0, 1.0]])
             if len(truth):
-                match = self.matcher(truth, boxes)
+                match = matcher(truth, boxes)
                 label = target["labels"][match.clamp(min=0)] * (match >= 0)
                 matched = truth[match.clamp(min=0)]
             else:
@@ -277,10 +309,42 @@ def box_loss(deltas: Tensor, labels: Tensor, wanted: Tensor, sampled: int, beta:
         beta: where the loss turns from square to linear; 0: L1.
     """
     positive = torch.where(labels > 0)[0]
+    found = _of_labels(deltas, labels, positive)
+    loss = functional.smooth_l1_loss(found, wanted[positive], reduction="sum", beta=beta)
+    return loss / max(sampled, 1)
+
+
+def giou_loss(
+    deltas: Tensor, labels: Tensor, wanted: Tensor, sampled: int, deviations: tuple[float, float, float, float]
+) -> Tensor:
+    """1 - GIoU (Rezatofighi et al.) on the positives, divided by the number of all sampled proposals.
+
+    GIoU does not change when both boxes are moved and stretched alike, so the proposal is taken for the unit box.
+
+    Args:
+        deltas: as of `box_loss`.
+        labels: (N,), 0 for background.
+        wanted: (N, 4).
+        sampled: how many proposals were drawn in the batch.
+        deviations: of the box deltas, by which they are divided.
+    """
+    positive = torch.where(labels > 0)[0]
+    found, truth = (_unit_boxes(d, deviations) for d in (_of_labels(deltas, labels, positive), wanted[positive]))
+    return generalized_box_iou_loss(found, truth, reduction="sum") / max(sampled, 1)
+
+
+def _unit_boxes(deltas: Tensor, deviations: tuple[float, float, float, float]) -> Tensor:
+    """Deltas (N, 4) of a unit box at the origin to boxes (N, 4)."""
+    offsets, sizes = (deltas * deltas.new_tensor(deviations)).split(2, 1)
+    sides = sizes.clamp(max=LARGEST_RATIO).exp()
+    return torch.cat([offsets - sides / 2, offsets + sides / 2], 1)
+
+
+def _of_labels(deltas: Tensor, labels: Tensor, positive: Tensor) -> Tensor:
+    """The deltas (P, 4) of the positives for their own class."""
     per_class = deltas.unflatten(1, (-1, 4))
     which = labels[positive] if per_class.shape[1] > 1 else torch.zeros_like(positive)
-    loss = functional.smooth_l1_loss(per_class[positive, which], wanted[positive], reduction="sum", beta=beta)
-    return loss / max(sampled, 1)
+    return per_class[positive, which]
 
 
 def _nothing(branch: Branch, like: Tensor) -> Tensor:

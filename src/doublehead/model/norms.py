@@ -34,4 +34,6 @@ NORMS: dict[str, Norm] = {
     "frozen": lambda channels, /, *, eps=1e-5: FrozenBatchNorm2d(channels, eps=eps),
     "batch": lambda channels, /, *, eps=1e-5: nn.BatchNorm2d(channels, eps=eps),
     "group": group_norm,
+    "layer": lambda channels, /, *, eps=1e-5: GroupNorm(1, channels),
+    "none": lambda channels, /, *, eps=1e-5: nn.Identity(),
 }

@@ -75,6 +75,9 @@ class ConvHeadConfig(Strict):
     bottleneck_width: Count = 256
     non_local_width: Count = 512
     non_local_groups: Count = 4
+    zero_init: bool = Field(
+        default=False, description="Whether bottlenecks start as the identity, as non-local blocks always do."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -174,6 +177,7 @@ class BranchConfig(Strict):
         default=None,
         description="Enlarges each RoI about its centre; None: the trunk's own, 1.0 for fc and 1.3 for conv.",
     )
+    lr: Positive = Field(default=1.0, description="Factor of the learning rate for this branch.")
     temperature: Positive = Field(
         default=1.0, description="Divides the class logits at inference; `doublehead calibrate` fits it."
     )

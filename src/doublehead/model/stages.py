@@ -27,6 +27,7 @@ class Stage:
     beta: float = 1.0  # where smooth L1 turns from square to linear; 0: L1
     roi_gradient: float = 1.0  # factor of the gradient into RoI features
     refines: bool = False  # a stage that is not the last: the boxes of all proposals are needed
+    regress_iou: float | None = None  # least IoU of the positives of branches that only regress; None: foreground_iou
 
 
 CONVENTIONS: dict[str, dict[str, Any]] = {

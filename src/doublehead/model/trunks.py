@@ -114,7 +114,7 @@ class ConvHead(Trunk):
             if kind == "up":
                 return UpBlock(channels, config.width, make_norm)
             if kind == "bottleneck":
-                return BottleneckBlock(config.width, config.bottleneck_width, make_norm)
+                return BottleneckBlock(config.width, config.bottleneck_width, make_norm, config.zero_init)
             return NonLocalBlock(config.width, config.non_local_width, config.non_local_groups, make_norm)
 
         self.blocks = nn.Sequential(*(block(kind) for kind in config.blocks))
@@ -159,13 +159,20 @@ class UpBlock(nn.Module):
 
 
 class BottleneckBlock(nn.Module):
-    """The residual bottleneck (figure 6b): 1x1 down, 3x3, 1x1 up."""
+    """The residual bottleneck (figure 6b): 1x1 down, 3x3, 1x1 up.
 
-    def __init__(self, width: int, inner: int, norm: Norm) -> None:
+    With `zero_init` its last norm, or where it has none its last convolution, is initialised to zero (Goyal et al.,
+    *Accurate, Large Minibatch SGD*, section 5.1), so that it starts as the identity (followed by ReLU).
+    """
+
+    def __init__(self, width: int, inner: int, norm: Norm, zero_init: bool = False) -> None:
         super().__init__()
         self.conv1, self.norm1 = _conv(width, inner, 1), norm(inner)
         self.conv2, self.norm2 = _conv(inner, inner, 3), norm(inner)
         self.conv3, self.norm3 = _conv(inner, width, 1), norm(width)
+        if zero_init:
+            last = self.conv3 if isinstance(self.norm3, nn.Identity) else self.norm3
+            nn.init.zeros_(last.weight)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, width, H, W) to the same shape."""

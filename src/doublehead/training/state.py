@@ -151,7 +151,8 @@ def _tensors(model: nn.Module) -> Iterator[Tensor]:
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """SGD with the published decay on every weight, or AdamW with decay on matrices and kernels alone.
 
-    Each group has a `share` of the learning rate: 1, or less by `train.layer_decay` for stages of the backbone.
+    Each group has a `share` of the learning rate: 1, less by `train.layer_decay` for stages of the backbone, or the
+    `lr` of a branch.
     """
     groups: list[dict[str, Any]] = []
     for share, learning in _by_rate(model, config.layer_decay).items():
@@ -166,7 +167,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
 
 
 def _by_rate(model: nn.Module, decay: float) -> dict[float, list[nn.Parameter]]:
-    """The parameters that learn, by their share of the learning rate, the largest first: 1 for all but the body.
+    """The parameters that learn, by their share of the learning rate: first 1, that of all but body and branches.
 
     The last stage of the body has `decay`, the one before it `decay` squared, and so on (BEiT, appendix; here by the
     five stages by which layers are frozen).
@@ -176,11 +177,13 @@ def _by_rate(model: nn.Module, decay: float) -> dict[float, list[nn.Parameter]]:
         stages = model.backbone.body.stages()  # type: ignore[union-attr, operator]
         for place, stage in enumerate(reversed(stages), 1):
             shares |= {p: decay**place for layer in stage for p in layer.parameters()}
+    for branch in model.roi_heads:  # type: ignore[union-attr]
+        shares |= dict.fromkeys(branch.parameters(), branch.config.lr)
     result: dict[float, list[nn.Parameter]] = {1.0: []}
     for parameter in model.parameters():
         if parameter.requires_grad:
             result.setdefault(shares.get(parameter, 1.0), []).append(parameter)
-    return dict(sorted(result.items(), reverse=True))
+    return dict(sorted(result.items(), key=lambda item: (item[0] != 1, -item[0])))
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
