@@ -353,6 +353,12 @@ def compare_variants(
     baseline: Annotated[
         str | None, typer.Option(metavar="ROW", help="Compare with this row, not with the plan's baseline.")
     ] = None,
+    rows: Annotated[
+        list[str] | None, typer.Option("--row", metavar="ROW", help="Do and compare this row; repeat for more.")
+    ] = None,
+    seeds: Annotated[
+        list[int] | None, typer.Option("--seed", metavar="SEED", help="Do and compare this seed; repeat for more.")
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting of every run.")
     ] = None,
@@ -367,7 +373,8 @@ def compare_variants(
         from doublehead.training.study.study import study_all
 
     said = parse_settings(settings or [])
-    found = study_all(plan, data, output, settings=said, shard=shard, baseline=baseline)
+    part = {"baseline": baseline, "rows": rows or (), "seeds": seeds or ()}
+    found = study_all(plan, data, output, settings=said, shard=shard, **part)
     if found is None:
         return
     compared = found | ({output: pool(found)} if len(found) > 1 else {})

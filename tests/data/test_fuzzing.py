@@ -228,8 +228,38 @@ def test_datasets(form, tmp_path):
     fuzz(form, 40 if form in ("COCO", "VOC", "YOLO") else 15, spoiled, target)
 
 
+OF_TEXT = {
+    form: [name for name in names if name.endswith((".json", ".jsonl", ".yaml"))] for form, names in FILES.items()
+}
+
+
+@pytest.mark.parametrize(("form", "name"), [(form, name) for form, names in OF_TEXT.items() for name in names])
+def test_each_value_of_another_type(form, name, tmp_path):
+    """Every value in its turn: a list that cannot be a key, a mapping, a number, a word."""
+    root = tmp_path / "data"
+    (CASES[form].write if form in CASES else lambda at: sound(form, at))(root)
+    file, answers = root / name, Counter[str]()
+    lines = file.read_text().splitlines() if file.suffix == ".jsonl" else [file.read_text()]
+    tree = [yaml.safe_load(line) for line in lines]
+    count = len(list(walk(tree)))
+    look_at(root)  # as it is, it is read
+    for place in range(0, count, 1 if EXAMPLES else 1 + count // 15):
+        for value in ([[]], {}) if place else ([[]], {}, 7, "x"):
+            spoiled = copy.deepcopy(tree)
+            parent, key = list(walk(spoiled))[place]
+            parent[key] = value
+            file.write_bytes(b"\n".join(dumped(file, part) for part in spoiled))
+            with watched():
+                try:
+                    look_at(root)
+                    answers["read"] += 1
+                except DoubleheadError:
+                    answers["refused"] += 1
+    assert answers["refused"]
+
+
 def dumped(file: Path, tree: Any) -> bytes:
-    text = json.dumps(tree) if file.suffix == ".json" else yaml.safe_dump(tree, allow_unicode=False)
+    text = json.dumps(tree) if file.suffix in (".json", ".jsonl") else yaml.safe_dump(tree, allow_unicode=False)
     return text.encode(errors="surrogatepass")
 
 

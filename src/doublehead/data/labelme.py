@@ -110,6 +110,8 @@ def _thing(path: Path, shape: Any, findings: Findings) -> Thing | None:
     if not isinstance(shape, dict) or not isinstance(shape.get("label"), str) or not shape["label"].strip():
         raise DoubleheadError(f"{path}: a shape has no `label`: {brief(shape)}")
     label, kind = shape["label"], shape.get("shape_type") or "polygon"
+    if not isinstance(kind, str):
+        raise DoubleheadError(f"{path}: `shape_type` of `{label}` must be a word such as rectangle, not {brief(kind)}")
     if kind in _NOT_OBJECTS:
         findings.warn(f"annotations without a box left out ({kind})", f"`{label}` in {path.name}")
         return None

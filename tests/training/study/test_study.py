@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
+from doublehead.common.errors import DoubleheadError
 from doublehead.data.dataset import open_dataset
 from doublehead.training.loop import Interrupted
 from doublehead.training.study import pooled, summary
@@ -223,3 +224,19 @@ def test_the_plans_that_come_with_the_project_can_be_run(path, dataset, tmp_path
         config = studying._config(asked, run, dataset, {})
         assert config.train.seed == run.seed
     assert open_dataset(dataset).has(asked.split)
+
+
+def test_some_rows_and_seeds_alone(plan, dataset, tmp_path, command) -> None:
+    output = tmp_path / "study"
+    done = command("study", plan(), dataset, "-o", output, "--row", "ext", "--seed", "5")
+    assert done.code == 0, done.err
+    found = sorted(str(path.parent.relative_to(output)) for path in output.glob("*/*/result.json"))
+    assert found == ["ext/seed-5", "single-fc/seed-5"]  # the baseline always belongs to it
+    with (output / "summary.csv").open(newline="") as file:
+        assert [(row["row"], row["seeds"]) for row in csv.DictReader(file)] == [("ext", "1"), ("single-fc", "1")]
+
+
+@pytest.mark.parametrize("part", [{"rows": ["none"]}, {"seeds": [4]}, {"rows": ["fc scores"]}, {"baseline": "none"}])
+def test_a_part_that_the_plan_does_not_have_is_refused(plan, part) -> None:
+    with pytest.raises(DoubleheadError):
+        read_plan(plan()).part(**part)

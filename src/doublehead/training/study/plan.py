@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,31 @@ class StudyPlan(Strict):
     split: str = Field(default="test", description="The split measured at the end of each run.")
     recipe: str | None = Field(default=None, description="As of `train --recipe`.")
     settings: dict[str, Any] = Field(default={}, description="Of every row; a row's own settings win.")
+
+    def part(self, rows: Sequence[str] = (), seeds: Sequence[int] = (), baseline: str | None = None) -> StudyPlan:
+        """The plan with some of its rows, to which the baseline always belongs, or seeds, or with another baseline.
+
+        Args:
+            rows: their names; none: all.
+            seeds: some of the plan's; none: all.
+            baseline: another row to compare with.
+
+        Raises:
+            DoubleheadError: the plan has no such row or seed, or a row without the one whose weights it takes.
+        """
+        baseline = baseline or self.baseline
+        for name in (baseline, *rows):
+            if name not in self.rows:
+                raise DoubleheadError(f"the plan has no row `{name}`, but {', '.join(self.rows)}")
+        for seed in seeds:
+            if seed not in self.seeds:
+                raise DoubleheadError(f"the plan has no seed {seed}, but {', '.join(map(str, self.seeds))}")
+        chosen = {name: row for name, row in self.rows.items() if not rows or name in (baseline, *rows)}
+        for name, row in chosen.items():
+            if row.of is not None and row.of not in chosen:
+                raise DoubleheadError(f"row `{name}` takes the weights of `{row.of}`: name that row too")
+        own = tuple(seed for seed in self.seeds if not seeds or seed in seeds)
+        return self.model_copy(update={"rows": chosen, "seeds": own, "baseline": baseline})
 
     @field_validator("seeds")
     @classmethod

@@ -27,7 +27,10 @@ from doublehead.training.run import RunFolder
 from doublehead.training.study.plan import StudyPlan, StudyRun, read_plan, runs
 from doublehead.training.study.summary import Summary, summarise
 
-SECONDARY = {"train": {"device", "save_minutes", "log_every"}, "data": {"path", "workers", "check"}}
+SECONDARY = {
+    "train": {"device", "save_minutes", "log_every", "timeout"},
+    "data": {"path", "workers", "timeout", "check"},
+}
 """Settings that may differ between a finished run and the plan: where and how it ran, not what was learnt."""
 
 
@@ -39,6 +42,8 @@ def study(
     settings: Mapping[str, Any] | None = None,
     shard: str = "1/1",
     baseline: str | None = None,
+    rows: Sequence[str] = (),
+    seeds: Sequence[int] = (),
 ) -> Summary | None:
     """Train and measure every row of a plan with every seed, and compare them.
 
@@ -54,6 +59,8 @@ def study(
         settings: of every run, after the plan's own.
         shard: i/n does every n-th of what is to be trained, from the i-th.
         baseline: the row that the others are compared with, in place of the plan's.
+        rows: the rows to do and compare, beside the baseline; none: all.
+        seeds: those of the plan to do and compare; none: all.
 
     Returns:
         The comparison; None while runs of other shards are missing.
@@ -62,11 +69,7 @@ def study(
         DoubleheadError: the plan, data or settings have a mistake; or a run failed, after all others were done.
         Interrupted: Ctrl-C or SIGTERM; the run is saved.
     """
-    asked, output = read_plan(plan), Path(output)
-    if baseline is not None:
-        if baseline not in asked.rows:
-            raise DoubleheadError(f"--baseline {baseline}: {plan} has no such row, but {', '.join(asked.rows)}")
-        asked = asked.model_copy(update={"baseline": baseline})
+    asked, output = read_plan(plan).part(rows, seeds, baseline), Path(output)
     every = runs(asked, output)
     mine = _share(asked, every, shard)
     configs = {run: _config(asked, run, data, dict(settings or {})) for run in mine}  # mistakes before the first run
