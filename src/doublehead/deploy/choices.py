@@ -10,7 +10,9 @@ from doublehead.common.errors import DoubleheadError
 from doublehead.common.model_files import CHECKPOINT, EXPORTED
 
 PICTURES = "pictures"
-FORMATS = (PICTURES, "parquet", "coco")
+ANNOTATED = ("voc", "yolo", "cvat", "label-studio")
+"""Rows of `annotations.ANNOTATORS`."""
+FORMATS = (PICTURES, "parquet", "coco", *ANNOTATED)
 ENGINES = ("plain", "ray")
 
 

@@ -11,11 +11,12 @@ from doublehead.common.console import Console
 from doublehead.common.errors import DoubleheadError
 from doublehead.common.files import free_name
 from doublehead.config import USUAL_DECISION
+from doublehead.deploy.annotations import annotate
 from doublehead.deploy.bulk import run as bulk
 from doublehead.deploy.bulk.pictures import predict_pictures
 from doublehead.deploy.bulk.sources import Listing, find_files
 from doublehead.deploy.bulk.worker import Work
-from doublehead.deploy.choices import FORMATS, PICTURES
+from doublehead.deploy.choices import ANNOTATED, FORMATS, PICTURES
 from doublehead.deploy.video import VIDEO_SUFFIXES, count_frames, predict_video
 from doublehead.inference.predictor import Predictor, decision_threshold, load
 
@@ -51,7 +52,8 @@ def predict(
         weights: a checkpoint, a published name or an exported file; several make an ensemble.
         sources: image files, folders, globs, tars, Parquet files; or videos.
         output: folder to write into.
-        format: pictures, with predictions.json; or parquet or coco, for any number of images.
+        format: pictures, with predictions.json; parquet or coco, for any number of images; or voc, yolo, cvat or
+            label-studio, for a person to correct in an annotation tool.
         score: detections below it are left out; None: the weights' decision threshold, else 0.5.
         batch_size: images that go through the model at once.
         device: where to compute.
@@ -69,17 +71,19 @@ def predict(
     if format not in FORMATS:
         raise DoubleheadError(f"--format {format}: there are {', '.join(FORMATS)}")
     alone = (shard, engine) == ("1/1", "plain")
-    if format == PICTURES and not alone:
+    if format in (PICTURES, *ANNOTATED) and not alone:
         raise DoubleheadError("--shard and --engine share out parts: they go with --format parquet or coco")
     if workers > 1 and engine != "ray":
         raise DoubleheadError("--workers goes with --engine ray; without it, --shard shares the work out")
     score = _least_score(weights, settings) if score is None else score
     videos = [Path(source).suffix.lower() in VIDEO_SUFFIXES for source in sources]
     if any(videos):
-        if not all(videos) or format == "parquet" or not alone:
+        if not all(videos) or format not in (PICTURES, "coco") or not alone:
             raise DoubleheadError("videos go one after the other, without images, to --format pictures or coco")
         return _predict_videos(load(weights, device, precision, settings), sources, output, format, score, batch_size)
     listing = Listing.of(sources, part_size, column)
+    if format in ANNOTATED:
+        return _annotate(load(weights, device, precision, settings), listing, output, format, score, batch_size)
     if format != PICTURES:
         work = Work(tuple(weights), output, format, score, batch_size, device, precision, dict(settings or {}))
         return Done(str(bulk.predict_bulk(work, listing, shard, engine, workers, progress=True)))
@@ -89,10 +93,21 @@ def predict(
     return Done(
         f"{written.waited:.0%} of the time went into waiting for images\n"
         f"{written.done} pictures and predictions.json are in {output}",
-        f"{len(written.faults)} of {sum(listing.sizes)} images could not be read: {'; '.join(written.faults[:10])}"
-        if written.faults
-        else None,
+        _unread(written.faults, listing),
     )
+
+
+def _annotate(predictor: Predictor, listing: Listing, output: Path, format: str, score: float, batch_size: int) -> Done:
+    parts = [part for _, part in listing.chosen(lambda _: True)]
+    with Console().progress("predicting", sum(listing.sizes)) as advance:
+        done, faults = annotate(predictor, parts, output, format, score, batch_size, advance)
+    return Done(f"annotations of {done} images, to be corrected, are in {output}", _unread(faults, listing))
+
+
+def _unread(faults: list[str], listing: Listing) -> str | None:
+    if not faults:
+        return None
+    return f"{len(faults)} of {sum(listing.sizes)} images could not be read: {'; '.join(faults[:10])}"
 
 
 def _least_score(weights: Sequence[str], settings: Mapping[str, Any] | None) -> float:

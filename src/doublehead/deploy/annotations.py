@@ -1,0 +1,232 @@
+"""Detections as annotations that a person corrects: in the formats that annotation tools import.
+
+A new format is a class with `add` and `close`, and a row of ANNOTATORS.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+from xml.etree.ElementTree import Element, SubElement, indent, tostring
+
+import yaml
+
+from doublehead.common.errors import DoubleheadError
+from doublehead.common.files import whole
+from doublehead.deploy.bulk.detecting import detect_batches, in_order, read_ahead
+from doublehead.deploy.bulk.sources import Part
+from doublehead.inference.detections import Detections
+from doublehead.inference.predictor import Predictor
+
+DECIMALS = 2
+
+
+class Annotator(ABC):
+    """Writes what was found in each image into a folder.
+
+    Args:
+        folder: to write into.
+        names: of the classes, in the model's order.
+    """
+
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        self.folder, self.names = folder, names
+
+    @abstractmethod
+    def add(self, file: str, size: tuple[int, int], found: Detections) -> None:
+        """Take what was found in an image of (width, height), clipped to it; `file` is its name without folders."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Write what needs all images."""
+
+    def write(self, name: str, text: str) -> None:
+        """Write a file of the folder, whole or not at all."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+class Voc(Annotator):
+    """Pascal VOC: an XML per image in `Annotations`, with the edges of each box, as LabelImg and CVAT write them."""
+
+    def add(self, file: str, size: tuple[int, int], found: Detections) -> None:
+        """Write the image's XML."""
+        root = Element("annotation")
+        _texts(root, filename=file)
+        _texts(SubElement(root, "size"), width=size[0], height=size[1], depth=3)
+        for name, box in zip(found.class_names, found.boxes.tolist(), strict=True):
+            node = SubElement(root, "object")
+            _texts(node, name=name, difficult=0)
+            edges = zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
+            _texts(SubElement(node, "bndbox"), **{key: f"{value:.{DECIMALS}f}" for key, value in edges})
+        indent(root)
+        self.write(f"Annotations/{Path(file).stem}.xml", tostring(root, encoding="unicode"))
+
+    def close(self) -> None:
+        """All is written."""
+
+
+class Yolo(Annotator):
+    """YOLO: a text file per image in `labels`, and `data.yaml` and `classes.txt` with the names."""
+
+    def add(self, file: str, size: tuple[int, int], found: Detections) -> None:
+        """Write the image's lines: class, and centre and size as shares of the image."""
+        width, height = size
+        lines = []
+        for label, (x1, y1, x2, y2) in zip(found.labels.tolist(), found.boxes.tolist(), strict=True):
+            box = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height)
+            lines.append(f"{label - 1} {' '.join(f'{value:.6f}' for value in box)}\n")
+        self.write(f"labels/{Path(file).stem}.txt", "".join(lines))
+
+    def close(self) -> None:
+        """Write the names of the classes."""
+        values = {"path": ".", "train": "images", "val": "images", "names": dict(enumerate(self.names))}
+        self.write("data.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+        self.write("classes.txt", "".join(f"{name}\n" for name in self.names))
+
+
+class Cvat(Annotator):
+    """CVAT for images 1.1: `annotations.xml`."""
+
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        super().__init__(folder, names)
+        self.root = Element("annotations")
+        _texts(self.root, version="1.1")
+        labels = SubElement(SubElement(SubElement(self.root, "meta"), "task"), "labels")
+        for name in names:
+            _texts(SubElement(labels, "label"), name=name)
+        self.images = 0
+
+    def add(self, file: str, size: tuple[int, int], found: Detections) -> None:
+        """Take an <image>."""
+        node = SubElement(self.root, "image", id=str(self.images), name=file, width=str(size[0]), height=str(size[1]))
+        self.images += 1
+        for name, box in zip(found.class_names, found.boxes.tolist(), strict=True):
+            corners = zip(("xtl", "ytl", "xbr", "ybr"), box, strict=True)
+            values = {key: f"{value:.{DECIMALS}f}" for key, value in corners}
+            SubElement(node, "box", {"label": name, "source": "auto", "occluded": "0", **values, "z_order": "0"})
+
+    def close(self) -> None:
+        """Write the file."""
+        indent(self.root)
+        self.write("annotations.xml", tostring(self.root, encoding="unicode"))
+
+
+class LabelStudio(Annotator):
+    """Label Studio: tasks with predictions in `label-studio.json`, and the labelling interface in `label-config.xml`.
+
+    Images are named as its local storage does; the storage's folder must be that of the images.
+    """
+
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        super().__init__(folder, names)
+        self.tasks: list[dict[str, Any]] = []
+
+    def add(self, file: str, size: tuple[int, int], found: Detections) -> None:
+        """Take a task; boxes are in per cent of the image."""
+        width, height = size
+        result = []
+        for number, (name, score, box) in enumerate(
+            zip(found.class_names, found.scores.tolist(), found.boxes.tolist(), strict=True)
+        ):
+            x1, y1, x2, y2 = (100 * value / side for value, side in zip(box, (width, height) * 2, strict=True))
+            value = {"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1, "rotation": 0, "rectanglelabels": [name]}
+            where = {"from_name": "label", "to_name": "image", "original_width": width, "original_height": height}
+            result.append({"id": str(number), "type": "rectanglelabels", **where, "value": value, "score": score})
+        prediction: dict[str, Any] = {"model_version": "doublehead", "result": result}
+        if result:
+            prediction["score"] = float(found.scores.mean())
+        self.tasks.append({"data": {"image": f"/data/local-files/?d={quote(file)}"}, "predictions": [prediction]})
+
+    def close(self) -> None:
+        """Write both files."""
+        view = Element("View")
+        SubElement(view, "Image", name="image", value="$image")
+        labels = SubElement(view, "RectangleLabels", name="label", toName="image")
+        for name in self.names:
+            SubElement(labels, "Label", value=name)
+        indent(view)
+        self.write("label-config.xml", tostring(view, encoding="unicode"))
+        self.write("label-studio.json", json.dumps(self.tasks, indent=1))
+
+
+ANNOTATORS: dict[str, Callable[[Path, Sequence[str]], Annotator]] = {
+    "voc": Voc,
+    "yolo": Yolo,
+    "cvat": Cvat,
+    "label-studio": LabelStudio,
+}
+
+
+def annotate(
+    predictor: Predictor,
+    parts: Sequence[Part],
+    output: Path,
+    form: str,
+    score: float,
+    batch_size: int,
+    progress: Callable[[int], object],
+) -> tuple[int, list[str]]:
+    """Detect objects in images and write them as annotations.
+
+    Args:
+        predictor: the model.
+        parts: the images.
+        output: folder to write into.
+        form: a row of ANNOTATORS.
+        score: detections below it are left out.
+        batch_size: images that go through the model at once.
+        progress: told how many images are done.
+
+    Returns:
+        How many images are annotated, and a sentence for each that could not be read.
+
+    Raises:
+        DoubleheadError: two images have one name, or the folder cannot be written.
+    """
+    writer, faults, done = ANNOTATORS[form](output, predictor.categories.names), list[str](), 0
+    _require_names_of_their_own(chain.from_iterable(part.items() for part in parts))
+    items = chain.from_iterable(part.items() for part in parts)
+    for found in in_order(detect_batches(predictor, read_ahead(items, batch_size), score)):
+        if found.detections is None:
+            faults.append(found.fault)
+        else:
+            size = (found.width, found.height)
+            writer.add(Path(found.name).name, size, _clipped(found.detections, size))
+            done += 1
+        progress(1)
+    writer.close()
+    return done, faults
+
+
+def _require_names_of_their_own(items: Iterable[Any]) -> None:
+    seen: dict[str, str] = {}
+    for item in items:
+        stem = Path(item.name).stem
+        if stem in seen:
+            raise DoubleheadError(
+                f"{item.name} and {seen[stem]} would share one annotation: predict on one folder at a time"
+            )
+        seen[stem] = item.name
+
+
+def _clipped(found: Detections, size: tuple[int, int]) -> Detections:
+    """Without what lies outside the image."""
+    boxes = found.boxes.copy()
+    for axis, side in enumerate(size):
+        boxes[:, axis::2] = boxes[:, axis::2].clip(0, side)
+    inside = (boxes[:, 2:] > boxes[:, :2]).all(1)
+    return Detections(boxes[inside], found.scores[inside], found.labels[inside], found.names, found.category_ids)
+
+
+def _texts(parent: Element, **values: object) -> None:
+    """A child with text for each value."""
+    for name, value in values.items():
+        SubElement(parent, name).text = str(value)
