@@ -1,6 +1,7 @@
 """The result type: choosing, drawing, saving, and handing to other tools."""
 
 import importlib
+import io
 import json
 
 import numpy as np
@@ -65,6 +66,36 @@ def test_above_and_equality():
     assert some() != some(scores=[0.9, 0.4, 0.2])
     assert some() == some(image=Image.new("RGB", (9, 9)))
     assert some() != 3
+
+
+def test_where_chooses_classes_and_scores():
+    assert some().where("dog") == some()[[0, 2]]
+    assert some().where(["dog", "cat"], score=0.4) == some()[:2]
+    assert some().where(score=0.95) == some()[[]]
+    with pytest.raises(DoubleheadError, match="fox"):
+        some().where("fox")
+
+
+def test_crops_are_the_boxes_of_the_picture_with_their_margin():
+    pixels = np.arange(70 * 60 * 3, dtype=np.uint32).reshape(60, 70, 3).astype(np.uint8)
+    picture = Image.fromarray(pixels)
+    found = some(boxes=[[1, 2, 11, 22], [60, 50, 90, 80], [5.25, 5.5, 5.3, 45.2]])
+    first, outside, thin = found.crops(picture)
+    np.testing.assert_array_equal(np.asarray(first), pixels[2:22, 1:11])
+    np.testing.assert_array_equal(np.asarray(outside), pixels[50:60, 60:70])
+    np.testing.assert_array_equal(np.asarray(thin), pixels[5:46, 5:6])
+    assert found.crops(picture, margin=0.5)[0].size == (16, 32)  # cut off at the edges
+    assert some(boxes=[[900, 900, 950, 950]] * 3).crops(picture)[0].size == (1, 1)
+    with pytest.raises(DoubleheadError, match="picture"):
+        some().crops()
+
+
+def test_a_notebook_shows_the_drawn_picture():
+    assert some()._repr_png_() is None
+    shown = some(image=Image.new("RGB", (70, 60)))._repr_png_()
+    assert shown is not None
+    with Image.open(io.BytesIO(shown)) as picture:
+        assert (picture.format, picture.size) == ("PNG", (70, 60))
 
 
 def test_text_names_what_was_found():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import colorsys
+import io
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -121,6 +123,55 @@ class Detections:
         """The detections with at least this score."""
         return self[self.scores >= score]
 
+    def where(self, classes: str | Sequence[str] | None = None, score: float = 0.0) -> Detections:
+        """The detections of some classes with at least this score.
+
+        Args:
+            classes: one name or several; None: all.
+            score: least score.
+
+        Raises:
+            DoubleheadError: the model has no such class.
+        """
+        wanted = self.names if classes is None else (classes,) if isinstance(classes, str) else tuple(classes)
+        if unknown := [name for name in wanted if name not in self.names]:
+            raise DoubleheadError(f"the model has no class `{unknown[0]}`; it knows {', '.join(self.names)}")
+        labels = [label for label, name in enumerate(self.names, 1) if name in wanted]
+        return self[np.isin(self.labels, labels) & (self.scores >= score)]
+
+    def crops(self, image: Image.Image | None = None, margin: float = 0.0) -> list[Image.Image]:
+        """The part of the picture in each box, at least one pixel wide and high.
+
+        Args:
+            image: the picture; by default the one the detections were computed on.
+            margin: how far to reach beyond the box on each side, as a share of its sides.
+
+        Raises:
+            DoubleheadError: there is no picture.
+        """
+        picture, result = self._picture(image), []
+        sides = np.array(picture.size * 2)
+        for box in self.boxes:
+            more = margin * np.tile(box[2:] - box[:2], 2) * (-1, -1, 1, 1)
+            left, top, right, bottom = (box + more).clip(0, sides - (1, 1, 0, 0)).tolist()
+            left, top = math.floor(left), math.floor(top)
+            result.append(picture.crop((left, top, max(math.ceil(right), left + 1), max(math.ceil(bottom), top + 1))))
+        return result
+
+    def _picture(self, image: Image.Image | None) -> Image.Image:
+        picture = image if image is not None else self.image
+        if picture is None:
+            raise DoubleheadError("these detections carry no picture: pass one, as in detections.draw(image)")
+        return picture
+
+    def _repr_png_(self) -> bytes | None:
+        """The drawn picture, which notebooks show."""
+        if self.image is None:
+            return None
+        file = io.BytesIO()
+        self.draw().save(file, "PNG")
+        return file.getvalue()
+
     def draw(self, image: Image.Image | None = None, score: float = 0.5) -> Image.Image:
         """A copy of the picture with the boxes that have at least this score, their names and scores.
 
@@ -131,9 +182,7 @@ class Detections:
         Raises:
             DoubleheadError: there is no picture to draw on.
         """
-        picture = image if image is not None else self.image
-        if picture is None:
-            raise DoubleheadError("these detections carry no picture: pass one, as in detections.draw(image)")
+        picture = self._picture(image)
         shown = self.above(score)
         shown = shown[np.argsort(-shown.scores, kind="stable")]
         captions = [f"{name} {value:.2f}" for name, value in zip(shown.class_names, shown.scores, strict=True)]
