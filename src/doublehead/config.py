@@ -179,6 +179,9 @@ class RoIConfig(Strict):
     aligned: bool = Field(default=False, description="Whether RoIAlign shifts coordinates by half a pixel.")
     score_threshold: Fraction = 0.05
     nms_iou: Fraction = 0.5
+    nms_across_classes: bool = Field(
+        default=False, description="Whether NMS also drops detections that overlap better ones of another class."
+    )
     detections: Count = Field(default=100, description="Best detections kept per image.")
     calibrated: bool = Field(default=True, description="Apply each branch's temperature and background offset.")
     decision_threshold: Fraction | None = Field(
@@ -320,6 +323,9 @@ class InferenceOptions(Strict):
 
     score_threshold: Fraction = Field(description="Least score of a detection.")
     nms_iou: Fraction = Field(description="IoU above which the lesser of two detections of a class is dropped.")
+    nms_across_classes: bool = Field(
+        default=False, description="Whether NMS also drops detections that overlap better ones of another class."
+    )
     detections: Count = Field(description="Maximum detections per image.")
     short_side: int = Field(ge=32, lt=2**31, description="Shorter side after resizing, in pixels.")
     long_side: int = Field(ge=32, lt=2**31, description="Maximum longer side, in pixels.")

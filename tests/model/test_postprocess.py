@@ -65,7 +65,7 @@ def by_definition(scores: Tensor, boxes: Tensor, config: InferenceOptions) -> li
         box = torch.minimum(boxes[p, c].clamp(min=0), limit)
         if ((box[2:] - box[:2]) < 1e-2).any():
             continue
-        same = [b for _, kc, b in kept if kc == c]
+        same = [b for _, kc, b in kept if kc == c or config.nms_across_classes]
         if not same or float(box_iou(box[None].double(), torch.stack(same).double()).max()) <= config.nms_iou:
             kept.append((p, c, box))
     return [(p, c) for p, c, _ in kept[: config.detections]]
@@ -76,7 +76,10 @@ def test_staged_gives_the_same_as_all_at_once(seed: int) -> None:
     """Many random batches, among them empty images, ones with few candidates and ones with thousands."""
     classes = 1 + seed % 7
     config = asked(
-        detections=(1, 20, 100, 300)[seed % 4], score_threshold=(0.0, 0.05, 0.3)[seed % 3], nms_iou=(0.3, 0.5)[seed % 2]
+        detections=(1, 20, 100, 300)[seed % 4],
+        score_threshold=(0.0, 0.05, 0.3)[seed % 3],
+        nms_iou=(0.3, 0.5)[seed % 2],
+        nms_across_classes=seed % 5 == 0,
     )
     scores, boxes = scene(seed, images=1 + seed % 4, classes=classes, spread=(0.1, 1.0, 4.0)[seed // 20])
     staged, _ = run(scores, boxes, config, staged=True)
@@ -86,9 +89,10 @@ def test_staged_gives_the_same_as_all_at_once(seed: int) -> None:
             assert torch.equal(one[key], other[key])
 
 
+@pytest.mark.parametrize("across", [False, True])
 @pytest.mark.parametrize("seed", range(6))
-def test_is_greedy_nms_within_each_class(seed: int) -> None:
-    config = asked(score_threshold=0.2, detections=40)
+def test_is_greedy_nms_within_each_class_or_across_all(seed: int, across: bool) -> None:
+    config = asked(score_threshold=0.2, detections=40, nms_across_classes=across)
     scores, boxes = scene(seed, images=2, classes=3, spread=1.5)
     found, _ = run(scores, boxes, config, staged=True)
     for result, s, b in zip(found, scores, boxes, strict=True):

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from doublehead.config import InferenceOptions
 from doublehead.inference.fusion import Found, ious, weighted_box_fusion
-from doublehead.model.postprocess import class_nms
+from doublehead.model.postprocess import suppress
 
 Detect = Callable[[list[Tensor], InferenceOptions], list[Found]]
 """Images (3, H, W) of any sizes to their detections."""
@@ -162,8 +162,8 @@ def _merged(found: Found, options: InferenceOptions) -> Found:
     """One box where several tiles saw the same object."""
     if options.tile_merge == "wbf":
         return weighted_box_fusion([found], options.wbf_iou, all_see=False)
-    kept = class_nms(found["boxes"], found["scores"], found["labels"], options.nms_iou)
-    return {name: value[kept] for name, value in found.items()}
+    places = suppress(found["boxes"], found["scores"], found["labels"], options)
+    return {name: value[places] for name, value in found.items()}
 
 
 def _unexplained(parts: _Seen, whole: Found) -> _Seen:

@@ -203,7 +203,13 @@ def _suppressed(
     """Candidates clipped to their image, and the places of those that NMS keeps; scores (K,) fall."""
     candidates = edges.clip(boxes, size)
     big = torch.where(((candidates[:, 2:] - candidates[:, :2]) >= smallest_side).all(1))[0]
-    return candidates, big[class_nms(candidates[big], scores[big], labels[big], options.nms_iou)]
+    return candidates, big[suppress(candidates[big], scores[big], labels[big], options)]
+
+
+def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, options: InferenceOptions) -> Tensor:
+    """Indices that NMS keeps by the options; as `class_nms`."""
+    apart = torch.zeros_like(labels) if options.nms_across_classes else labels
+    return class_nms(boxes, scores, apart, options.nms_iou)
 
 
 @torch.library.custom_op("doublehead::class_nms", mutates_args=())

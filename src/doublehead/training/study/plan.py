@@ -53,19 +53,19 @@ class StudyPlan(Strict):
             baseline: another row to compare with.
 
         Raises:
-            DoubleheadError: the plan has no such row or seed, or a row without the one whose weights it takes.
+            LookupError: the plan has no such row or seed, or a row without the one whose weights it takes.
         """
         baseline = baseline or self.baseline
         for name in (baseline, *rows):
             if name not in self.rows:
-                raise DoubleheadError(f"the plan has no row `{name}`, but {', '.join(self.rows)}")
+                raise LookupError(f"has no row `{name}`, but {', '.join(self.rows)}")
         for seed in seeds:
             if seed not in self.seeds:
-                raise DoubleheadError(f"the plan has no seed {seed}, but {', '.join(map(str, self.seeds))}")
+                raise LookupError(f"has no seed {seed}, but {', '.join(map(str, self.seeds))}")
         chosen = {name: row for name, row in self.rows.items() if not rows or name in (baseline, *rows)}
         for name, row in chosen.items():
             if row.of is not None and row.of not in chosen:
-                raise DoubleheadError(f"row `{name}` takes the weights of `{row.of}`: name that row too")
+                raise LookupError(f"row `{name}` takes the weights of `{row.of}`: name that row too")
         own = tuple(seed for seed in self.seeds if not seeds or seed in seeds)
         return self.model_copy(update={"rows": chosen, "seeds": own, "baseline": baseline})
 

@@ -69,7 +69,10 @@ def study(
         DoubleheadError: the plan, data or settings have a mistake; or a run failed, after all others were done.
         Interrupted: Ctrl-C or SIGTERM; the run is saved.
     """
-    asked, output = read_plan(plan).part(rows, seeds, baseline), Path(output)
+    try:
+        asked, output = read_plan(plan).part(rows, seeds, baseline), Path(output)
+    except LookupError as error:
+        raise DoubleheadError(f"{plan}: {error.args[0]}") from error
     every = runs(asked, output)
     mine = _share(asked, every, shard)
     configs = {run: _config(asked, run, data, dict(settings or {})) for run in mine}  # mistakes before the first run
