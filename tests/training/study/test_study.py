@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import yaml
 
-from doublehead.common.errors import DoubleheadError
 from doublehead.data.dataset import open_dataset
 from doublehead.training.loop import Interrupted
 from doublehead.training.study import pooled, summary
