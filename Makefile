@@ -21,7 +21,7 @@ test: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist worksteal
 
 test-long: .venv/dev
-	DOUBLEHEAD_LONG=1 DOUBLEHEAD_FUZZ=1000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist worksteal
+	DOUBLEHEAD_LONG=1 DOUBLEHEAD_FUZZ=1000 DOUBLEHEAD_KILLS=3 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist worksteal
 
 lint: .venv/dev
 	$(BIN)/ruff format --check

@@ -72,7 +72,7 @@ def test_predictions_agree_with_the_cpu(trained, dataset, precision):
 def test_losses_and_gradients_agree_with_the_cpu(dataset):
     """With so much sampled that nothing is drawn: the two devices have random numbers of their own.
 
-    Gradients of small maps differ by a few per cent in float32, since a ReLU near zero opens on one device alone.
+    In float64: float32's rounding moves a gradient of a small layer by more than the bound.
     """
     values = preset_values(MODEL)
     for key, value in SMALL.items():
@@ -84,7 +84,7 @@ def test_losses_and_gradients_agree_with_the_cpu(dataset):
     every = {"rpn": {"sampled": 10**5, "positive_fraction": 1.0}, "roi": {"sampled": 10**5, "positive_fraction": 1.0}}
     config = ModelConfig.model_validate(merge(values, every))
     torch.manual_seed(0)
-    model = Detector(config, 3)
+    model = Detector(config, 3).double()
     image = to_tensor(read_image(min((dataset / "test").iterdir())))
     boxes, labels = torch.tensor([[8.0, 8.0, 40.0, 44.0], [30.0, 10.0, 80.0, 60.0]]), torch.tensor([1, 3])
 
@@ -99,7 +99,7 @@ def test_losses_and_gradients_agree_with_the_cpu(dataset):
     assert found == pytest.approx(expected, rel=1e-3)
     assert on_card.keys() == gradients.keys()
     for name, gradient in gradients.items():
-        assert float((on_card[name] - gradient).norm()) <= 0.05 * float(gradient.norm()) + 1e-6, name
+        assert float((on_card[name] - gradient).norm()) <= 0.02 * float(gradient.norm()) + 1e-6, name
 
 
 def test_a_stopped_run_resumes_on_the_card(dataset, tmp_path, monkeypatch):

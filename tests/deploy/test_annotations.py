@@ -11,9 +11,10 @@ import pytest
 from small_bulk import folder_of, jpeg
 
 import doublehead
+from doublehead.common.tables import imported
 from doublehead.data.dataset import open_dataset
-from doublehead.deploy.annotations import ANNOTATORS
-from doublehead.deploy.choices import ANNOTATED
+from doublehead.deploy.annotations import Annotator
+from doublehead.deploy.choices import ANNOTATORS, FORMATS
 
 MANY = 5
 
@@ -40,8 +41,10 @@ def annotated(checkpoint, photos, tmp_path, command):
     return run
 
 
-def test_the_choices_are_the_rows() -> None:
-    assert tuple(ANNOTATORS) == ANNOTATED
+@pytest.mark.parametrize("form", ANNOTATORS)
+def test_every_row_is_a_choice_and_an_annotator(form) -> None:
+    assert form in FORMATS
+    assert issubclass(imported(ANNOTATORS[form]), Annotator)
 
 
 @pytest.mark.parametrize("form", ["voc", "yolo", "cvat"])

@@ -24,6 +24,7 @@ from small_bulk import folder_of, jpeg, tar_of
 import doublehead
 from doublehead.common.files import whole
 from doublehead.deploy.bulk.sources import Listing, parts
+from doublehead.deploy.choices import FORMATS
 
 MANY = 10
 
@@ -275,7 +276,7 @@ def test_which_column_holds_the_images(bulk, tmp_path):
 
 def test_mistakes_in_the_options(photos, bulk, tmp_path):
     output = tmp_path / "out"
-    assert bulk(photos, output, form="csv").sentence.startswith("--format csv: there are pictures, parquet, coco")
+    assert bulk(photos, output, form="csv").sentence == f"--format csv: there are {', '.join(FORMATS)}"
     assert bulk(photos, output, "--engine", "spark").sentence == "--engine spark: there are plain and ray"
     assert bulk(photos, output, "--workers", 2).sentence.startswith("--workers goes with --engine ray")
     assert bulk(photos, output, "--shard", "3/2").sentence.startswith("--shard 3/2: write i/n")

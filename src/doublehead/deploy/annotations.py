@@ -1,6 +1,6 @@
 """Detections as annotations that a person corrects: in the formats that annotation tools import.
 
-A new format is a class with `add` and `close`, and a row of ANNOTATORS.
+A new format is a class here and a row of `choices.ANNOTATORS`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ import yaml
 
 from doublehead.common.errors import DoubleheadError
 from doublehead.common.files import whole
+from doublehead.common.tables import imported
 from doublehead.deploy.bulk.detecting import detect_batches, in_order, read_ahead
 from doublehead.deploy.bulk.sources import Part
+from doublehead.deploy.choices import ANNOTATORS
 from doublehead.inference.detections import Detections
 from doublehead.inference.predictor import Predictor
 
@@ -157,14 +159,6 @@ class LabelStudio(Annotator):
         self.write("label-studio.json", json.dumps(self.tasks, indent=1))
 
 
-ANNOTATORS: dict[str, Callable[[Path, Sequence[str]], Annotator]] = {
-    "voc": Voc,
-    "yolo": Yolo,
-    "cvat": Cvat,
-    "label-studio": LabelStudio,
-}
-
-
 def annotate(
     predictor: Predictor,
     parts: Sequence[Part],
@@ -180,7 +174,7 @@ def annotate(
         predictor: the model.
         parts: the images.
         output: folder to write into.
-        form: a row of ANNOTATORS.
+        form: a row of `choices.ANNOTATORS`.
         score: detections below it are left out.
         batch_size: images that go through the model at once.
         progress: told how many images are done.
@@ -191,7 +185,7 @@ def annotate(
     Raises:
         DoubleheadError: two images have one name, or the folder cannot be written.
     """
-    writer, faults, done = ANNOTATORS[form](output, predictor.categories.names), list[str](), 0
+    writer, faults, done = imported(ANNOTATORS[form])(output, predictor.categories.names), list[str](), 0
     _require_names_of_their_own(chain.from_iterable(part.items() for part in parts))
     items = chain.from_iterable(part.items() for part in parts)
     for found in in_order(detect_batches(predictor, read_ahead(items, batch_size), score)):

@@ -10,9 +10,14 @@ from doublehead.common.errors import DoubleheadError
 from doublehead.common.model_files import CHECKPOINT, EXPORTED
 
 PICTURES = "pictures"
-ANNOTATED = ("voc", "yolo", "cvat", "label-studio")
-"""Rows of `annotations.ANNOTATORS`."""
-FORMATS = (PICTURES, "parquet", "coco", *ANNOTATED)
+ANNOTATORS = {
+    "voc": "doublehead.deploy.annotations:Voc",
+    "yolo": "doublehead.deploy.annotations:Yolo",
+    "cvat": "doublehead.deploy.annotations:Cvat",
+    "label-studio": "doublehead.deploy.annotations:LabelStudio",
+}
+"""Formats of annotation tools, and where to import the `Annotator` of each from."""
+FORMATS = (PICTURES, "parquet", "coco", *ANNOTATORS)
 ENGINES = ("plain", "ray")
 
 

@@ -16,7 +16,7 @@ from doublehead.deploy.bulk import run as bulk
 from doublehead.deploy.bulk.pictures import predict_pictures
 from doublehead.deploy.bulk.sources import Listing, find_files
 from doublehead.deploy.bulk.worker import Work
-from doublehead.deploy.choices import ANNOTATED, FORMATS, PICTURES
+from doublehead.deploy.choices import ANNOTATORS, FORMATS, PICTURES
 from doublehead.deploy.video import VIDEO_SUFFIXES, count_frames, predict_video
 from doublehead.inference.predictor import Predictor, decision_threshold, load
 
@@ -71,7 +71,7 @@ def predict(
     if format not in FORMATS:
         raise DoubleheadError(f"--format {format}: there are {', '.join(FORMATS)}")
     alone = (shard, engine) == ("1/1", "plain")
-    if format in (PICTURES, *ANNOTATED) and not alone:
+    if format in (PICTURES, *ANNOTATORS) and not alone:
         raise DoubleheadError("--shard and --engine share out parts: they go with --format parquet or coco")
     if workers > 1 and engine != "ray":
         raise DoubleheadError("--workers goes with --engine ray; without it, --shard shares the work out")
@@ -82,7 +82,7 @@ def predict(
             raise DoubleheadError("videos go one after the other, without images, to --format pictures or coco")
         return _predict_videos(load(weights, device, precision, settings), sources, output, format, score, batch_size)
     listing = Listing.of(sources, part_size, column)
-    if format in ANNOTATED:
+    if format in ANNOTATORS:
         return _annotate(load(weights, device, precision, settings), listing, output, format, score, batch_size)
     if format != PICTURES:
         work = Work(tuple(weights), output, format, score, batch_size, device, precision, dict(settings or {}))

@@ -111,13 +111,12 @@ class BoxHead(nn.Module):
         Returns:
             The losses by name; and the deltas of the branch that gives the boxes, unless it saw the positives alone.
         """
-        to_regress = sample.to_regress or sample.positives()
         box_branch, box_deltas = self.box_branch(), None
         result: dict[str, Tensor] = {}
         for i, (name, branch) in enumerate(zip(self.names, self, strict=True)):
             seen, refines = sample, self.stage.refines and i == box_branch
             if branch.config.only_regresses and self.config.training_proposals == "positives" and not refines:
-                seen = to_regress
+                seen = sample.positives() if sample.to_regress is None else sample.to_regress
                 if not len(seen):
                     # A background proposal would move the running statistics of batch norms.
                     result[f"{name}_regress"] = _nothing(branch, levels[0])
