@@ -22,7 +22,7 @@ from doublehead.common.tables import row_of
 from doublehead.data.steps import AugmentConfig
 from doublehead.model.interop.catalogue import PUBLISHED
 from doublehead.model.parts import BACKBONES, RGB, TRUNKS, BackboneRow, BranchConfig, branch_names
-from doublehead.model.stages import CascadeConfig, Stage, require_both_tasks
+from doublehead.model.stages import CascadeConfig, Stage, require_both_tasks, require_earlier_scores
 from doublehead.training.recorders import RECORDERS
 
 Fusion = Literal["complementary", "average", "maximum"]
@@ -285,6 +285,7 @@ class ModelConfig(Sectioned):
     @model_validator(mode="after")
     def _both_tasks(self) -> ModelConfig:
         require_both_tasks(self.branches, "branches")
+        require_earlier_scores(self.branches, "branches")
         for field, name in (("score_branch", self.roi.score_branch), ("box_branch", self.roi.box_branch)):
             task = {"score_branch": "classify", "box_branch": "regress"}[field]
             able = [n for n, b in zip(self.branch_names, self.branches, strict=True) if getattr(b, task)]
