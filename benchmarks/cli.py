@@ -153,22 +153,6 @@ def benchmark_plant(
     print(f"{output}: planted {counts(plant(data, output, share, seed))}")
 
 
-@benchmark.command("imbalance")
-def benchmark_imbalance(
-    data: Data,
-    output: Annotated[Path, typer.Argument(help="An empty or new folder.")],
-    rare: Annotated[list[str], typer.Option("--class", metavar="NAME", help="A class to make rare; repeatable.")],
-    keep: Annotated[float, typer.Option(help="Share of its training images to keep.", min=0, max=1)] = 0.1,
-    seed: Annotated[int, typer.Option(help="Another seed, other images.", min=0)] = 0,
-) -> None:
-    """Write a dataset whose training images seldom hold some classes; the other splits stay as they are."""
-    require_data(data)
-    from benchmarks.imbalance import imbalance
-    from doublehead.common.console import Console
-
-    Console.out(imbalance(data, output, rare, keep, seed))
-
-
 def _show(table: Table, values: dict[str, Any], json: Path | None) -> None:
     from doublehead.common.console import Console
 

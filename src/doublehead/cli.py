@@ -390,10 +390,6 @@ def compare_variants(
     seeds: Annotated[
         list[int] | None, typer.Option("--seed", metavar="SEED", help="Do and compare this seed; repeat for more.")
     ] = None,
-    classes: Annotated[
-        list[str] | None,
-        typer.Option("--class", metavar="NAME", help="Compare the mean AP of these classes too; repeat for more."),
-    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting of every run.")
     ] = None,
@@ -408,7 +404,7 @@ def compare_variants(
         from doublehead.training.study.study import study_all
 
     said = parse_settings(settings or [])
-    part = {"baseline": baseline, "rows": rows or (), "seeds": seeds or (), "classes": classes or ()}
+    part = {"baseline": baseline, "rows": rows or (), "seeds": seeds or ()}
     found = study_all(plan, data, output, settings=said, shard=shard, **part)
     if found is None:
         return

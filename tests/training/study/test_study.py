@@ -79,28 +79,6 @@ def test_shards_share_the_runs_and_the_last_one_compares(plan, dataset, tmp_path
     assert (output / "summary.md").read_text().count("\n| ") == 2 + len(ROWS)
 
 
-def test_the_ap_of_some_classes_is_compared_too(plan, dataset, tmp_path, command) -> None:
-    output = tmp_path / "study"
-    rows = {"single-fc": {"model": "single-fc-tiny"}, "ext": {"model": "double-head-ext-tiny"}}
-    words = ["study", plan(rows=rows, settings=SETTINGS | {"train.steps": 30}), dataset, "--output", output]
-    done = command(*words, "--class", "ring", "--class", "square")
-    assert done.code == 0, done.err
-    with (output / "summary.csv").open(newline="") as file:
-        table = {row["row"]: row for row in csv.DictReader(file)}
-    means = {}
-    for name, row in table.items():
-        found = [json.loads(path.read_text())["classes"] for path in sorted(output.glob(f"{name}/*/test/metrics.json"))]
-        aps = [np.mean([c["AP"] for c in one if c["name"] in ("ring", "square")]) for one in found]
-        means[name] = np.mean(aps)
-        assert float(row["classes_AP"]) == pytest.approx(means[name], abs=1e-6)
-        assert float(row["classes_AP_deviation"]) == pytest.approx(np.std(aps, ddof=1), abs=1e-6)
-    assert table["single-fc"]["classes_difference"] == ""
-    difference = [float(table["ext"][f"classes_{name}"]) for name in ("low", "difference", "high")]
-    assert difference[1] == pytest.approx(means["ext"] - means["single-fc"], abs=1e-6)
-    assert "ring, square" in (output / "summary.md").read_text()
-    assert "`dog`" in command(*words, "--class", "dog").sentence
-
-
 def test_several_datasets_are_pooled(plan, dataset, tmp_path, command) -> None:
     output, other = tmp_path / "study", tmp_path / "other"
     shutil.copytree(dataset, other)

@@ -44,7 +44,6 @@ def study(
     baseline: str | None = None,
     rows: Sequence[str] = (),
     seeds: Sequence[int] = (),
-    classes: Sequence[str] = (),
 ) -> Summary | None:
     """Train and measure every row of a plan with every seed, and compare them.
 
@@ -62,7 +61,6 @@ def study(
         baseline: the row that the others are compared with, in place of the plan's.
         rows: the rows to do and compare, beside the baseline; none: all.
         seeds: those of the plan to do and compare; none: all.
-        classes: names of classes whose mean AP is compared too, such as rare ones.
 
     Returns:
         The comparison; None while runs of other shards are missing.
@@ -80,10 +78,6 @@ def study(
     configs = {run: _config(asked, run, data, dict(settings or {})) for run in mine}  # mistakes before the first run
     any_config = next(iter(configs.values()))
     split = open_dataset(data, any_config.data.split).read(asked.split)
-    if unknown := [name for name in classes if name not in split.categories.names]:
-        raise DoubleheadError(
-            f"{data}: has no class `{unknown[0]}`; its classes are {', '.join(split.categories.names)}"
-        )
     processes = Distribution.start(any_config.train.device, any_config.train.timeout)
     try:
         _do_all(asked, configs, output, processes)
@@ -91,7 +85,7 @@ def study(
         processes.stop()
     if not processes.leads or not all(run.result.exists() for run in every):
         return None
-    return summarise(asked, every, split, classes)
+    return summarise(asked, every, split)
 
 
 def study_all(plan: str | Path, data: Sequence[str], output: str | Path, **choices: Any) -> dict[Path, Summary] | None:

@@ -23,7 +23,7 @@ from doublehead.config import Config
 from doublehead.data.images import read_image, to_tensor
 from doublehead.data.records import Split
 from doublehead.evaluation import plots
-from doublehead.evaluation.bootstrap import Matches, draws, mean_known
+from doublehead.evaluation.bootstrap import Matches, draws
 from doublehead.evaluation.coco import USUAL
 from doublehead.inference.predictor import Predictor
 from doublehead.model.checkpoint import load_checkpoint
@@ -58,15 +58,6 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """AP of some classes: its mean over seeds, the standard deviation, and the difference to the baseline's."""
-
-    mean: float
-    deviation: float
-    difference: Difference | None  # None: the baseline itself
-
-
-@dataclass(frozen=True)
 class RowSummary:
     """One line. Figures in 0..1: the mean over seeds, and the standard deviation (NaN with one seed)."""
 
@@ -79,7 +70,6 @@ class RowSummary:
     difference: Difference | None  # None: the baseline itself
     differences: list[Difference]  # at each of COCO's thresholds; of the baseline: none
     drawn: np.ndarray  # (10, DRAWS): those differences, drawing by drawing
-    of_classes: Measured | None  # AP of the classes asked for; None: of none
     training_minutes: float | None  # of steps, median over seeds; None: not trained
     milliseconds: float | None  # per image, one at a time; None: the weights are not there
 
@@ -94,7 +84,6 @@ class Summary:
     split: str
     images: int
     rows: list[RowSummary]
-    classes: tuple[str, ...] = ()  # whose AP is compared too
 
     def lines(self) -> list[list[str]]:
         """Header and cells in words, figures in per cent."""
@@ -104,18 +93,11 @@ class Summary:
             minutes = "" if row.training_minutes is None else f"{row.training_minutes:.1f}"
             milliseconds = "" if row.milliseconds is None else f"{row.milliseconds:.0f}"
             cells.append([row.name, f"{row.seeds}", *figures, str(row.difference or ""), minutes, milliseconds])
-        if self.classes:
-            some = [["AP of the classes", "its difference"]]
-            for row in self.rows:
-                assert row.of_classes
-                found = row.of_classes
-                some.append([_plus_minus(found.mean, found.deviation), str(found.difference or "")])
-            cells = [line + more for line, more in zip(cells, some, strict=True)]
         return cells
 
     def table(self) -> Table:
         """For the console: what fits into 80 columns."""
-        header, *rows = ([line[0], *line[2:4], line[8], *line[11:]] for line in self.lines())
+        header, *rows = ([line[0], *line[2:4], line[8]] for line in self.lines())
         table = Table(*header, caption=self._title())
         for column in table.columns:
             column.no_wrap = True
@@ -133,7 +115,6 @@ class Summary:
         return (
             f"{self.images} images of `{self.split}`; in %, mean and standard deviation over seeds; differences with "
             f"{LEVEL:.0%} intervals over images and seeds"
-            + (f"; the classes are {', '.join(self.classes)}" if self.classes else "")
         )
 
     def save(self, folder: Path) -> None:
@@ -160,9 +141,7 @@ class Summary:
         at_iou = [
             f"{figure}_at_{threshold:.2f}" for threshold in IOUS for figure in ("AP", "difference", "low", "high")
         ]
-        of_classes = [f"classes_{name}" for name in ("AP", "AP_deviation", "difference", "low", "high")]
         header = ["row", "seeds", *both, "difference", "low", "high", "training_minutes", "milliseconds", *at_iou]
-        header += of_classes if self.classes else []
         lines: list[list[Any]] = [header]
         for row in self.rows:
             figures = [value for name in FIGURES for value in (row.means[name], row.deviations[name])]
@@ -173,11 +152,7 @@ class Summary:
                 for place, ap in enumerate(row.by_iou)
                 for value in (ap, *(astuple(row.differences[place]) if d else ("", "", "")))
             ]
-            some: list[Any] = []
-            if row.of_classes:
-                of, apart = row.of_classes, row.of_classes.difference
-                some = [of.mean, of.deviation, *(astuple(apart) if apart else ("", "", ""))]
-            lines.append([row.name, row.seeds, *figures, *paired, row.training_minutes, row.milliseconds, *at, *some])
+            lines.append([row.name, row.seeds, *figures, *paired, row.training_minutes, row.milliseconds, *at])
         return lines
 
 
@@ -187,17 +162,11 @@ def draw_by_iou(rows: Mapping[str, tuple[list[float], list[Difference]]], baseli
     plots.by_iou(list(rows), [ap for ap, _ in rows.values()], differences, baseline, path)
 
 
-def summarise(plan: StudyPlan, runs: Sequence[StudyRun], split: Split, classes: Sequence[str] = ()) -> Summary:
+def summarise(plan: StudyPlan, runs: Sequence[StudyRun], split: Split) -> Summary:
     """Compare finished runs.
 
     The interval of a difference comes from drawing, with replacement, the images that are measured and the seeds,
     both at once, and the same images for both models.
-
-    Args:
-        plan: what was compared.
-        runs: its runs.
-        split: what they were measured on.
-        classes: names of classes whose mean AP is compared too.
 
     Raises:
         DoubleheadError: detections of a run do not belong to the split.
@@ -209,26 +178,13 @@ def summarise(plan: StudyPlan, runs: Sequence[StudyRun], split: Split, classes: 
     weights = np.concatenate([np.ones((1, images), np.uint8), draws(images, DRAWS, rng)])  # first: all, once
     places = rng.integers(len(plan.seeds), size=(DRAWS, len(plan.seeds)))
     measured: dict[str, list[np.ndarray]] = {}  # AP of each seed, (10, 1 + DRAWS)
-    some: dict[str, list[np.ndarray]] = {}  # AP of `classes`, (1 + DRAWS,)
-    places_of = [split.categories.names.index(name) for name in classes]
     with Console().progress("comparing", len(runs)) as advance:
         for run in runs:  # seed by seed
             found = json.loads((run.folder / plan.split / "predictions.json").read_text(encoding="utf-8"))
             most = results[run].get("max_detections", USUAL)
             matches = Matches(split.records, split.categories, found, most)
-            of_class = matches.by_class(weights)
-            measured.setdefault(run.row, []).append(mean_known(of_class))
-            if classes:
-                some.setdefault(run.row, []).append(mean_known(of_class[places_of]).mean(0))
+            measured.setdefault(run.row, []).append(matches.ap_by_iou(weights))
             advance()
-
-    def of_classes(name: str) -> Measured:
-        values = np.stack(some[name], -1)  # (1 + DRAWS, seeds)
-        apart = values - np.stack(some[plan.baseline], -1)
-        drawn = np.take_along_axis(apart[1:], places, axis=1).mean(1)
-        deviation = float(np.std(values[0], ddof=1)) if values.shape[1] > 1 else math.nan
-        difference = Difference.of(apart[0].mean(), drawn) if name != plan.baseline else None
-        return Measured(float(values[0].mean()), deviation, difference)
 
     def row(name: str) -> RowSummary:
         own = [result for run, result in results.items() if run.row == name]
@@ -249,12 +205,11 @@ def summarise(plan: StudyPlan, runs: Sequence[StudyRun], split: Split, classes: 
             Difference.of(exact.mean(), drawn.mean(0)) if compared else None,
             [Difference.of(*at) for at in zip(exact, drawn, strict=True)] if compared else [],
             drawn,
-            of_classes(name) if classes else None,
             median(minutes) if minutes else None,
             milliseconds.get(name),
         )
 
-    return Summary(plan.baseline, plan.split, len(split.records), [row(name) for name in plan.rows], tuple(classes))
+    return Summary(plan.baseline, plan.split, len(split.records), [row(name) for name in plan.rows])
 
 
 def _inference_times(
