@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from doublehead.data.records import Record
-from doublehead.evaluation.suggest.asking import Opinion, Seen, disagreement
+from doublehead.evaluation.suggest.asking import Opinion, Seen, disagreement, explained
 from doublehead.evaluation.suggest.images import by_teaching
 from doublehead.evaluation.suggest.labels import suspects
 from doublehead.inference.detections import Detections
@@ -25,27 +25,26 @@ def opinion(boxes, labels, scores, regressed=None) -> Opinion:
     return Opinion(boxes, np.array(labels, np.int64), scores, regressed, np.zeros(len(boxes)))
 
 
-def seen(annotated: Opinion, moved: Opinion, found: Opinion, crowd: bool = False) -> Seen:
+def seen(annotated: Opinion, moved: Opinion, found: Opinion) -> Seen:
     record = Record.of(
         1,
         Path("pets.jpg"),
         (400, 100),
-        [*annotated.boxes.tolist(), *[PLACES[5]] * crowd],
-        [*annotated.labels, *[1] * crowd],
-        [False] * len(annotated.labels) + [True] * crowd,
+        annotated.boxes.tolist(),
+        annotated.labels.tolist(),
     )
     detections = Detections(found.boxes, found.sure, found.labels, NAMES)
     return Seen(record, detections, found, annotated, moved, np.arange(len(annotated.labels)))
 
 
-def scene(crowd: bool = False) -> Seen:
+def scene() -> Seen:
     """Two good labels; one of another class, one beside its object, one where nothing is; an object without a label."""
     beside = np.add(PLACES[3], (20, 0, 20, 0))
     boxes, labels = [*PLACES[:3], beside, PLACES[4]], [1, 2, 1, 1, 1]
     annotated = opinion(boxes, labels, [CAT, DOG, DOG, BACKGROUND, BACKGROUND], [*PLACES[:4], PLACES[4]])
     moved = opinion(annotated.regressed, labels, [CAT, DOG, DOG, CAT, BACKGROUND])
-    found = opinion([*PLACES[:4], PLACES[5]], [1, 2, 2, 1, 2], [CAT, DOG, DOG, CAT, DOG])
-    return seen(annotated, moved, found, crowd)
+    found = opinion([PLACES[5]], [2], [DOG])
+    return seen(annotated, moved, found)
 
 
 def test_each_kind_of_error_is_named_and_right_labels_are_not_listed():
@@ -61,8 +60,12 @@ def test_each_kind_of_error_is_named_and_right_labels_are_not_listed():
     assert all(0.5 < one.doubt <= 1 for one in found)
 
 
-def test_what_lies_on_a_crowd_needs_no_label():
-    assert "missing" not in {one.kind for one in suspects([scene(crowd=True)], "train")}
+def test_detections_that_a_label_explains_are_not_missing():
+    record = Record.of(1, Path("pets.jpg"), (400, 100), [PLACES[0], PLACES[1], PLACES[5]], [1, 1, 1], [0, 0, 1])
+    moved = opinion(PLACES[:2], [1, 1], [CAT, CAT], [PLACES[0], PLACES[2]])
+    part_of_a_crowd = np.add(PLACES[5], (10, 10, -10, -10))
+    found = np.array([*PLACES[:5], part_of_a_crowd], np.float32)
+    assert explained(found, record, moved).tolist() == [True, True, True, False, False, True]
 
 
 def test_a_box_that_lies_worse_is_doubted_more():

@@ -11,6 +11,7 @@ import torch
 
 from doublehead.data.loader import evaluation_loader
 from doublehead.data.records import Record, Split
+from doublehead.evaluation.analysis.breakdown import FOREGROUND, covered
 from doublehead.evaluation.analysis.heads import FUSED, ask_for_all, heads_of
 from doublehead.evaluation.analysis.proposals import iou
 from doublehead.evaluation.evaluate import for_classes, require_known_classes
@@ -50,8 +51,8 @@ class Seen:
     """One image as a model sees it."""
 
     record: Record
-    found: Detections  # by the data's classes, each place once, whatever its class
-    detections: Opinion  # of what was found
+    found: Detections  # of what no label explains: by the data's classes, each place once, whatever its class
+    detections: Opinion  # of the same
     annotated: Opinion  # of the annotated boxes, crowds left out
     moved: Opinion  # of the same after the head that localises has moved them
     rows: np.ndarray  # (N,) places of the annotated boxes in the record
@@ -103,6 +104,7 @@ class _Asking:
         limits = np.tile([record.width, record.height], 2)
         annotated = self.ask(stage, place, record.boxes[rows].clip(0, limits), record.labels[rows])
         moved = self.ask(stage, place, annotated.regressed, annotated.labels)
+        found = found[~explained(found.boxes, record, annotated)]
         return Seen(record, found, self.ask(stage, place, found.boxes, found.labels), annotated, moved, rows)
 
     def ask(self, stage: FirstStage, place: int, boxes: np.ndarray, labels: np.ndarray) -> Opinion:
@@ -119,6 +121,13 @@ class _Asking:
             opinion, [table for name, table in tables.items() if name != FUSED], list(moved.values())
         )
         return Opinion(boxes, labels, opinion.scores, opinion.regressed, between)
+
+
+def explained(boxes: np.ndarray, record: Record, annotated: Opinion) -> np.ndarray:
+    """Which boxes (D, 4) a label explains, (D,) bool: it overlaps them before it is moved or after, or is a crowd."""
+    near = [iou(boxes, others).max(1, initial=0) for others in (record.boxes, annotated.regressed)]
+    on_crowd = covered(boxes, record.boxes[record.crowd]).max(1, initial=0)
+    return np.max([*near, on_crowd], axis=0) >= FOREGROUND
 
 
 def paired_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:

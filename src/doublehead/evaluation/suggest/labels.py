@@ -16,8 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from doublehead.data.records import Record
-from doublehead.evaluation.analysis.breakdown import FOREGROUND, covered
-from doublehead.evaluation.analysis.proposals import iou
+from doublehead.evaluation.analysis.breakdown import FOREGROUND
 from doublehead.evaluation.suggest.asking import Opinion, Seen
 
 KINDS = ("class", "place", "spurious", "missing")
@@ -73,12 +72,9 @@ def _doubted(seen: Seen, split: str, usual: float) -> list[Suspect]:
 
 
 def _missing(seen: Seen, split: str, usual: float) -> list[Suspect]:
-    """Detections that no label explains: none overlaps them, before it is moved or after."""
+    """What was found and no label explains."""
     opinion, record = seen.detections, seen.record
     doubts = _trust(opinion, usual)
-    near = [iou(opinion.boxes, boxes).max(1, initial=0) for boxes in (record.boxes, seen.annotated.regressed)]
-    on_crowd = covered(opinion.boxes, record.boxes[record.crowd]).max(1, initial=0)
-    explained = np.max([*near, on_crowd], axis=0) >= FOREGROUND
     return [
         Suspect(
             record,
@@ -93,5 +89,5 @@ def _missing(seen: Seen, split: str, usual: float) -> list[Suspect]:
             float(opinion.sure[place]),
             float(opinion.tightness[place]),
         )
-        for place in np.flatnonzero(~explained & (doubts >= LEAST))
+        for place in np.flatnonzero(doubts >= LEAST)
     ]
