@@ -157,6 +157,9 @@ def benchmark_plant(
 def benchmark_suspects(
     weights: Annotated[list[str], typer.Argument(help="Checkpoints trained on the data.")],
     data: Annotated[str, typer.Argument(help="A folder that `benchmark plant` wrote: always the last.")],
+    split: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Look at this split; repeatable. Default: all.")
+    ] = None,
     batch_size: Batch = 4,
     device: Device = "auto",
     json: Json = None,
@@ -166,7 +169,7 @@ def benchmark_suspects(
     require_data(data)
     from benchmarks.planted import recover, recovered_table
 
-    rows = recover(weights, data, batch_size, device)
+    rows = recover(weights, data, batch_size, device, split or ())
     _show(recovered_table(rows), {"command": "benchmark suspects", "rows": [vars(row) for row in rows]}, json)
 
 

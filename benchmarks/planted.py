@@ -90,7 +90,9 @@ class Recovered:
     of: dict[str, int]
 
 
-def recover(weights: Sequence[str], data: str | Path, batch_size: int = 4, device: str = "auto") -> list[Recovered]:
+def recover(
+    weights: Sequence[str], data: str | Path, batch_size: int = 4, device: str = "auto", splits: Sequence[str] = ()
+) -> list[Recovered]:
     """Ask models for suspects in a dataset with planted errors; train them on it first.
 
     A suspect label is right where that annotation is a planted error, of whatever kind; a missing one where it overlaps
@@ -101,14 +103,15 @@ def recover(weights: Sequence[str], data: str | Path, batch_size: int = 4, devic
         data: what `plant` wrote.
         batch_size: images that go through a model at once.
         device: where to compute.
+        splits: those to look at; none: all.
     """
     planted = read_planted(data)
     result = []
     for path in weights:
-        found = suggest(path, data, batch_size=batch_size, device=device, progress=True)
-        others = {split.name for split in found.splits} - {"train"}
-        parts = {"all": {"train", *others}, "train": {"train"}, "held out": others}
-        result += [_recovered(path, part, names, found, planted) for part, names in parts.items()]
+        found = suggest(path, data, splits, batch_size=batch_size, device=device, progress=True)
+        seen = {split.name for split in found.splits}
+        parts = {"all": seen, "train": seen & {"train"}, "held out": seen - {"train"}}
+        result += [_recovered(path, part, names, found, planted) for part, names in parts.items() if names]
     return result
 
 
