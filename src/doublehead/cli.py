@@ -480,6 +480,41 @@ def analyze(
 
 
 @app.command()
+def suggest(
+    weights: Annotated[
+        str, typer.Argument(help="A checkpoint, such as a run's best.safetensors, or a published name.")
+    ],
+    data: Annotated[str, typer.Argument(help="The dataset's folder or YAML; or a folder of images without labels.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the page and tables.")] = Path(
+        "suggestions"
+    ),
+    split: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Look at this split; repeatable. Default: all.")
+    ] = None,
+    batch_size: Batch = 4,
+    device: Device = "auto",
+    precision: Precision = "fp32",
+    options: Options = None,
+) -> None:
+    """List the labels that are likely wrong, and the unlabelled images that would teach the model most."""
+    require_weights(weights)
+    require_data(data)
+    with _imports():
+        from doublehead.common.console import Console
+        from doublehead.config import parse_settings
+        from doublehead.evaluation.suggest import report
+        from doublehead.evaluation.suggest.run import suggest as look
+
+    said = parse_settings(options or [])
+    found = look(weights, data, split or (), batch_size, None, device, precision, said, progress=True)
+    report.write_suggestions(found, output)
+    if found.splits:
+        Console.out(found.table())
+    print("\n".join((*report.summary(found), *report.next_steps(found))))
+    print(f"the page is {output / report.PAGE}")
+
+
+@app.command()
 def predict(
     weights: Weights,
     sources: Annotated[
