@@ -1,8 +1,11 @@
 # On a fresh machine with Python 3.11 or newer and make: `make demo` and `make test` do all the set-up.
 PYTHON ?= python3
 BIN := .venv/bin
+PUBLIC := src/doublehead/__init__.py src/doublehead/common/errors.py src/doublehead/evaluation/evaluate.py \
+	$(addprefix src/doublehead/inference/,detections.py predictor.py) \
+	$(addprefix src/doublehead/training/,callbacks.py start.py)
 
-.PHONY: demo test test-long lint clean
+.PHONY: demo test test-long lint docs package clean
 
 demo: .venv/user
 	rm -rf demo
@@ -27,9 +30,19 @@ lint: .venv/dev
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
+	$(BIN)/mypy --strict --follow-imports=silent $(PUBLIC)
+	$(BIN)/hadolint packaging/Dockerfile
+
+docs: .venv/dev
+	$(BIN)/mkdocs build --strict
+
+package: .venv/dev
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
 
 clean:
-	rm -rf .venv demo
+	rm -rf .venv demo dist site
 
 .venv/user: pyproject.toml
 	$(PYTHON) -m venv .venv
