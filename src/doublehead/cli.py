@@ -36,7 +36,7 @@ APP: dict[str, Any] = {
 app = typer.Typer(
     help="Double-Head R-CNN: detectors with one head that classifies and one that localises.",
     pretty_exceptions_enable=False,
-    **APP,
+    **APP | {"add_completion": True},
 )
 
 
@@ -154,17 +154,20 @@ def convert(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Such as model.rpn.anchor_sizes=[16,32,64,128,256]."),
     ] = None,
+    half: Annotated[bool, typer.Option("--half", help="Write 16-bit weights: half the size.")] = False,
 ) -> None:
     """Turn weights trained elsewhere into a checkpoint, or a checkpoint into theirs."""
     with _imports():
         from doublehead.config import parse_settings
         from doublehead.model.interop import convert as interop
 
+    if to and half:
+        raise DoubleheadError("--half writes a checkpoint of doublehead; leave out --to")
     if to:
         interop.convert_back(source, destination, to)
         print(f"{destination} holds the weights for {to}")
     else:
-        found = interop.convert(source, destination, categories, parse_settings(settings or []))
+        found = interop.convert(source, destination, categories, parse_settings(settings or []), half)
         print(f"{destination} holds {found}")
 
 
@@ -580,6 +583,20 @@ def serve(
         sample=sample,
     )
     start_server(weights, settings, device, precision, inference_settings(options, tiles, overlap))
+
+
+@app.command()
+def demo(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0: any free one.", min=0, max=65535)] = 8000,
+    browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
+    device: Device = "auto",
+) -> None:
+    """Open a page with the bundled detector of generated shapes: no data, training or download."""
+    with _imports():
+        from doublehead.deploy.demo import demo as start_demo
+
+    start_demo(host, port, device, browser)
 
 
 @app.command()

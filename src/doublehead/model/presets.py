@@ -77,8 +77,8 @@ SIZES: dict[str, dict[str, Any]] = {
     "efficientnet-lite0": _from_timm("tf_efficientnet_lite0.in1k", 0.5, 0.5),
     "convnext-t": _from_timm("convnext_tiny.fb_in22k_ft_in1k", *IMAGENET),
 }
-"""Sizes. `nano` and `tiny` train from scratch on two CPU cores, in minutes and in an hour, and `lite` from ImageNet weights that pip brings; the
-others start from ImageNet weights that are downloaded once."""
+"""Sizes. `nano` (minutes) and `tiny` train from scratch on two CPU cores, and `lite` from ImageNet weights that pip
+brings; the others start from ImageNet weights that are downloaded once."""
 
 SMALL_DATA_MODEL = "double-head-lite"
 """The model to start with on small data and a CPU."""
