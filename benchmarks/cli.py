@@ -139,6 +139,20 @@ def benchmark_tiles(
     _show(report.table(), report.to_json(), json)
 
 
+@benchmark.command("plant")
+def benchmark_plant(
+    data: Data,
+    output: Annotated[Path, typer.Argument(help="An empty or new folder.")],
+    share: Annotated[float, typer.Option(help="Share of the boxes with an error.", min=0, max=1)] = 0.05,
+    seed: Annotated[int, typer.Option(help="Another seed, other errors.", min=0)] = 0,
+) -> None:
+    """Write a dataset with label errors planted in it: classes, places, missing and spurious boxes."""
+    require_data(data)
+    from benchmarks.planted import counts, plant
+
+    print(f"{output}: planted {counts(plant(data, output, share, seed))}")
+
+
 def _show(table: Table, values: dict[str, Any], json: Path | None) -> None:
     from doublehead.common.console import Console
 

@@ -18,8 +18,17 @@ from doublehead.common.device import pick_device
 from doublehead.common.errors import DoubleheadError
 from doublehead.config import RoIConfig
 from doublehead.model.detector import Target
+from doublehead.model.variants import VARIANTS as ROWS
 
 ALL = {"roi": {"training_proposals": "all"}}
+
+
+def _ext(negatives: int) -> dict[str, Any]:
+    """Ext whose conv-head classifies so many background proposals, half of them hard."""
+    fc, conv = (branch.model_dump() for branch in ROWS["double-head-ext"])
+    return {"branches": [fc, conv | {"negatives": negatives, "hard_negatives": negatives // 2}]}
+
+
 VARIANTS = {
     "torchvision Faster R-CNN, bf16": Variant(None, precision="bf16"),
     "single-fc": Variant("single-fc"),
@@ -29,6 +38,9 @@ VARIANTS = {
     "double-head, positives only, bf16": Variant("double-head", precision="bf16"),
     "double-head-ext": Variant("double-head-ext"),
     "double-head-ext, bf16": Variant("double-head-ext", precision="bf16"),
+    "double-head-ext, 64 negatives": Variant("double-head-ext", _ext(64)),
+    "double-head-ext, 32 negatives": Variant("double-head-ext", _ext(32)),
+    "double-head-ext, 32 negatives, bf16": Variant("double-head-ext", _ext(32), precision="bf16"),
 }
 """What is measured. `As others train it`: every sampled proposal through both heads, channels first."""
 

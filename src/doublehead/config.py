@@ -22,7 +22,7 @@ from doublehead.common.tables import row_of
 from doublehead.data.steps import AugmentConfig
 from doublehead.model.interop.catalogue import PUBLISHED
 from doublehead.model.parts import BACKBONES, RGB, TRUNKS, BackboneRow, BranchConfig, branch_names
-from doublehead.model.stages import CascadeConfig, Stage, require_both_tasks
+from doublehead.model.stages import CascadeConfig, Stage, require_both_tasks, require_earlier_scores
 from doublehead.training.recorders import RECORDERS
 
 Fusion = Literal["complementary", "average", "maximum"]
@@ -285,6 +285,7 @@ class ModelConfig(Sectioned):
     @model_validator(mode="after")
     def _both_tasks(self) -> ModelConfig:
         require_both_tasks(self.branches, "branches")
+        require_earlier_scores(self.branches, "branches")
         for field, name in (("score_branch", self.roi.score_branch), ("box_branch", self.roi.box_branch)):
             task = {"score_branch": "classify", "box_branch": "regress"}[field]
             able = [n for n, b in zip(self.branch_names, self.branches, strict=True) if getattr(b, task)]
@@ -489,6 +490,12 @@ class SplitConfig(Strict):
         default=(0.8, 0.1, 0.1), min_length=2, max_length=3, description="Shares of train, val and test, in proportion."
     )
     seed: int = Field(default=0, ge=0, lt=2**63, description="Another seed gives another choice of images.")
+    turn: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Part of the images by which shares move on: turns of 0, 1/3 and 2/3 are the folds of [2, 0, 1].",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -515,7 +522,9 @@ class SplitConfig(Strict):
 
     def __str__(self) -> str:
         percent = "/".join(f"{100 * share / sum(self.shares):g}" for share in self.shares if share)
-        return f"{percent} into {', '.join(self.names)}" + (f" (seed {self.seed})" if self.seed else "")
+        drawn = {"seed": self.seed, "turn": self.turn}
+        other = ", ".join(f"{name} {value:g}" for name, value in drawn.items() if value)
+        return f"{percent} into {', '.join(self.names)}" + (f" ({other})" if other else "")
 
 
 class DataConfig(Strict):

@@ -92,7 +92,7 @@ def test_losses_and_gradients_agree_with_the_cpu(dataset):
         model.to(device).zero_grad()
         losses = model.losses([image.to(device)], [{"boxes": boxes.to(device), "labels": labels.to(device)}])
         torch.stack(list(losses.values())).sum().backward()
-        gradients = {name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None}
+        gradients = {name: p.grad.to("cpu", copy=True) for name, p in model.named_parameters() if p.grad is not None}
         return {name: float(loss.detach()) for name, loss in losses.items()}, gradients
 
     (expected, gradients), (found, on_card) = step("cpu"), step(CARD)

@@ -53,6 +53,13 @@ def test_shares_are_about_what_is_asked_and_another_seed_chooses_others(tmp_path
     assert set(homes(root, SplitConfig(shares=(0.5, 0.5))).values()) == {"train", "val"}
 
 
+def test_turns_of_the_shares_are_the_folds_of_a_cross_validation(tmp_path):
+    root = flat(tmp_path, {str(seed): seed for seed in range(90)})
+    folds = [homes(root, SplitConfig(shares=(2, 0, 1), turn=turn)) for turn in (0, 1 / 3, 2 / 3)]
+    for name in folds[0]:
+        assert sorted(fold[name] for fold in folds) == ["test", "train", "train"]
+
+
 def test_three_pictures_fill_three_splits(tmp_path):
     for start in range(0, 30, 3):
         root = flat(tmp_path / str(start), {str(seed): seed for seed in range(start, start + 3)})

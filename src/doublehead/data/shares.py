@@ -22,8 +22,8 @@ MOST = 0.5
 def share_out(whole: Split, config: SplitConfig) -> dict[str, Split]:
     """Share the images of `whole` out to train, val and test.
 
-    Where an image goes depends on a hash of its file's bytes and on the seed, not on its name or its place in the
-    dataset. Near-copies stay together: pictures that look alike, and those whose names differ only behind `.rf.`.
+    Where an image goes depends on a hash of its file's bytes, on the seed and the turn, not on its name or its place in
+    the dataset. Near-copies stay together: pictures that look alike, and those whose names differ only behind `.rf.`.
     If a split that should have images gets none, it takes the group nearest to it.
 
     What was found in the dataset goes to the split whose image it is about, or else to train.
@@ -43,7 +43,8 @@ def _homes(records: Sequence[Record], config: SplitConfig) -> list[str]:
     """The split of each record."""
     seen = list(in_threads(_look, records))
     groups = _near_copies(records, [looks for _, looks in seen])
-    places = [_fraction(min(seen[index][0] for index in members), config.seed) for members in groups]
+    hashes = [min(seen[index][0] for index in members) for members in groups]
+    places = [(_fraction(digest, config.seed) + config.turn) % 1 for digest in hashes]
     bounds = config.bounds
     chosen = [bisect(bounds[1:-1], place) for place in places]
     for number in range(len(config.names)):

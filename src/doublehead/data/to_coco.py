@@ -32,8 +32,18 @@ def write_coco(data: str | Path, output: str | Path, link: bool = False, progres
     Raises:
         DoubleheadError: the dataset has a fault, an image is missing, or the folder is not empty.
     """
-    dataset, output = open_dataset(data), Path(output)
+    dataset = open_dataset(data)
     splits = [dataset.read(name) for name in dataset.distinct]
+    write_splits(splits, Path(output), link, progress)
+    return splits
+
+
+def write_splits(splits: list[Split], output: Path, link: bool = False, progress: bool = False) -> None:
+    """Write splits as `write_coco` does.
+
+    Raises:
+        DoubleheadError: an image is missing, or the folder is not empty.
+    """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise DoubleheadError(f"{output}: is not empty; name a new folder")
     (output / "annotations").mkdir(parents=True, exist_ok=True)
@@ -44,7 +54,6 @@ def write_coco(data: str | Path, output: str | Path, link: bool = False, progres
                 _place(record, output / split.name / entry["file_name"], link)
                 advance()
             (output / "annotations" / f"instances_{split.name}.json").write_text(json.dumps(content), encoding="utf-8")
-    return splits
 
 
 def _content(split: Split) -> dict[str, Any]:

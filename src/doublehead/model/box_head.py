@@ -20,6 +20,7 @@ from doublehead.model.boxes import Edges
 from doublehead.model.branches import Branch
 from doublehead.model.classification import Classification
 from doublehead.model.matching import BoxMatcher
+from doublehead.model.negatives import few_negatives
 from doublehead.model.parts import branch_names
 from doublehead.model.pooling import RoIPooler
 from doublehead.model.postprocess import Scored, fuse
@@ -109,10 +110,11 @@ class BoxHead(nn.Module):
             sample: of `sample` or `labelled`.
 
         Returns:
-            The losses by name; and the deltas of the branch that gives the boxes, unless it saw the positives alone.
+            The losses by name; and the deltas of the branch that gives the boxes, if it saw the whole sample.
         """
         box_branch, box_deltas = self.box_branch(), None
         result: dict[str, Tensor] = {}
+        earlier: Tensor | None = None  # logits of the whole sample, by the first branch that classifies it
         for i, (name, branch) in enumerate(zip(self.names, self, strict=True)):
             seen, refines = sample, self.stage.refines and i == box_branch
             if branch.config.only_regresses and self.config.training_proposals == "positives" and not refines:
@@ -121,10 +123,17 @@ class BoxHead(nn.Module):
                     # A background proposal would move the running statistics of batch norms.
                     result[f"{name}_regress"] = _nothing(branch, levels[0])
                     continue
+            shares = None
+            if branch.config.negatives is not None and not refines:
+                background = None if earlier is None else self.classification.scores(earlier)[:, 0]
+                keep, shares = few_negatives(sample.labels, branch.config, background)
+                seen = sample.only(keep)
             logits, deltas = branch(self._pooled_to_learn(levels, seen.boxes, branch.config.scale))
             labels, factor = torch.cat(seen.labels), self.stage.loss_weight
             if logits is not None:
-                loss = self.classification.loss(logits, labels)
+                loss = self.classification.loss(logits, labels, shares)
+                if earlier is None and seen is sample:
+                    earlier = logits.detach()
                 result[f"{name}_classify"] = factor * branch.config.classify * loss
             if deltas is not None:
                 loss = self._box_loss(deltas, labels, torch.cat(seen.targets), len(sample))

@@ -61,17 +61,19 @@ class Classification(nn.Module):
         result = scores.clamp(min=limits.tiny).log()
         return result - (1 - scores).clamp(min=limits.eps).log() if self.sigmoid else result
 
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, logits: Tensor, labels: Tensor, shares: Tensor | None = None) -> Tensor:
         """The mean over proposals.
 
         Args:
             logits: (N, C + 1).
             labels: (N,), 0 for background.
+            shares: (N,) weight of each proposal in the mean; None: 1 / N.
         """
-        if not (self.sigmoid or self.gamma or self.weighted):
+        if shares is None and not (self.sigmoid or self.gamma or self.weighted):
             return functional.cross_entropy(logits, labels)
         each = self._of_classes(logits, labels) if self.sigmoid else self._of_proposals(logits, labels)
-        return (each * self.weights.to(each)[labels]).mean()
+        each = each * self.weights.to(each)[labels]
+        return each.mean() if shares is None else (each * shares).sum()
 
     def _of_proposals(self, logits: Tensor, labels: Tensor) -> Tensor:
         loss = functional.cross_entropy(logits, labels, reduction="none")

@@ -178,6 +178,18 @@ class BranchConfig(Strict):
         description="Enlarges each RoI about its centre; None: the trunk's own, 1.0 for fc and 1.3 for conv.",
     )
     lr: Positive = Field(default=1.0, description="Factor of the learning rate for this branch.")
+    negatives: Count | None = Field(
+        default=None,
+        description="Maximum background proposals per image, of those sampled, that this branch classifies in "
+        "training; null: all.",
+    )
+    hard_negatives: int = Field(
+        default=0,
+        ge=0,
+        lt=2**31,
+        description="Of `negatives`, how many are the hardest by the first branch; the others are drawn at random and "
+        "stand for those left out.",
+    )
     temperature: Positive = Field(
         default=1.0, description="Divides the class logits at inference; `doublehead calibrate` fits it."
     )
@@ -197,6 +209,14 @@ class BranchConfig(Strict):
     def _learns_something(self) -> BranchConfig:
         if self.classify == 0 and self.regress == 0:
             raise ValueError("a branch must classify or regress: give one of its weights a value above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _own_negatives(self) -> BranchConfig:
+        if self.negatives is not None and self.only_regresses:
+            raise ValueError("negatives: this branch does not classify, so it sees positives alone; set it to null")
+        if self.hard_negatives > (self.negatives or 0):
+            raise ValueError("hard_negatives must not exceed negatives")
         return self
 
     @property

@@ -116,6 +116,7 @@ class CascadeConfig(Strict):
                 raise ValueError(f"ious has {len(self.ious)} stages and {key} {len(getattr(self, key))}; give as many")
         if self.early is not None:
             require_both_tasks(self.early, "early")
+            require_earlier_scores(self.early, "early")
             if any(branch.calibrated for branch in self.early):
                 raise ValueError(
                     "early: scores are calibrated after they are averaged over the stages, so give temperature and "
@@ -150,3 +151,14 @@ def require_both_tasks(branches: Sequence[BranchConfig], key: str) -> None:
     """
     if not any(b.classify for b in branches) or not any(b.regress for b in branches):
         raise ValueError(f"{key}: one of them must classify and one must regress")
+
+
+def require_earlier_scores(branches: Sequence[BranchConfig], key: str) -> None:
+    """Refuse branches that want hard negatives where no branch before them has scored all proposals.
+
+    Raises:
+        ValueError: naming the key.
+    """
+    for place, branch in enumerate(branches):
+        if branch.hard_negatives and not any(b.classify and b.negatives is None for b in branches[:place]):
+            raise ValueError(f"{key}.{place}.hard_negatives: no branch before it classifies all proposals; set it to 0")
