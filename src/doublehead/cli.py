@@ -146,7 +146,8 @@ def convert(
     ],
     to: Annotated[str | None, typer.Option(help=f"Write a checkpoint for {', '.join(PROGRAMS)}.")] = None,
     categories: Annotated[
-        Path | None, typer.Option(help="COCO annotation file with the model's classes; default: those of the weights, or COCO's.")
+        Path | None,
+        typer.Option(help="COCO annotation file with the model's classes; default: those of the weights, or COCO's."),
     ] = None,
     settings: Annotated[
         list[str] | None,
