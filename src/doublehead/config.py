@@ -155,7 +155,7 @@ class RoIConfig(Strict):
         description="What a branch that gives only boxes sees at inference: owners of candidate detections, or all.",
     )
     classification: Literal["softmax", "sigmoid"] = Field(
-        default="softmax", description="softmax: classes and background compete; sigmoid: each class by itself."
+        default="softmax", description="softmax: classes and background compete; sigmoid: each class independently."
     )
     focal_gamma: NotNegative = Field(
         default=0.0, le=100, description="Focus of the classification loss on hard proposals; 0: none, 2: usual."
@@ -513,7 +513,7 @@ def absolute(path: str) -> str:
 
 
 class SplitConfig(Strict):
-    """How a dataset without splits is shared out. A list stands for its `shares`."""
+    """How a dataset without splits is split. A list stands for its `shares`."""
 
     shares: tuple[float, ...] = Field(
         default=(0.8, 0.1, 0.1), min_length=2, max_length=3, description="Shares of train, val and test, in proportion."

@@ -306,12 +306,13 @@ class Detections:
             DoubleheadError: supervision is not installed.
         """
         sv = require("supervision", "supervision")
-        return sv.Detections(
+        found: supervision.Detections = sv.Detections(
             xyxy=self.boxes.copy(),
             confidence=self.scores.copy(),
             class_id=self.labels - 1,
             data={"class_name": np.array(self.class_names, dtype=str)},
         )
+        return found
 
 
 def texts(parent: Element, **values: object) -> None:
