@@ -21,7 +21,6 @@ MAY_CHANGE: dict[str, str] = {
     "train.patience": "validations without improvement before the run stops",
     "train.evaluate_every": "epochs between validations",
     "train.accumulate": "forward passes per step, to save memory",
-    "train.checkpoint_backbone": "compute the backbone's features twice, to save memory",
     "train.precision": "number format",
     "train.device": "where to compute",
     "train.sync_batch_norm": "batch statistics of all processes",

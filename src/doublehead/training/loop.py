@@ -32,7 +32,6 @@ from doublehead.model.checkpoint import adopt
 from doublehead.model.detector import Detector
 from doublehead.model.grow import grow, growth_table
 from doublehead.training.callbacks import CallbackError, Callbacks, Run
-from doublehead.training.checkpointing import checkpoint_backbone
 from doublehead.training.class_weights import class_weights
 from doublehead.training.ending import say_done
 from doublehead.training.environment import environment, fingerprint
@@ -160,8 +159,6 @@ class _Training:
         share_batch_norm(model, settings, processes, self.console.say)
         self.state = TrainingState.create(model, settings, processes.device, precision is torch.float16)
         state = self.state
-        if settings.checkpoint_backbone:
-            checkpoint_backbone(model)
         run = Run(config, output, state, self.total, self.per_epoch)
         self.callbacks = Callbacks(callbacks, run, processes)
         if checkpoint:
