@@ -265,7 +265,10 @@ def profile(settings: BenchmarkSettings, owners: int = 100, changes: Mapping[str
             for peer in peers:
                 set_owners(peer, lambda p=peer: run(p), owners, device)  # type: ignore[misc]
                 require_same_detections(peer, images)
-                with FlopCounterMode(display=False) as counter, metered(peer, counter.get_total_flops) as flops[peer.name]:
+                with (
+                    FlopCounterMode(display=False) as counter,
+                    metered(peer, counter.get_total_flops) as flops[peer.name],
+                ):
                     run(peer)
                 with Traffic() as traffic, metered(peer, lambda t=traffic: t.bytes) as moved[peer.name]:  # type: ignore[misc]
                     run(peer)
