@@ -1,21 +1,23 @@
 # On a fresh machine with Python 3.11 or newer and make: `make demo` and `make test` do all the set-up.
 PYTHON ?= python3
 BIN := .venv/bin
+PUBLIC := src/doublehead/__init__.py src/doublehead/common/errors.py src/doublehead/evaluation/evaluate.py \
+	$(addprefix src/doublehead/inference/,detections.py predictor.py) \
+	$(addprefix src/doublehead/training/,callbacks.py start.py)
 
-.PHONY: demo test test-long lint clean
+.PHONY: demo test test-long lint docs package clean
 
 demo: .venv/user
 	rm -rf demo
-	$(BIN)/doublehead synthesize demo/data
-	$(BIN)/doublehead train demo/data --model double-head-tiny --output demo/run \
-		--set train.epochs=5 --set train.evaluate_every=2.5 --set data.augment.colour=0 \
-		--set model.input.short_side=160 --set model.input.long_side=240
+	$(BIN)/doublehead synthesize demo/data --train 600 --lengths 16 160
+	$(BIN)/doublehead train demo/data --model double-head-nano --output demo/run \
+		--set train.epochs=6 --set train.evaluate_every=3 --set data.augment.colour=0
 	$(BIN)/doublehead evaluate demo/run/best.safetensors demo/data --split test --output demo/evaluation
 	$(BIN)/doublehead predict demo/run/best.safetensors 'demo/data/test/00000*.jpg' --output demo/predictions
 	@echo
-	@echo "Run folder   demo/run (curves.png, predictions.jpg, best.safetensors)"
-	@echo "Evaluation   demo/evaluation (metrics.json, precision_recall.png)"
-	@echo "Pictures     demo/predictions"
+	@echo "Picture      demo/run/predictions.jpg (truth on the left)"
+	@echo "Report       demo/evaluation/index.html"
+	@echo "Next         .venv/bin/doublehead train path/to/your/dataset --model double-head-lite"
 
 test: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist worksteal
@@ -27,13 +29,23 @@ lint: .venv/dev
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
+	$(BIN)/mypy --strict --follow-imports=silent $(PUBLIC)
+	$(BIN)/hadolint packaging/Dockerfile
+
+docs: .venv/dev
+	$(BIN)/mkdocs build --strict
+
+package: .venv/dev
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
 
 clean:
-	rm -rf .venv demo
+	rm -rf .venv demo dist site
 
 .venv/user: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable ".[plots]"
+	$(BIN)/python -m pip install --quiet --editable ".[plots,lite]"
 	@touch $@
 
 .venv/dev: pyproject.toml

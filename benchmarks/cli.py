@@ -173,6 +173,26 @@ def benchmark_plant(
     print(f"{output}: planted {counts(plant(data, output, share, seed))}")
 
 
+@benchmark.command("suspects")
+def benchmark_suspects(
+    weights: Annotated[list[str], typer.Argument(help="Checkpoints trained on the data.")],
+    data: Annotated[str, typer.Argument(help="A folder that `benchmark plant` wrote: always the last.")],
+    split: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Look at this split; repeatable. Default: all.")
+    ] = None,
+    batch_size: Batch = 4,
+    device: Device = "auto",
+    json: Json = None,
+) -> None:
+    """Count the planted label errors at the top of what `suggest` lists, as many places as there are errors."""
+    require_weights(*weights)
+    require_data(data)
+    from benchmarks.planted import recover, recovered_table
+
+    rows = recover(weights, data, batch_size, device, split or ())
+    _show(recovered_table(rows), {"command": "benchmark suspects", "rows": [vars(row) for row in rows]}, json)
+
+
 def _show(table: Table, values: dict[str, Any], json: Path | None) -> None:
     from doublehead.common.console import Console
 

@@ -287,3 +287,22 @@ def test_a_device_that_is_not_there(trained, dataset, tmp_path, command, device)
 def test_no_image_is_found(trained, tmp_path, command):
     outcome = command("predict", trained / "best.safetensors", tmp_path, "--device", "cpu")
     assert outcome.sentence.startswith(f"{tmp_path}: no image found there")
+
+
+def test_half_writes_16_bits_that_detect_alike(trained, dataset, tmp_path, command):
+    small = tmp_path / "small.safetensors"
+    assert command("convert", trained / "best.safetensors", small, "--half").code == 0
+    assert small.stat().st_size < 0.6 * (trained / "best.safetensors").stat().st_size
+    image = next((dataset / "test").glob("*.jpg"))
+    full, halved = (doublehead.load(path, "cpu").predict(image) for path in (trained / "best.safetensors", small))
+    assert len(full) == len(halved) > 0
+    assert halved.scores == pytest.approx(full.scores, abs=0.02)
+    refused = command("convert", small, tmp_path / "theirs.pth", "--half", "--to", "mmdetection")
+    assert "--half" in refused.sentence
+
+
+def test_completion_knows_the_commands():
+    words = {"_DOUBLEHEAD_COMPLETE": "complete_bash", "COMP_WORDS": "doublehead pre", "COMP_CWORD": "1"}
+    script = "import sys; sys.argv = ['doublehead']; from doublehead.cli import app; app(prog_name='doublehead')"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=os.environ | words)
+    assert done.stdout.split() == ["predict"], done.stderr

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from doublehead.training.callbacks import Callback
     from doublehead.training.start import resume, train
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["Callback", "Detections", "DoubleheadError", "Predictor", "evaluate", "load", "resume", "train"]
 

@@ -36,7 +36,7 @@ APP: dict[str, Any] = {
 app = typer.Typer(
     help="Double-Head R-CNN: detectors with one head that classifies and one that localises.",
     pretty_exceptions_enable=False,
-    **APP,
+    **APP | {"add_completion": True},
 )
 
 
@@ -78,20 +78,18 @@ Weights = Annotated[
         help="A checkpoint, such as a run's best.safetensors, a published name, or an exported file.",
     ),
 ]
-Data = Annotated[str, typer.Argument(help="The dataset's folder or YAML.")]
-Precision = Annotated[str, typer.Option(help="fp32, bf16 or fp16; auto: bf16 where the device computes in it.")]
-Batch = Annotated[int, typer.Option(help="Images that go through the model at once.", min=1)]
+Data = Annotated[str, typer.Argument(help="Dataset folder or YAML.")]
+Precision = Annotated[str, typer.Option(help="fp32, bf16, fp16, or auto: bf16 if the device supports it.")]
+Batch = Annotated[int, typer.Option(help="Images per batch.", min=1)]
 Options = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="An inference option, such as score_threshold=0.3; repeatable."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Inference option, such as score_threshold=0.3; repeatable."),
 ]
-Log = Annotated[
-    list[str] | None, typer.Option(metavar="NAME", help=f"Record with {', '.join(LOGGERS)} too; repeatable.")
-]
+Log = Annotated[list[str] | None, typer.Option(metavar="NAME", help=f"Also log to {', '.join(LOGGERS)}; repeatable.")]
 
-Tiles = Annotated[int | None, typer.Option(metavar="PIXELS", help="Cut larger images into tiles of this side.", min=32)]
+Tiles = Annotated[int | None, typer.Option(metavar="PIXELS", help="Cut larger images into tiles of this size.", min=32)]
 Overlap = Annotated[
-    float | None, typer.Option(help="Minimum share of a tile that the next one also covers; default: 0.2.", max=0.9)
+    float | None, typer.Option(help="Minimum overlap of neighbouring tiles, as a share; default: 0.2.", max=0.9)
 ]
 
 
@@ -125,9 +123,9 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 @app.command()
 def models(
-    json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there.")] = None,
+    json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures to this file.")] = None,
 ) -> None:
-    """List the models that --model takes: parameters and cost; AP and licence of published ones."""
+    """List presets and published models with parameters, cost, AP and licence."""
     with _imports():
         from doublehead.common.console import Console
         from doublehead.model import listing
@@ -148,23 +146,27 @@ def convert(
     ],
     to: Annotated[str | None, typer.Option(help=f"Write a checkpoint for {', '.join(PROGRAMS)}.")] = None,
     categories: Annotated[
-        Path | None, typer.Option(help="A COCO annotation file with the model's classes, if they are not COCO's.")
+        Path | None,
+        typer.Option(help="COCO annotation file with the model's classes; default: those of the weights, or COCO's."),
     ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Such as model.rpn.anchor_sizes=[16,32,64,128,256]."),
     ] = None,
+    half: Annotated[bool, typer.Option("--half", help="Write 16-bit weights: half the size.")] = False,
 ) -> None:
-    """Turn weights trained elsewhere into a checkpoint, or a checkpoint into theirs."""
+    """Convert weights of other libraries to a checkpoint, or a checkpoint to theirs."""
     with _imports():
         from doublehead.config import parse_settings
         from doublehead.model.interop import convert as interop
 
+    if to and half:
+        raise DoubleheadError("--half writes a checkpoint of doublehead; leave out --to")
     if to:
         interop.convert_back(source, destination, to)
         print(f"{destination} holds the weights for {to}")
     else:
-        found = interop.convert(source, destination, categories, parse_settings(settings or []))
+        found = interop.convert(source, destination, categories, parse_settings(settings or []), half)
         print(f"{destination} holds {found}")
 
 
@@ -174,14 +176,14 @@ def synthesize(
     train: Annotated[int, typer.Option(help="Training images.", min=1)] = 800,
     val: Annotated[int, typer.Option(help="Validation images.", min=0)] = 60,
     test: Annotated[int, typer.Option(help="Test images.", min=0)] = 100,
-    seed: Annotated[int, typer.Option(help="Another seed, other images.", min=0)] = 0,
-    size: Annotated[tuple[int, int], typer.Option(metavar="W H", help="Of the images, in pixels.")] = (320, 240),
-    objects: Annotated[tuple[int, int], typer.Option(metavar="MIN MAX", help="Shapes in an image.")] = (3, 12),
+    seed: Annotated[int, typer.Option(help="Random seed.", min=0)] = 0,
+    size: Annotated[tuple[int, int], typer.Option(metavar="W H", help="Image size, in pixels.")] = (320, 240),
+    objects: Annotated[tuple[int, int], typer.Option(metavar="MIN MAX", help="Shapes per image.")] = (3, 12),
     lengths: Annotated[
-        tuple[float, float], typer.Option(metavar="MIN MAX", help="Of a shape's longer side, in pixels.")
+        tuple[float, float], typer.Option(metavar="MIN MAX", help="Longer side of a shape, in pixels.")
     ] = (12, 160),
 ) -> None:
-    """Write a COCO dataset of wholes and parts: shapes to detect among fragments of such shapes."""
+    """Generate a COCO dataset: shapes to detect among fragments of shapes."""
     from doublehead.common.console import Console
     from doublehead.data import synthetic
 
@@ -193,21 +195,25 @@ def synthesize(
 
 @app.command()
 def check(
-    data: Annotated[str, typer.Argument(help="The dataset's folder or YAML.")],
+    data: Annotated[str, typer.Argument(help="Dataset folder or YAML.")],
     report: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write a page with histograms and the suspects' pictures there.")
+        Path | None, typer.Option(metavar="DIR", help="Write a page with histograms and suspect images to this folder.")
     ] = None,
-    json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all findings there.")] = None,
+    json: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write all findings to this file.")
+    ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="Preset or checkpoint to check boxes against; default: double-head-lite."),
+        typer.Option(help="Preset or checkpoint that boxes are checked against; default: double-head-lite."),
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="As of train, such as data.split=[70,20,10]; repeatable."),
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="A setting of train, such as data.split=[70,20,10]; repeatable."
+        ),
     ] = None,
 ) -> None:
-    """Look for all that training and evaluation would meet in a dataset. Exit code 1 where they would fail."""
+    """Find errors and suspects in a dataset. Exit code 1 if training or evaluation would fail."""
     from doublehead.common.console import Console
     from doublehead.config import parse_settings
     from doublehead.data.inspection import inspect
@@ -235,11 +241,11 @@ def check(
 
 @app.command("to-coco")
 def to_coco(
-    data: Annotated[str, typer.Argument(help="A dataset in any format: its folder or YAML.")],
+    data: Annotated[str, typer.Argument(help="Dataset in any format: its folder or YAML.")],
     output: Annotated[Path, typer.Argument(help="An empty or new folder.")],
     link: Annotated[bool, typer.Option("--link", help="Link to the images instead of copying them.")] = False,
 ) -> None:
-    """Write a dataset of any format in COCO's."""
+    """Convert a dataset of any format to COCO."""
     from doublehead.data.to_coco import write_coco
 
     for split in write_coco(data, output, link, progress=True):
@@ -250,31 +256,32 @@ def to_coco(
 def train(
     data: Annotated[
         str | None,
-        typer.Argument(help="The dataset's folder, or a YAML that names its splits."),
+        typer.Argument(help="Dataset folder, or a YAML that names its splits."),
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="A preset (see `doublehead models`), or a checkpoint or published name to start from."),
+        typer.Option(help="Preset (see `doublehead models`), or a checkpoint or published name to start from."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The run folder; else a new one in runs.")
+        Path | None, typer.Option("--output", "-o", help="Run folder; default: a new one in runs.")
     ] = None,
     backbone: Annotated[
-        str | None, typer.Option(help="A pretrained backbone in place of the model's: resnet50, or any name of timm.")
+        str | None, typer.Option(help="Pretrained backbone that replaces the model's: resnet50, or any timm model.")
     ] = None,
     source: Annotated[
         str | None,
-        typer.Option("--from", help="A detector whose backbone, FPN, RPN and fitting heads the model takes."),
+        typer.Option("--from", help="Detector from which backbone, FPN, RPN and matching heads are taken."),
     ] = None,
-    recipe: Annotated[str | None, typer.Option(help=f"{', '.join(RECIPES)}; else by the model.")] = None,
-    config: Annotated[Path | None, typer.Option(help="A YAML with any settings, such as a run's config.yaml.")] = None,
+    recipe: Annotated[str | None, typer.Option(help=f"{', '.join(RECIPES)}; default: chosen by the model.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML with any settings, such as a run's config.yaml.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1")] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as train.epochs=10.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as train.epochs=10; repeatable."),
     ] = None,
     log: Log = None,
 ) -> None:
-    """Train a model on annotated images."""
+    """Train a detector on annotated images."""
     require_data(data)
     with _imports():
         from doublehead.config import parse_settings
@@ -297,22 +304,22 @@ def train(
 
 @app.command()
 def augment(
-    data: Annotated[str, typer.Argument(help="The dataset's folder or YAML.")],
+    data: Annotated[str, typer.Argument(help="Dataset folder or YAML.")],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The page: .html, .png or .jpg; or a folder for index.html.")
+        Path, typer.Option("--output", "-o", help="Output file (.html, .png or .jpg), or a folder for index.html.")
     ] = Path("augmentation.html"),
     model: Annotated[
-        str | None, typer.Option(help="A preset or checkpoint, as of `train`; default: double-head-lite.")
+        str | None, typer.Option(help="Preset or checkpoint, as in `train`; default: double-head-lite.")
     ] = None,
-    recipe: Annotated[str | None, typer.Option(help=f"{', '.join(RECIPES)}; else by the model.")] = None,
-    config: Annotated[Path | None, typer.Option(help="A YAML with any settings, such as a run's config.yaml.")] = None,
+    recipe: Annotated[str | None, typer.Option(help=f"{', '.join(RECIPES)}; default: chosen by the model.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML with any settings, such as a run's config.yaml.")] = None,
     images: Annotated[int, typer.Option(help="Images to show.", min=1)] = 6,
-    epochs: Annotated[int, typer.Option(help="Epochs to show of each.", min=1)] = 3,
+    epochs: Annotated[int, typer.Option(help="Epochs to show per image.", min=1)] = 3,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as data.augment=strong.")
     ] = None,
 ) -> None:
-    """Draw a contact sheet of what training would see: augmented images with their boxes."""
+    """Draw a contact sheet of augmented training images with their boxes."""
     require_data(data)
     with _imports():
         from doublehead.config import parse_settings
@@ -327,10 +334,11 @@ def augment(
 
 @app.command()
 def resume(
-    run: Annotated[Path, typer.Argument(help="The folder of the run.")],
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
     other_data: Annotated[bool, typer.Option("--other-data", help="Resume even if the data has changed.")] = False,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A change, such as train.epochs=60.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting to change, such as train.epochs=60."),
     ] = None,
     log: Log = None,
 ) -> None:
@@ -344,26 +352,26 @@ def resume(
 
 @app.command("study")
 def compare_variants(
-    plan: Annotated[Path, typer.Argument(help="A YAML with the rows to compare, such as studies/variants.yaml.")],
+    plan: Annotated[Path, typer.Argument(help="YAML with the rows to compare, such as studies/variants.yaml.")],
     data: Annotated[
-        list[str], typer.Argument(metavar="DATA...", help="Folder or YAML of a dataset, or of several to be pooled.")
+        list[str], typer.Argument(metavar="DATA...", help="One dataset, or several to pool: folders or YAML files.")
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the study; give it again to go on.")],
-    shard: Annotated[str, typer.Option(metavar="I/N", help="Do every N-th run, from the I-th.")] = "1/1",
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the study; an existing one is resumed.")],
+    shard: Annotated[str, typer.Option(metavar="I/N", help="Run every N-th run, starting with the I-th.")] = "1/1",
     baseline: Annotated[
-        str | None, typer.Option(metavar="ROW", help="Compare with this row, not with the plan's baseline.")
+        str | None, typer.Option(metavar="ROW", help="Row to compare with; default: the plan's baseline.")
     ] = None,
     rows: Annotated[
-        list[str] | None, typer.Option("--row", metavar="ROW", help="Do and compare this row; repeat for more.")
+        list[str] | None, typer.Option("--row", metavar="ROW", help="Run and compare only this row; repeatable.")
     ] = None,
     seeds: Annotated[
-        list[int] | None, typer.Option("--seed", metavar="SEED", help="Do and compare this seed; repeat for more.")
+        list[int] | None, typer.Option("--seed", metavar="SEED", help="Run and compare only this seed; repeatable.")
     ] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting of every run.")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting for every run.")
     ] = None,
 ) -> None:
-    """Train variants with several seeds, measure each, and compare them: means, deviations, paired differences."""
+    """Train variants with several seeds and compare them: means, deviations, paired differences."""
     for one in data:
         require_data(one)
     with _imports():
@@ -393,12 +401,14 @@ def evaluate(
     weights: Annotated[
         list[str], typer.Argument(help="One or more checkpoints, published names or exported files to compare.")
     ],
-    data: Annotated[str, typer.Argument(help="The dataset's folder or YAML: always the last.")],
-    split: Annotated[str, typer.Option(help="Which split to measure.")] = "val",
+    data: Annotated[str, typer.Argument(help="Dataset folder or YAML, as the last argument.")],
+    split: Annotated[str, typer.Option(help="Split to evaluate.")] = "val",
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder for the report; else beside the first weights.")
+        Path | None, typer.Option("--output", "-o", help="Folder for the report; default: beside the first weights.")
     ] = None,
-    ensemble: Annotated[bool, typer.Option("--ensemble", help="Measure several models as one, fused.")] = False,
+    ensemble: Annotated[
+        bool, typer.Option("--ensemble", help="Evaluate several models as one fused ensemble.")
+    ] = False,
     tiles: Tiles = None,
     overlap: Overlap = None,
     batch_size: Batch = 4,
@@ -406,7 +416,7 @@ def evaluate(
     precision: Precision = "fp32",
     options: Options = None,
 ) -> None:
-    """Measure models on annotated images: AP, thresholds, confusions and calibration, as a page, JSON and CSV."""
+    """Evaluate models on annotated images: AP, thresholds, confusions, calibration; as a page, JSON and CSV."""
     require_weights(*weights)
     require_data(data)
     with _imports():
@@ -427,14 +437,15 @@ def calibrate(
         str, typer.Argument(help="A checkpoint, such as a run's best.safetensors, or a published name.")
     ],
     data: Data,
-    split: Annotated[str, typer.Option(help="Which split to fit on: not the one trained on.")] = "val",
+    split: Annotated[str, typer.Option(help="Split to fit on; not the training split.")] = "val",
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The checkpoint to write; else NAME-calibrated beside it.")
+        Path | None,
+        typer.Option("--output", "-o", help="Checkpoint to write; default: NAME-calibrated beside the weights."),
     ] = None,
     batch_size: Batch = 4,
     device: Device = "auto",
 ) -> None:
-    """Fit temperatures that make scores say how often a detection is right; write them into a new checkpoint."""
+    """Calibrate scores: fit a temperature per head and write a new checkpoint."""
     require_weights(weights)
     require_data(data)
     with _imports():
@@ -449,22 +460,26 @@ def analyze(
         list[str],
         typer.Argument(help="One or more checkpoints or published names to compare."),
     ],
-    data: Annotated[str, typer.Argument(help="The dataset's folder or YAML: always the last.")],
+    data: Annotated[str, typer.Argument(help="Dataset folder or YAML, as the last argument.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the report.")] = Path("analysis"),
-    split: Annotated[str, typer.Option(help="Which split to look at.")] = "val",
-    full: Annotated[bool, typer.Option("--full", help="The paper's numbers: everything, 14000 windows.")] = False,
+    split: Annotated[str, typer.Option(help="Split to analyse.")] = "val",
+    full: Annotated[
+        bool, typer.Option("--full", help="Use the paper's budget: all objects, 14000 windows each.")
+    ] = False,
     objects: Annotated[
-        int | None, typer.Option(help=f"Objects that windows are laid around; else {QUICK.objects}.", min=1)
+        int | None, typer.Option(help=f"Objects to place windows around; default: {QUICK.objects}.", min=1)
     ] = None,
-    windows: Annotated[int | None, typer.Option(help=f"Windows around each; else {QUICK.windows}.", min=BINS)] = None,
+    windows: Annotated[
+        int | None, typer.Option(help=f"Windows per object; default: {QUICK.windows}.", min=BINS)
+    ] = None,
     images: Annotated[
-        int | None, typer.Option(help=f"Images that objects are detected in; else at most {QUICK.images}.", min=1)
+        int | None, typer.Option(help=f"Images to detect objects in; default: at most {QUICK.images}.", min=1)
     ] = None,
     batch_size: Batch = 4,
     device: Device = "auto",
     options: Options = None,
 ) -> None:
-    """Show where models lose, in classifying or in localising, and how their heads differ: a page to look at."""
+    """Show where models lose AP, in classification or localisation, and how their heads differ."""
     require_weights(*weights)
     require_data(data)
     with _imports():
@@ -480,34 +495,71 @@ def analyze(
 
 
 @app.command()
+def suggest(
+    weights: Annotated[
+        str, typer.Argument(help="A checkpoint, such as a run's best.safetensors, or a published name.")
+    ],
+    data: Annotated[str, typer.Argument(help="The dataset's folder or YAML; or a folder of images without labels.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the page and tables.")] = Path(
+        "suggestions"
+    ),
+    split: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Look at this split; repeatable. Default: all.")
+    ] = None,
+    batch_size: Batch = 4,
+    device: Device = "auto",
+    precision: Precision = "fp32",
+    options: Options = None,
+) -> None:
+    """List the labels that are likely wrong, and the unlabelled images that would teach the model most."""
+    require_weights(weights)
+    require_data(data)
+    with _imports():
+        from doublehead.common.console import Console
+        from doublehead.config import parse_settings
+        from doublehead.evaluation.suggest import report
+        from doublehead.evaluation.suggest.run import suggest as look
+
+    said = parse_settings(options or [])
+    found = look(weights, data, split or (), batch_size, None, device, precision, said, progress=True)
+    report.write_suggestions(found, output)
+    if found.splits:
+        Console.out(found.table())
+    print("\n".join((*report.summary(found), *report.next_steps(found))))
+    print(f"the page is {output / report.PAGE}")
+
+
+@app.command()
 def predict(
     weights: Weights,
     sources: Annotated[
         list[str],
         typer.Argument(
             help="Images, folders, globs such as 'photos/*.jpg', tars, Parquet files; or videos. "
-            "Further models before them make an ensemble."
+            "Several models before them form an ensemble."
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for what is written.")] = Path("predictions"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Output folder.")] = Path("predictions"),
     form: Annotated[str, typer.Option("--format", help=f"{', '.join(FORMATS)}.")] = FORMATS[0],
     score: Annotated[
         float | None,
-        typer.Option(help="Leave out detections below this score; else the weights' threshold or 0.5.", min=0, max=1),
+        typer.Option(help="Minimum score; default: the threshold stored in the weights, or 0.5.", min=0, max=1),
     ] = None,
     batch_size: Batch = 4,
     device: Device = "auto",
     precision: Precision = "fp32",
-    column: Annotated[str | None, typer.Option(help="Of Parquet files, the column with the images.")] = None,
-    part_size: Annotated[int, typer.Option(help="Images in a part, which a stop may lose.", min=1)] = 500,
-    shard: Annotated[str, typer.Option(metavar="I/N", help="Do every N-th part, from the I-th.")] = "1/1",
+    column: Annotated[str | None, typer.Option(help="Column of Parquet files that holds the images.")] = None,
+    part_size: Annotated[
+        int, typer.Option(help="Images per part; an interruption loses at most one part.", min=1)
+    ] = 500,
+    shard: Annotated[str, typer.Option(metavar="I/N", help="Process every N-th part, starting with the I-th.")] = "1/1",
     engine: Annotated[str, typer.Option(help=f"{' or '.join(ENGINES)}.")] = ENGINES[0],
-    workers: Annotated[int, typer.Option(help="Of Ray: processes that hold a model.", min=1)] = 1,
+    workers: Annotated[int, typer.Option(help="Ray processes that hold a model.", min=1)] = 1,
     tiles: Tiles = None,
     overlap: Overlap = None,
     options: Options = None,
 ) -> None:
-    """Detect objects: pictures with boxes and predictions.json; files of detections in millions of images; videos."""
+    """Detect objects in images, videos, or archives of any size."""
     models, images = models_and_sources([weights, *sources])
     require_weights(*models)
     with _imports():
@@ -539,27 +591,29 @@ def serve(
     weights: Annotated[
         list[str], typer.Argument(help="A checkpoint, a published name or an exported file; several make an ensemble.")
     ],
-    host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0: to other machines too.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0: any that is free.", min=0, max=65535)] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 accepts other machines.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0: any free one.", min=0, max=65535)] = 8000,
     api_key: Annotated[
-        str | None, typer.Option(envvar="DOUBLEHEAD_API_KEY", help="Ask for this key; better set the variable.")
+        str | None, typer.Option(envvar="DOUBLEHEAD_API_KEY", help="Require this key; prefer the environment variable.")
     ] = None,
     batch_size: Batch = 4,
-    batch_wait: Annotated[float, typer.Option(help="Milliseconds an image waits for others to join it.")] = 10,
-    queue: Annotated[int, typer.Option(help="Images taken and not yet answered; more are turned away.")] = 64,
-    max_megabytes: Annotated[float, typer.Option(help="Of a request's body.")] = 20,
-    max_megapixels: Annotated[float, typer.Option(help="Of a request's images together.")] = 40,
-    max_images: Annotated[int, typer.Option(help="In a request.")] = 16,
-    timeout: Annotated[float, typer.Option(help="Seconds to receive a request, and then to answer it.")] = 30,
-    formats: Annotated[str, typer.Option(help="Those taken; gif and tiff could be added.")] = "jpeg,png,webp,bmp",
-    sample: Annotated[Path | None, typer.Option(help="An image for the page to offer; else one is drawn.")] = None,
+    batch_wait: Annotated[float, typer.Option(help="Milliseconds to wait for a batch to fill.")] = 10,
+    queue: Annotated[int, typer.Option(help="Maximum images waiting; further ones get 503.")] = 64,
+    max_megabytes: Annotated[float, typer.Option(help="Maximum megabytes of a request.")] = 20,
+    max_megapixels: Annotated[float, typer.Option(help="Maximum megapixels of all images of a request.")] = 40,
+    max_images: Annotated[int, typer.Option(help="Maximum images per request.")] = 16,
+    timeout: Annotated[float, typer.Option(help="Seconds to receive a request, and again to answer it.")] = 30,
+    formats: Annotated[
+        str, typer.Option(help="Accepted image formats; gif and tiff may be added.")
+    ] = "jpeg,png,webp,bmp",
+    sample: Annotated[Path | None, typer.Option(help="Sample image of the page; default: a drawn one.")] = None,
     device: Device = "auto",
     precision: Precision = "fp32",
     tiles: Tiles = None,
     overlap: Overlap = None,
     options: Options = None,
 ) -> None:
-    """Answer over HTTP, with a page at /."""
+    """Serve a model over HTTP, with a page at /."""
     require_weights(*weights)
     with _imports():
         from doublehead.deploy.server.settings import make_settings
@@ -583,26 +637,43 @@ def serve(
 
 
 @app.command()
+def demo(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0: any free one.", min=0, max=65535)] = 8000,
+    browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
+    device: Device = "auto",
+) -> None:
+    """Open a page with the bundled detector of generated shapes: no data, training or download."""
+    with _imports():
+        from doublehead.deploy.demo import demo as start_demo
+
+    start_demo(host, port, device, browser)
+
+
+@app.command()
 def export(
     weights: Annotated[
         str,
         typer.Argument(help="A checkpoint, such as a run's best.safetensors, or a published name."),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The file: .onnx, or .xml (and .bin) for OpenVINO.")],
-    format: Annotated[str | None, typer.Option(help="onnx or openvino; else by the file's ending.")] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Output file: .onnx, or .xml (and .bin) for OpenVINO.")
+    ],
+    format: Annotated[str | None, typer.Option(help="onnx or openvino; default: by the file extension.")] = None,
     owners: Annotated[
         int | None,
-        typer.Option(help="Proposals that a head which only regresses sees at most; else all owners.", min=1),
+        typer.Option(help="Maximum proposals passed to the box-only head.", min=1),
     ] = None,
     int8: Annotated[
-        str | None, typer.Option(metavar="DATA", help="Quantise by training images of this dataset; OpenVINO only.")
+        str | None, typer.Option(metavar="DATA", help="Quantise with training images of this dataset; OpenVINO only.")
     ] = None,
     images: Annotated[
-        list[str] | None, typer.Option(help="Files, folders or globs to compare with the checkpoint on; repeatable.")
+        list[str] | None,
+        typer.Option(help="Images for the comparison with the checkpoint: files, folders, globs; repeatable."),
     ] = None,
     options: Options = None,
 ) -> None:
-    """Write a detector for onnxruntime or OpenVINO, and compare it with its checkpoint."""
+    """Export a detector to ONNX or OpenVINO and compare it with its checkpoint."""
     require_weights(weights)
     with _imports():
         from doublehead.config import parse_settings

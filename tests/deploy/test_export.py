@@ -247,8 +247,13 @@ def test_options_of_an_exported_file(files, dataset):
     limit = float(everything.scores[2])
     (strict,) = usual.with_options(score_threshold=limit).detect([image])
     assert strict.scores.tolist() == [score for score in everything.scores.tolist() if score > limit]
-    known = usual.categories.names[0]
+    known, best = usual.categories.names[0], everything.class_names[0]
+    (of_class,) = usual.with_options(class_thresholds={best: limit}).detect([image])
+    kept = [n != best or score > limit for n, score in zip(everything.class_names, everything.scores, strict=True)]
+    assert of_class == everything[kept]
     for name, value, fix in (
+        ("class_thresholds", {known: 0.0}, "checkpoint"),
+        ("nms", "linear", "--set"),
         ("detections", usual.options.detections + 1, "--set"),
         ("score_threshold", 0.0, "--set"),
         ("nms_iou", 0.3, "--set"),
@@ -256,6 +261,12 @@ def test_options_of_an_exported_file(files, dataset):
     ):
         with pytest.raises(DoubleheadError, match=f"model.onnx: {name} .*{fix}"):
             usual.with_options(**{name: value})
+
+
+def test_soft_nms_cannot_be_exported(trained, tmp_path, command):
+    outcome = command("export", trained / "best.safetensors", "-o", tmp_path / "a.onnx", "--set", "nms=gaussian")
+    assert "nms=hard" in outcome.sentence
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["classes", "precision"])

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from timm_families import FAMILIES
 from torch import Tensor
+from torch.export import Dim
 
 from doublehead.common.errors import DoubleheadError
 from doublehead.config import BackboneConfig, FPNConfig, ModelConfig
@@ -67,6 +68,15 @@ def test_features_are_those_of_timm(model: str, norm: str, tmp_path: Path) -> No
         expected = reference.forward_intermediates(images(), intermediates_only=True)[-4:]
         for found, wanted in zip(own(images()), expected, strict=True):
             torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
+
+
+def test_same_padding_is_traced_for_images_of_any_size() -> None:
+    own = body(LITE0)
+    sizes = ({2: 32 * Dim("rows", min=2, max=64), 3: 32 * Dim("columns", min=2, max=64)},)
+    with torch.no_grad():
+        traced = torch.export.export(own, (images(64, 96),), dynamic_shapes=sizes).module()
+        for found, wanted in zip(traced(images(128, 224)), own(images(128, 224)), strict=True):
+            torch.testing.assert_close(found, wanted)
 
 
 def test_frozen_norms_have_no_parameters_and_do_not_move() -> None:

@@ -112,7 +112,7 @@ def test_two_processes_train_one_model_through_a_ctrl_c(own_dataset, tmp_path, t
     _, said = first.communicate(timeout=240)
     stopped = load_checkpoint(run / "last.safetensors").notes["step"]
     assert 2 <= stopped < 16
-    assert f"stopped at step {stopped} and saved; go on with: torchrun ... -m doublehead.cli resume {run}\n" in said
+    assert f"stopped at step {stopped} and saved; resume with: torchrun ... -m doublehead.cli resume {run}\n" in said
 
     second = torchrun("resume", run)
     _, said = second.communicate(timeout=240)

@@ -51,7 +51,7 @@ def train(command, dataset, run, settings=NARROW):
 
 def assert_kept(command, outcome, run, whole, words):
     assert words in outcome.sentence
-    assert outcome.sentence.endswith(f"then go on with: doublehead resume {run}")
+    assert outcome.sentence.endswith(f"then resume with: doublehead resume {run}")
     assert command("resume", run).code == 0
     assert_same_run(run, whole)
 
@@ -112,7 +112,7 @@ def test_out_of_memory(dataset, tmp_path, monkeypatch, command, exhaust):
     mend = (
         "set train.accumulate to 2 in the run's config.yaml, for 3 images at a time in place of 6, or train anew with"
     )
-    assert f"{mend} train.batch_size=3; then go on with: doublehead resume {tmp_path / 'run'}" in sentence
+    assert f"{mend} train.batch_size=3; then resume with: doublehead resume {tmp_path / 'run'}" in sentence
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     config["train"]["accumulate"] = 2
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config))

@@ -77,7 +77,7 @@ def test_a_stopped_command_says_how_to_go_on_and_does(dataset, tmp_path, command
     assert "Traceback" not in said
     last = said.splitlines()[-1]
     assert last.startswith("stopped at step ")
-    assert last.endswith(f"go on with: doublehead resume '{run}'")
+    assert last.endswith(f"resume with: doublehead resume '{run}'")
     assert load_checkpoint(run / "last.safetensors").notes["step"] < 18
     assert command("resume", run).code == 0
     assert_same_run(run, never_stopped(settings))

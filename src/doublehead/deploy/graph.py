@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
-from doublehead.common.errors import require
+from doublehead.common.errors import DoubleheadError, require
 from doublehead.config import InferenceOptions
 from doublehead.inference.exported import OUTPUTS
 from doublehead.model.detector import Detector
@@ -55,12 +56,22 @@ class Graph(nn.Module):
 
 
 def write_onnx(graph: Graph, about: Mapping[str, str], path: Path) -> None:
-    """Write the graph by torch's exporter, with what is to be said of it as metadata."""
+    """Write the graph by torch's exporter, with what is to be said of it as metadata.
+
+    Raises:
+        DoubleheadError: the backbone's operations depend on the size of the image in ways that no graph can hold.
+    """
     image = torch.zeros(EXAMPLE, dtype=torch.uint8)
     sizes = ({1: Dim.DYNAMIC, 2: Dim.DYNAMIC},)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of operators that torchvision registers by a name from before
-        program = torch.export.export(graph, (image,), dynamic_shapes=sizes, strict=False)
+        try:
+            program = torch.export.export(graph, (image,), dynamic_shapes=sizes, strict=False)
+        except GuardOnDataDependentSymNode as error:
+            raise DoubleheadError(
+                f"model.backbone: {graph.config.backbone.network} cannot be exported, for its steps depend on the size "
+                "of the image; export a model with another backbone, such as a ResNet, EfficientNet or ConvNeXt"
+            ) from error
         written = torch.onnx.export(
             program,
             (image,),

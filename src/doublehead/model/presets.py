@@ -38,6 +38,23 @@ def _from_timm(model: str, mean: float | tuple[float, ...], std: float | tuple[f
 IMAGENET = (BackboneRow.mean, BackboneRow.std)
 
 SIZES: dict[str, dict[str, Any]] = {
+    "nano": merge(
+        SMALL_HEADS,
+        {
+            "input": {"short_side": 192, "long_side": 320},
+            "backbone": {
+                "name": "resnet18",
+                "norm": "batch",
+                "weights": None,
+                "trainable_stages": 5,
+                "resnet": {"width": 24},
+            },
+            "fpn": {"channels": 64},
+            "fc_head": {"width": 128},
+            "conv_head": {"width": 128, "bottleneck_width": 32, "non_local_width": 64},
+            "narrow_head": {"width": 64, "bottleneck_width": 16},
+        },
+    ),
     "tiny": {
         "input": {"short_side": 240, "long_side": 400},
         "backbone": {"name": "resnet18", "norm": "batch", "weights": None, "trainable_stages": 5},
@@ -60,8 +77,8 @@ SIZES: dict[str, dict[str, Any]] = {
     "efficientnet-lite0": _from_timm("tf_efficientnet_lite0.in1k", 0.5, 0.5),
     "convnext-t": _from_timm("convnext_tiny.fb_in22k_ft_in1k", *IMAGENET),
 }
-"""Sizes. `tiny` trains from scratch on two CPU cores, and `lite` from ImageNet weights that pip brings; the
-others start from ImageNet weights that are downloaded once."""
+"""Sizes. `nano` (minutes) and `tiny` train from scratch on two CPU cores, and `lite` from ImageNet weights that pip
+brings; the others start from ImageNet weights that are downloaded once."""
 
 SMALL_DATA_MODEL = "double-head-lite"
 """The model to start with on small data and a CPU."""

@@ -58,6 +58,7 @@ class TimmBody(Body):
         c2, c3, c4, c5 = (self.net.feature_info.info[place]["num_chs"] for place in places)
         self.channels = c2, c3, c4, c5
         self.channels_last = str(getattr(self.net, "output_fmt", "NCHW")).endswith("NHWC")
+        _pad_alike(self.net)
         if config.norm == "frozen":
             self.net = require("timm.layers", "backbones").freeze_batch_norm_2d(self.net)
 
@@ -161,6 +162,36 @@ def _build(model: str, drop_path: float = 0.0, pretrained: bool = False) -> Any:
             f"model.backbone.timm: the maps of {model} have other strides than 4, 8, 16, 32; try {FITTING}"
         )
     return timm.create_model(model, **settings, pretrained=pretrained)
+
+
+class SameConv(nn.Conv2d):
+    """A convolution with TensorFlow's "same" padding, of maps whose sides are multiples of its stride.
+
+    The padding is then alike for every map. timm computes it from each map's size, which no exported graph of any image
+    size can hold.
+    """
+
+    def __init__(self, timm_conv: nn.Conv2d) -> None:
+        taken = ("in_channels", "out_channels", "kernel_size", "stride", "dilation", "groups")
+        super().__init__(**{name: getattr(timm_conv, name) for name in taken}, bias=False, device="meta")
+        self.weight, self.bias = timm_conv.weight, timm_conv.bias
+        (high, wide), (down, right), (apart, across) = self.kernel_size, self.stride, self.dilation
+        vertical = max((high - 1) * apart + 1 - down, 0)
+        horizontal = max((wide - 1) * across + 1 - right, 0)
+        self.margins = horizontal // 2, horizontal - horizontal // 2, vertical // 2, vertical - vertical // 2
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, D, H / stride, W / stride)."""
+        return super().forward(nn.functional.pad(features, self.margins))
+
+
+def _pad_alike(net: nn.Module) -> None:
+    """Put SameConv in the place of timm's: images come with sides that are multiples of the largest stride."""
+    same = require("timm.layers", "backbones").Conv2dSame
+    for parent in list(net.modules()):
+        for name, layer in parent.named_children():
+            if isinstance(layer, same):
+                setattr(parent, name, SameConv(layer))
 
 
 def _require_known(model: str) -> None:

@@ -87,7 +87,7 @@ def run_training(
     except Fault as fault:
         if not RunFolder(output).config.exists():
             raise
-        raise Fault(f"{fault}; then go on with: {_resume_command(output, processes.world, dataset)}") from fault
+        raise Fault(f"{fault}; then resume with: {_resume_command(output, processes.world, dataset)}") from fault
     finally:
         processes.stop()
 
@@ -246,7 +246,7 @@ class _Training:
         except Interrupted:
             self._save()
             command = _resume_command(self.run_folder.path, self.processes.world, self.dataset)
-            console.say(f"stopped at step {state.step} and saved; go on with: {command}")
+            console.say(f"stopped at step {state.step} and saved; resume with: {command}")
             raise
         except CallbackError:
             if self.processes.world == 1:  # the others may not know of it

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from doublehead.common.console import Console
@@ -28,6 +28,7 @@ def serve(
     device: str = "auto",
     precision: str = "fp32",
     options: Mapping[str, Any] | None = None,
+    ready: Callable[[str], object] | None = None,
 ) -> None:
     """Answer over HTTP until Ctrl-C or SIGTERM, and then finish what was taken.
 
@@ -37,6 +38,7 @@ def serve(
         device: auto, cpu, cuda, cuda:1.
         precision: fp32, bf16, fp16, or auto.
         options: inference options by their names; see `config.InferenceOptions`.
+        ready: called with the server's address once it listens.
 
     Raises:
         DoubleheadError: the extra `serve` is missing, the weights cannot be loaded, or the port is not to be had.
@@ -71,6 +73,8 @@ def serve(
         if predictor.options.decision_threshold is not None:
             threshold = predictor.decision_threshold
             Console().say(f"detections from a score of {threshold:.2f} on, the decision threshold; ?score= changes it")
+        if ready:
+            ready(f"http://{address}:{port}")
         server.run(sockets=[sock])
 
 

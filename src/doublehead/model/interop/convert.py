@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from safetensors.torch import save_file
+from torch import Tensor
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from doublehead.common.categories import Categories
@@ -37,7 +38,11 @@ COCO = Categories(tuple(name for _, name in _USED), tuple(number for number, _ i
 
 
 def convert(
-    source: Path, destination: Path, categories: Path | None = None, settings: Mapping[str, Any] | None = None
+    source: Path,
+    destination: Path,
+    categories: Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    half: bool = False,
 ) -> str:
     """Write a checkpoint from weights of a program in FORMATS, which their keys tell apart.
 
@@ -48,6 +53,7 @@ def convert(
             source; else COCO's for 80 classes, and torchvision's for 90; else `class 1`, `class 2`, ...
         settings: values that the weights do not tell and that differ from the publisher's, by their keys, such as
             {"model.rpn.anchor_sizes": [16, 32, 64, 128, 256]}.
+        half: write weights of 16 bits (fp16), half the size; they are loaded as float32.
 
     Returns:
         What the weights are, in words.
@@ -59,9 +65,26 @@ def convert(
     if destination.suffix != ".safetensors":
         raise DoubleheadError(f"{destination}: a checkpoint's name ends in .safetensors")
     checkpoint, words = read(source, categories, settings)
+    weights = {key: _halved(source, key, value) for key, value in checkpoint.weights.items()} if half else None
     destination.parent.mkdir(parents=True, exist_ok=True)
-    save_checkpoint(destination, checkpoint.config, checkpoint.categories, checkpoint.weights, checkpoint.notes)
+    save_checkpoint(
+        destination, checkpoint.config, checkpoint.categories, weights or checkpoint.weights, checkpoint.notes
+    )
     return words
+
+
+def _halved(source: Path, key: str, value: Tensor) -> Tensor:
+    """A tensor in float16; integers stay as they are.
+
+    Raises:
+        DoubleheadError: a value exceeds float16's range.
+    """
+    if not value.is_floating_point():
+        return value
+    halved = value.half()
+    if not halved.isfinite().all():
+        raise DoubleheadError(f"{source}: {key} exceeds the range of 16-bit floats; convert without --half")
+    return halved
 
 
 def read(
