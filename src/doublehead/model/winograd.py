@@ -43,12 +43,11 @@ class Winograd(nn.Conv2d):
         super().__init__(conv.in_channels, conv.out_channels, 3, padding=1, bias=conv.bias is not None, device="meta")
         self.weight, self.bias = conv.weight, conv.bias
         # Along both axes at once: the Kronecker product of a transform with itself.
-        into, weights, back = (
-            torch.kron(t, t) for t in (torch.tensor(t, dtype=torch.float64) for t in (INPUTS, WEIGHTS, OUTPUTS))
-        )
-        kernels = torch.einsum("pk,dck->pcd", weights.to(conv.weight.device), conv.weight.detach().double().flatten(2))
-        for name, value in (("into", into), ("kernels", kernels), ("back", back)):
-            self.register_buffer(name, value.to(conv.weight).contiguous(), persistent=False)
+        into, weights, back = (torch.kron(t, t) for t in map(conv.weight.new_tensor, (INPUTS, WEIGHTS, OUTPUTS)))
+        taps = conv.weight.detach().permute(2, 3, 1, 0).flatten(0, 1).flatten(1)  # (9, C D)
+        self.register_buffer("into", into, persistent=False)
+        self.register_buffer("kernels", (weights @ taps).unflatten(1, (self.in_channels, -1)), persistent=False)
+        self.register_buffer("back", back, persistent=False)
 
     @staticmethod
     def suits(layer: nn.Module) -> bool:
