@@ -660,6 +660,9 @@ class TrainConfig(Strict):
     sync_batch_norm: bool = Field(
         default=False, description="Share the backbone's batch statistics among the processes of a run; needs CUDA."
     )
+    checkpoint_backbone: bool = Field(
+        default=False, description="Compute the backbone's blocks twice instead of keeping what is inside them."
+    )
     log_every: Count = Field(default=20, description="Steps between rows of training.csv.")
     recorders: tuple[str, ...] = Field(default=("csv",), description="Rows of RECORDERS that follow the run.")
 
