@@ -41,6 +41,26 @@ def benchmark_inference(
     _show(report.table(), report.to_json(), json)
 
 
+@benchmark.command("profile")
+def benchmark_profile(
+    size: Size = "800x1216",
+    batch: Batch = 1,
+    owners: Annotated[int, typer.Option(help="Proposals per image that own a candidate detection.", min=0)] = 100,
+    repeats: Repeats = 7,
+    threads: Threads = None,
+    device: Device = "auto",
+    cases: Cases = None,
+    json: Json = None,
+) -> None:
+    """Time each part of inference, beside the least that its FLOPs and bytes would take on this machine."""
+    from benchmarks.measure import BenchmarkSettings
+    from benchmarks.profiling import profile
+
+    settings = BenchmarkSettings(size, batch, repeats, threads, device, tuple(cases or ()))
+    report = profile(settings, owners)
+    _show(report.table(), report.to_json(), json)
+
+
 @benchmark.command("training")
 def benchmark_training(
     size: Size = "480x640",

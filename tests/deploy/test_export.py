@@ -106,6 +106,29 @@ def test_conventions_of_others_and_an_image_without_detections(tmp_path):
         assert [len(found) for found in exported.detect([black])[0].values()] == [0, 0, 0]
 
 
+def test_openvino_compiles_once_whatever_becomes_of_its_cache(files, dataset, tmp_path, monkeypatch):
+    images = pictures(dataset)
+    expected = open_exported(files["openvino"]).detect(images)
+    monkeypatch.setenv("DOUBLEHEAD_CACHE", str(tmp_path / "cache"))
+
+    def found_as_before():
+        found = open_exported(files["openvino"]).detect(images)
+        assert [f["labels"].tolist() for f in found] == [e["labels"].tolist() for e in expected]
+
+    found_as_before()
+    (compiled,) = (tmp_path / "cache").rglob("*.blob")
+    written = compiled.stat().st_mtime_ns
+    found_as_before()
+    assert [*(tmp_path / "cache").rglob("*.blob")] == [compiled]
+    assert compiled.stat().st_mtime_ns == written
+    whole = compiled.read_bytes()
+    compiled.chmod(0o600)
+    for spoiled in (whole[: len(whole) // 2], b""):
+        compiled.write_bytes(spoiled)
+        found_as_before()
+    assert {file.name for file in files["openvino"].parent.iterdir()} == {"model.onnx", "model.xml", "model.bin"}
+
+
 @pytest.mark.parametrize("kind", ["onnx", "openvino"])
 def test_the_file_says_what_it_is(trained, files, kind):
     about = open_exported(files[kind]).about

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from doublehead.common.categories import Categories
 from doublehead.common.errors import DoubleheadError, require
+from doublehead.common.files import cache_folder
 from doublehead.common.model_files import EXPORTED, missing_weights, of_newer_version
 from doublehead.config import AROUND_MODEL, IN_MODEL, InferenceOptions, ModelConfig, inference_options
 from doublehead.model.postprocess import thresholds
@@ -137,7 +138,10 @@ def _openvino(path: Path, device: str) -> tuple[RunImage, Mapping[str, str]]:
     if not path.with_suffix(".bin").is_file():
         raise DoubleheadError(f"{path}: its weights, {path.with_suffix('.bin').name}, do not lie beside it")
     # By itself OpenVINO takes bf16 on CPUs that have it.
-    settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
+    settings: dict[str, Any] = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
+    settings["PERFORMANCE_HINT"] = "LATENCY"  # images come one by one
+    if cache := cache_folder("openvino"):
+        settings["CACHE_DIR"] = str(cache)  # the compiled model: the next start reads it
     try:
         core = _core(openvino)
         model = core.read_model(path)
