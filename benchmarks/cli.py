@@ -41,6 +41,26 @@ def benchmark_inference(
     _show(report.table(), report.to_json(), json)
 
 
+@benchmark.command("profile")
+def benchmark_profile(
+    size: Size = "800x1216",
+    batch: Batch = 1,
+    owners: Annotated[int, typer.Option(help="Proposals per image that own a candidate detection.", min=0)] = 100,
+    repeats: Repeats = 7,
+    threads: Threads = None,
+    device: Device = "auto",
+    cases: Cases = None,
+    json: Json = None,
+) -> None:
+    """Time each part of inference, beside the least that its FLOPs and bytes would take on this machine."""
+    from benchmarks.measure import BenchmarkSettings
+    from benchmarks.profiling import profile
+
+    settings = BenchmarkSettings(size, batch, repeats, threads, device, tuple(cases or ()))
+    report = profile(settings, owners)
+    _show(report.table(), report.to_json(), json)
+
+
 @benchmark.command("training")
 def benchmark_training(
     size: Size = "480x640",
@@ -151,6 +171,26 @@ def benchmark_plant(
     from benchmarks.planted import counts, plant
 
     print(f"{output}: planted {counts(plant(data, output, share, seed))}")
+
+
+@benchmark.command("suspects")
+def benchmark_suspects(
+    weights: Annotated[list[str], typer.Argument(help="Checkpoints trained on the data.")],
+    data: Annotated[str, typer.Argument(help="A folder that `benchmark plant` wrote: always the last.")],
+    split: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Look at this split; repeatable. Default: all.")
+    ] = None,
+    batch_size: Batch = 4,
+    device: Device = "auto",
+    json: Json = None,
+) -> None:
+    """Count the planted label errors at the top of what `suggest` lists, as many places as there are errors."""
+    require_weights(*weights)
+    require_data(data)
+    from benchmarks.planted import recover, recovered_table
+
+    rows = recover(weights, data, batch_size, device, split or ())
+    _show(recovered_table(rows), {"command": "benchmark suspects", "rows": [vars(row) for row in rows]}, json)
 
 
 def _show(table: Table, values: dict[str, Any], json: Path | None) -> None:

@@ -34,6 +34,7 @@ class Variant:
     precision: str = "fp32"
     ready: bool = True  # prepared as `doublehead.load` and training do: folded norms, channels last
     compiled: bool = False
+    recompute: bool = False  # `train.checkpoint_backbone`
 
 
 @dataclass
@@ -132,6 +133,8 @@ def _peer(name: str, model: Any, variant: Variant) -> Peer:
 
 def _made_ready(model: Any, variant: Variant, device: torch.device, learn: bool) -> Any:
     """As our commands would use it; torchvision's is left as it comes."""
+    if learn and variant.recompute:
+        model.backbone.recompute = True
     if learn:
         return model.to(memory_format=torch.channels_last) if variant.row and variant.ready else model
     if variant.row and variant.ready:

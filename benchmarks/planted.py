@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from rich.table import Table
 
 from doublehead.data.dataset import open_dataset
 from doublehead.data.records import Record, Split
 from doublehead.data.to_coco import write_splits
 from doublehead.evaluation.analysis.proposals import iou
+from doublehead.evaluation.suggest.labels import Suspect
+from doublehead.evaluation.suggest.run import Suggestions, suggest
 
 KINDS = ("class", "place", "missing", "spurious")
 """Another class; a box that overlaps its object by an IoU of SHIFTED; a box removed; a box where nothing is."""
@@ -70,6 +74,87 @@ def counts(planted: list[Planted]) -> str:
     """One line: how many of each kind."""
     by_kind = Counter(error.kind for error in planted)
     return ", ".join(f"{by_kind[kind]} {kind}" for kind in KINDS)
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """How many planted errors stand at the top of one model's list, as long as there are errors."""
+
+    weights: str
+    part: str  # all; train, whose labels the model learned; held out
+    labels: int
+    planted: int
+    precision: float
+    chance: float  # the share of the labels that are wrong: what a random order would have
+    found: dict[str, int]  # by kind
+    of: dict[str, int]
+
+
+def recover(
+    weights: Sequence[str], data: str | Path, batch_size: int = 4, device: str = "auto", splits: Sequence[str] = ()
+) -> list[Recovered]:
+    """Ask models for suspects in a dataset with planted errors; train them on it first.
+
+    A suspect label is right where that annotation is a planted error, of whatever kind; a missing one where it overlaps
+    a removed box by an IoU of 0.5. Each error counts once.
+
+    Args:
+        weights: checkpoints of the models.
+        data: what `plant` wrote.
+        batch_size: images that go through a model at once.
+        device: where to compute.
+        splits: those to look at; none: all.
+    """
+    planted = read_planted(data)
+    result = []
+    for path in weights:
+        found = suggest(path, data, splits, batch_size=batch_size, device=device, progress=True)
+        seen = {split.name for split in found.splits}
+        parts = {"all": seen, "train": seen & {"train"}, "held out": seen - {"train"}}
+        result += [_recovered(path, part, names, found, planted) for part, names in parts.items() if names]
+    return result
+
+
+def recovered_table(rows: Sequence[Recovered]) -> Table:
+    """A row for each model and part."""
+    table = Table("weights", "part", "labels", "planted", "precision", "chance", *KINDS)
+    for row in rows:
+        kinds = (f"{row.found[kind]} of {row.of[kind]}" for kind in KINDS)
+        figures = (f"{row.labels}", f"{row.planted}", f"{row.precision:.3f}", f"{row.chance:.3f}")
+        table.add_row(row.weights, row.part, *figures, *kinds)
+    return table
+
+
+def hits(suspects: Sequence[Suspect], planted: Sequence[Planted], names: Sequence[str]) -> list[Planted | None]:
+    """The error that each suspect is right about; an error goes to the first."""
+    left: dict[tuple[str, int], list[Planted]] = {}
+    for error in planted:
+        left.setdefault((error.split, error.image_id), []).append(error)
+    result: list[Planted | None] = []
+    for suspect in suspects:
+        here = left.get((suspect.split, suspect.record.image_id), [])
+        hit = next((error for error in here if _same(suspect, error, names)), None)
+        if hit:
+            here.remove(hit)
+        result.append(hit)
+    return result
+
+
+def _same(suspect: Suspect, error: Planted, names: Sequence[str]) -> bool:
+    if suspect.box is None:
+        return error.kind == "missing" and iou(suspect.better_box[None], np.array([error.box]))[0, 0] >= 0.5
+    same = error.kind != "missing" and names[suspect.label - 1] == error.label
+    return same and np.abs(suspect.box - error.box).max() < 0.1
+
+
+def _recovered(weights: str, part: str, splits: set[str], found: Suggestions, planted: Sequence[Planted]) -> Recovered:
+    errors = [error for error in planted if error.split in splits]
+    top = [suspect for suspect in found.suspects if suspect.split in splits][: len(errors)]
+    right = Counter(hit.kind for hit in hits(top, errors, found.categories.names) if hit)
+    of = Counter(error.kind for error in errors)
+    labels = sum(len(record.boxes) for split in found.splits if split.name in splits for record in split.records)
+    wrong = len(errors) - of["missing"]
+    return Recovered(weights, part, labels, len(errors), right.total() / len(errors), wrong / labels, right, of)
 
 
 def _plant(split: Split, share: float, random: np.random.Generator) -> tuple[Split, list[Planted]]:

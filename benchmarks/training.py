@@ -35,6 +35,7 @@ VARIANTS = {
     "double-head as others train it": Variant("double-head", ALL, ready=False),
     "double-head, all proposals": Variant("double-head", ALL),
     "double-head, positives only": Variant("double-head"),
+    "double-head, checkpointed backbone": Variant("double-head", recompute=True),
     "double-head, positives only, bf16": Variant("double-head", precision="bf16"),
     "double-head-ext": Variant("double-head-ext"),
     "double-head-ext, bf16": Variant("double-head-ext", precision="bf16"),

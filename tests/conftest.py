@@ -23,6 +23,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="DOUBLEHEAD_LONG is not set"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_cache() -> None:
+    """Leave the user's cache alone, here and in the commands that tests start."""
+    os.environ["DOUBLEHEAD_CACHE"] = ""
+
+
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory) -> Path:
     """Eight training images, four to validate and three to test; category ids with gaps: 7, 17, 27 ..."""

@@ -332,6 +332,37 @@ def augment(
     print(f"the sheet is {contact_sheet(resolved, output, images, epochs)}")
 
 
+@app.command("find-lr")
+def find_learning_rate(
+    data: Annotated[str, typer.Argument(help="The dataset's folder or YAML.")],
+    model: Annotated[str | None, typer.Option(help="As of `train`; default: double-head-lite.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for sweep.csv and sweep.png.")] = Path(
+        "learning-rate"
+    ),
+    steps: Annotated[int, typer.Option(help="Maximum steps; the sweep ends where the loss diverges.", min=20)] = 100,
+    lowest: Annotated[float | None, typer.Option(help="First rate; default: train.lr / 1000.")] = None,
+    highest: Annotated[float | None, typer.Option(help="Last rate; default: train.lr * 100.")] = None,
+    recipe: Annotated[str | None, typer.Option(help=f"{', '.join(RECIPES)}; else by the model.")] = None,
+    config: Annotated[Path | None, typer.Option(help="A YAML with any settings, such as a run's config.yaml.")] = None,
+    device: Device = "auto",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as train.batch_size=8.")
+    ] = None,
+) -> None:
+    """Suggest a learning rate: the loss of a throw-away model at rising rates."""
+    require_data(data)
+    with _imports():
+        from doublehead.config import parse_settings
+        from doublehead.model.presets import SMALL_DATA_MODEL
+        from doublehead.training.rate_finder import find_rate
+        from doublehead.training.recipes import resolve
+
+    said = {"data.path": data, "train.device": device} | parse_settings(settings or [])
+    resolved = resolve(model or (None if config else SMALL_DATA_MODEL), recipe, config, said)
+    print(find_rate(resolved, output, steps, lowest, highest).words())
+    print(f"the sweep is in {output}")
+
+
 @app.command()
 def resume(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
@@ -492,6 +523,41 @@ def analyze(
     result = compare_heads(weights, data, split, output, asked, batch_size, device=device, progress=True, settings=said)
     print("\n".join(f"{topic}: {sentence}" for topic, sentence in found(result)))
     print(f"the report is {output / 'index.html'}")
+
+
+@app.command()
+def suggest(
+    weights: Annotated[
+        str, typer.Argument(help="A checkpoint, such as a run's best.safetensors, or a published name.")
+    ],
+    data: Annotated[str, typer.Argument(help="The dataset's folder or YAML; or a folder of images without labels.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the page and tables.")] = Path(
+        "suggestions"
+    ),
+    split: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Look at this split; repeatable. Default: all.")
+    ] = None,
+    batch_size: Batch = 4,
+    device: Device = "auto",
+    precision: Precision = "fp32",
+    options: Options = None,
+) -> None:
+    """List the labels that are likely wrong, and the unlabelled images that would teach the model most."""
+    require_weights(weights)
+    require_data(data)
+    with _imports():
+        from doublehead.common.console import Console
+        from doublehead.config import parse_settings
+        from doublehead.evaluation.suggest import report
+        from doublehead.evaluation.suggest.run import suggest as look
+
+    said = parse_settings(options or [])
+    found = look(weights, data, split or (), batch_size, None, device, precision, said, progress=True)
+    report.write_suggestions(found, output)
+    if found.splits:
+        Console.out(found.table())
+    print("\n".join((*report.summary(found), *report.next_steps(found))))
+    print(f"the page is {output / report.PAGE}")
 
 
 @app.command()

@@ -129,6 +129,9 @@ class RPNConfig(Strict):
         return self
 
 
+NMS = Literal["hard", "linear", "gaussian"]
+
+
 class RoIConfig(Strict):
     """Sampling of proposals, which of them a regress-only branch sees, and post-processing."""
 
@@ -179,6 +182,11 @@ class RoIConfig(Strict):
     aligned: bool = Field(default=False, description="Whether RoIAlign shifts coordinates by half a pixel.")
     score_threshold: Fraction = 0.05
     nms_iou: Fraction = 0.5
+    nms: NMS = Field(
+        default="hard",
+        description="hard: NMS drops the lesser of two detections; linear or gaussian: soft-NMS lowers its score.",
+    )
+    nms_sigma: Positive = Field(default=0.5, description="Of gaussian soft-NMS: score times exp(-IoU^2 / nms_sigma).")
     nms_across_classes: bool = Field(
         default=False, description="Whether NMS also drops detections that overlap better ones of another class."
     )
@@ -323,7 +331,15 @@ class InferenceOptions(Strict):
     """How a trained model is asked: thresholds, sizes, and whose scores and boxes count. See `inference_options`."""
 
     score_threshold: Fraction = Field(description="Least score of a detection.")
+    class_thresholds: tuple[tuple[Count, Fraction], ...] = Field(
+        default=(), description="Labels 1..C with a minimum score of their own in place of score_threshold."
+    )
     nms_iou: Fraction = Field(description="IoU above which the lesser of two detections of a class is dropped.")
+    nms: NMS = Field(
+        default="hard",
+        description="hard: NMS drops the lesser of two detections; linear or gaussian: soft-NMS lowers its score.",
+    )
+    nms_sigma: Positive = Field(default=0.5, description="Of gaussian soft-NMS: score times exp(-IoU^2 / nms_sigma).")
     nms_across_classes: bool = Field(
         default=False, description="Whether NMS also drops detections that overlap better ones of another class."
     )
@@ -447,7 +463,7 @@ def inference_options(
 
     Args:
         model: whose settings are the defaults.
-        settings: as of `with_options`; `classes` is a list of names.
+        settings: as of `with_options`; `classes` is a list of names, `class_thresholds` a mapping from names.
         names: of the model's classes.
 
     Raises:
@@ -459,6 +475,8 @@ def inference_options(
     others = {name: value for name, value in given.items() if name not in IN_MODEL}
     if others.get("classes") is not None:
         others["classes"] = _labels(others["classes"], names)
+    if others.get("class_thresholds") is not None:
+        others["class_thresholds"] = _by_label(others["class_thresholds"], names)
     try:
         return InferenceOptions.model_validate(own | others)
     except ValidationError as error:
@@ -476,6 +494,17 @@ def _labels(classes: Any, names: Sequence[str]) -> tuple[int, ...]:
     if unknown := [name for name in wanted if name not in names]:
         raise DoubleheadError(f"classes: the model has no class `{unknown[0]}`; it knows {', '.join(names)}")
     return tuple(label for label, name in enumerate(names, 1) if name in wanted)
+
+
+def _by_label(thresholds: Any, names: Sequence[str]) -> tuple[tuple[int, Any], ...]:
+    """Thresholds by names of classes as pairs of label and threshold.
+
+    Raises:
+        DoubleheadError: they are no mapping, or the model does not know a class.
+    """
+    if not isinstance(thresholds, Mapping):
+        raise DoubleheadError('class_thresholds: give a mapping, such as {"car": 0.4, "bus": 0.6}')
+    return tuple((_labels(name, names)[0], value) for name, value in thresholds.items())
 
 
 def absolute(path: str) -> str:
@@ -630,6 +659,9 @@ class TrainConfig(Strict):
     )
     sync_batch_norm: bool = Field(
         default=False, description="Share the backbone's batch statistics among the processes of a run; needs CUDA."
+    )
+    checkpoint_backbone: bool = Field(
+        default=False, description="Compute the backbone's blocks twice instead of keeping what is inside them."
     )
     log_every: Count = Field(default=20, description="Steps between rows of training.csv.")
     recorders: tuple[str, ...] = Field(default=("csv",), description="Rows of RECORDERS that follow the run.")

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks import inference as inference_module
+from benchmarks import profiling
 from benchmarks import training as training_module
 from benchmarks.floor import FLOORS
 from benchmarks.inference import inference
@@ -140,6 +141,25 @@ def test_training_command(small, tmp_path, command) -> None:
     values = json.loads((tmp_path / "figures.json").read_text())
     check_figures(values, ["single-fc"])
     assert {case["positives"] for case in values["cases"]} == {8}
+
+
+def test_profile_command_shares_the_whole_out_among_the_parts(small, tmp_path, command) -> None:
+    words = ("--size", "64x96", "--owners", 140, "--repeats", 2, "--threads", 1, "--device", "cpu")
+    outcome = command("benchmark", "profile", *words, "--json", tmp_path / "figures.json")
+    assert outcome.code == 0, outcome.err
+    values = json.loads((tmp_path / "figures.json").read_text())
+    assert [case["name"] for case in values["cases"]] == [TORCHVISION, *profiling.USUAL]
+    shared = ["backbone", "FPN", "RPN head", "proposals", "fc pooling", "fc trunk", "post-processing"]
+    parts = [{part["part"]: part for part in case["parts"]} for case in values["cases"]]
+    assert [sorted(case) for case in parts] == [
+        sorted([profiling.REST, *shared, *more]) for more in ([], *[["conv pooling", "conv trunk"]] * 2)
+    ]
+    for name in shared:
+        assert all(case[name]["seconds"] > 0 and case[name]["gb"] > 0 for case in parts)
+    assert parts[0]["fc trunk"]["gflop"] == pytest.approx(2 * 150 * 1024 * (12544 + 1024 + 5 * 81) / 1e9)
+    assert parts[1]["conv trunk"]["gflop"] > 0
+    assert all(limit > 0 for limit in (*values["machine"]["flops"].values(), values["machine"]["bandwidth"]))
+    assert "of limit" in outcome.out
 
 
 def test_owners_command_counts_what_inference_computes(trained, dataset, tmp_path, command) -> None:

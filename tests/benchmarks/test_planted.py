@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.planted import FREE, KINDS, SHIFTED, plant, read_planted
+from benchmarks.planted import FREE, KINDS, SHIFTED, Planted, hits, plant, read_planted
 from doublehead.data.dataset import open_dataset
 from doublehead.data.records import Record
 from doublehead.data.synthetic import synthesize
 from doublehead.evaluation.analysis.proposals import iou
+from doublehead.evaluation.suggest.labels import Suspect
 
 
 @pytest.fixture(scope="module")
@@ -59,3 +60,29 @@ def test_each_error_is_of_its_kind(clean: Path, tmp_path: Path) -> None:
 def test_the_seed_decides(clean: Path, tmp_path: Path) -> None:
     assert plant(clean, tmp_path / "a", seed=1) == plant(clean, tmp_path / "b", seed=1)
     assert plant(clean, tmp_path / "c", seed=1) != plant(clean, tmp_path / "d", seed=2)
+
+
+def test_each_error_is_found_once_whatever_its_kind(clean: Path, tmp_path: Path) -> None:
+    plant(clean, tmp_path / "planted", share=0.4, seed=3)
+    split = open_dataset(tmp_path / "planted").read("train")
+    planted = [error for error in read_planted(tmp_path / "planted") if error.split == "train"]
+    records = {record.image_id: record for record in split.records}
+
+    def suspect(error: Planted) -> Suspect:
+        box, label = np.array(error.box), split.categories.names.index(error.label) + 1
+        if error.kind == "missing":
+            return Suspect(records[error.image_id], "train", "missing", 1, -1, None, 0, box + 1, label, 1, 1)
+        return Suspect(records[error.image_id], "train", "place", 1, 0, box, label, box, label, 1, 1)
+
+    every = [suspect(error) for error in planted]
+    assert hits(every, planted, split.categories.names) == planted
+    assert hits(every + every, planted, split.categories.names)[len(every) :] == [None] * len(every)
+    right = {(error.image_id, tuple(error.box)) for error in planted}
+    others = [
+        Suspect(record, "train", "class", 1, row, box, int(label), box, int(label), 1, 1)
+        for record in split.records
+        for row, (box, label) in enumerate(zip(record.boxes, record.labels, strict=True))
+        if not any(image == record.image_id and np.abs(np.array(b) - box).max() < 1 for image, b in right)
+    ]
+    assert others
+    assert hits(others, planted, split.categories.names) == [None] * len(others)

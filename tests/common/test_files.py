@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from doublehead.common.files import remove_unfinished, whole
+from doublehead.common.files import cache_folder, remove_unfinished, whole
 
 
 @pytest.mark.parametrize("names", [("a", "b"), ("a", "a")])
@@ -67,3 +67,20 @@ def test_what_a_kill_left_is_removed_and_what_another_process_writes_is_not(tmp_
     (tmp_path / ".writing" / "half").write_text("of an earlier version")
     remove_unfinished(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_cache_is_the_users_own_unless_another_is_named(tmp_path, monkeypatch):
+    monkeypatch.delenv("DOUBLEHEAD_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    assert cache_folder("a") == tmp_path / "user" / "doublehead" / "a"
+    monkeypatch.setenv("DOUBLEHEAD_CACHE", str(tmp_path / "other"))
+    assert cache_folder("a") == tmp_path / "other" / "a"
+    assert (tmp_path / "other" / "a").is_dir()
+    monkeypatch.setenv("DOUBLEHEAD_CACHE", "")
+    assert cache_folder("a") is None
+
+
+def test_without_a_folder_for_the_cache_there_is_none(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("DOUBLEHEAD_CACHE", str(tmp_path / "file"))
+    assert cache_folder("a") is None

@@ -23,7 +23,7 @@ def ready(monkeypatch):
     def build(*_, **__):
         raise DoubleheadError(READY)
 
-    monkeypatch.setattr("doublehead.training.loop.Detector", build)
+    monkeypatch.setattr("doublehead.training.first_model.Detector", build)
 
 
 def checked(command, root):

@@ -106,6 +106,29 @@ def test_conventions_of_others_and_an_image_without_detections(tmp_path):
         assert [len(found) for found in exported.detect([black])[0].values()] == [0, 0, 0]
 
 
+def test_openvino_compiles_once_whatever_becomes_of_its_cache(files, dataset, tmp_path, monkeypatch):
+    images = pictures(dataset)
+    expected = open_exported(files["openvino"]).detect(images)
+    monkeypatch.setenv("DOUBLEHEAD_CACHE", str(tmp_path / "cache"))
+
+    def found_as_before():
+        found = open_exported(files["openvino"]).detect(images)
+        assert [f["labels"].tolist() for f in found] == [e["labels"].tolist() for e in expected]
+
+    found_as_before()
+    (compiled,) = (tmp_path / "cache").rglob("*.blob")
+    written = compiled.stat().st_mtime_ns
+    found_as_before()
+    assert [*(tmp_path / "cache").rglob("*.blob")] == [compiled]
+    assert compiled.stat().st_mtime_ns == written
+    whole = compiled.read_bytes()
+    compiled.chmod(0o600)
+    for spoiled in (whole[: len(whole) // 2], b""):
+        compiled.write_bytes(spoiled)
+        found_as_before()
+    assert {file.name for file in files["openvino"].parent.iterdir()} == {"model.onnx", "model.xml", "model.bin"}
+
+
 @pytest.mark.parametrize("kind", ["onnx", "openvino"])
 def test_the_file_says_what_it_is(trained, files, kind):
     about = open_exported(files[kind]).about
@@ -224,8 +247,13 @@ def test_options_of_an_exported_file(files, dataset):
     limit = float(everything.scores[2])
     (strict,) = usual.with_options(score_threshold=limit).detect([image])
     assert strict.scores.tolist() == [score for score in everything.scores.tolist() if score > limit]
-    known = usual.categories.names[0]
+    known, best = usual.categories.names[0], everything.class_names[0]
+    (of_class,) = usual.with_options(class_thresholds={best: limit}).detect([image])
+    kept = [n != best or score > limit for n, score in zip(everything.class_names, everything.scores, strict=True)]
+    assert of_class == everything[kept]
     for name, value, fix in (
+        ("class_thresholds", {known: 0.0}, "checkpoint"),
+        ("nms", "linear", "--set"),
         ("detections", usual.options.detections + 1, "--set"),
         ("score_threshold", 0.0, "--set"),
         ("nms_iou", 0.3, "--set"),
@@ -233,6 +261,12 @@ def test_options_of_an_exported_file(files, dataset):
     ):
         with pytest.raises(DoubleheadError, match=f"model.onnx: {name} .*{fix}"):
             usual.with_options(**{name: value})
+
+
+def test_soft_nms_cannot_be_exported(trained, tmp_path, command):
+    outcome = command("export", trained / "best.safetensors", "-o", tmp_path / "a.onnx", "--set", "nms=gaussian")
+    assert "nms=hard" in outcome.sentence
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["classes", "precision"])

@@ -3,6 +3,7 @@
 import importlib
 import io
 import json
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -209,3 +210,55 @@ def test_save_pictures_and_json(tmp_path):
     for name in ("a.xyz", "a"):
         with pytest.raises(DoubleheadError, match="no picture format"):
             found.save(tmp_path / name)
+
+
+def test_as_a_table_of_pandas():
+    table = some().to_pandas()
+    assert list(table.columns) == ["name", "label", "category_id", "score", "x1", "y1", "x2", "y2"]
+    assert table["name"].tolist() == ["dog", "cat", "dog"]
+    assert table["category_id"].tolist() == [44, 17, 44]
+    assert table[["x1", "y1", "x2", "y2"]].to_numpy().tolist() == some().boxes.tolist()
+    assert table["score"].tolist() == some().scores.tolist()
+    assert nothing().to_pandas().empty
+
+
+def test_without_pandas_the_command_that_adds_it_is_named(monkeypatch):
+    def absent(name, *rest):
+        raise ImportError(name)
+
+    monkeypatch.setattr(importlib, "import_module", absent)
+    with pytest.raises(DoubleheadError, match=r"pip install 'doublehead\[pandas\]'"):
+        some().to_pandas()
+
+
+def test_lines_of_yolo_are_shares_of_the_image():
+    lines = some().to_yolo((100, 50)).splitlines()
+    assert lines[:2] == ["1 0.060000 0.240000 0.100000 0.400000", "0 0.450000 0.800000 0.300000 0.400000"]
+    assert nothing().to_yolo((100, 50)) == ""
+    assert some(image=Image.new("RGB", (100, 50))).to_yolo() == some().to_yolo((100, 50))
+
+
+def test_what_lies_outside_the_image_is_cut_off():
+    found = some(boxes=[[-5, -5, 10, 10], [90, 40, 130, 70], [200, 0, 210, 10]])
+    assert found.inside((100, 50)).boxes.tolist() == [[0, 0, 10, 10], [90, 40, 100, 50]]
+    values = [float(value) for line in found.to_yolo((100, 50)).splitlines() for value in line.split()[1:]]
+    assert len(values) == 8
+    assert all(0 <= value <= 1 for value in values)
+
+
+def test_an_annotation_of_voc_has_the_edges():
+    root = ElementTree.fromstring(some().to_voc("pet.jpg", (100, 50)))
+    assert (root.findtext("filename"), root.findtext("size/width"), root.findtext("size/height")) == (
+        *("pet.jpg", "100", "50"),
+    )
+    first, *others = root.findall("object")
+    assert [each.findtext("name") for each in (first, *others)] == ["dog", "cat", "dog"]
+    assert [first.findtext(f"bndbox/{edge}") for edge in ("xmin", "ymin", "xmax", "ymax")] == [
+        *("1.00", "2.00", "11.00", "22.00"),
+    ]
+
+
+def test_annotations_need_the_size_of_the_image():
+    for write in (lambda: some().to_yolo(), lambda: some().to_voc("pet.jpg")):
+        with pytest.raises(DoubleheadError, match="size"):
+            write()

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -278,3 +279,39 @@ def test_bulk_parts_from_before_there_were_options_go_on(
     plan.write_text(json.dumps(content))
     assert command(*words).code == 0
     assert "nms_iou" in command(*words, "--set", "nms_iou=0.7").sentence
+
+
+@pytest.mark.parametrize("how", ["linear", "gaussian"])
+def test_soft_nms_keeps_what_hard_nms_drops_with_a_lower_score(weights: Path, images: list[Any], how: str) -> None:
+    hard = doublehead.load(weights, "cpu", settings={"detections": 1000})
+    soft = hard.with_options(nms=how)
+    for one, other in zip(hard.predict(images), soft.predict(images), strict=True):
+        assert len(other) >= len(one)
+        assert (other.scores[1:] <= other.scores[:-1]).all()
+        assert (other.scores > hard.options.score_threshold).all()
+        assert np.array_equal(other[:1].boxes, one[:1].boxes)
+
+
+def test_classes_have_thresholds_of_their_own(weights: Path, images: list[Any], dataset: Path) -> None:
+    usual = doublehead.load(weights, "cpu", settings={"detections": 1000})
+    before = usual.predict(images)
+    name, limit = before[0].class_names[0], float(np.median(before[0].scores))
+    strict = usual.with_options(class_thresholds={name: limit})
+    for one, other in zip(before, strict.predict(images), strict=True):
+        assert other == one[[n != name or score > limit for n, score in zip(one.class_names, one.scores, strict=True)]]
+    flipped = strict.with_options(flip=True, scales=[1.0, 1.5]).predict(images)
+    assert all((found.where(name).scores > limit).all() for found in flipped)
+    for wrong in ({"zebra": 0.5}, {name: 2.0}, [0.5], {name: "high"}):
+        with pytest.raises(doublehead.DoubleheadError, match=r"zebra|class_thresholds"):
+            usual.with_options(class_thresholds=wrong)
+
+
+def test_soft_nms_and_class_thresholds_from_the_command_line(
+    weights: Path, dataset: Path, tmp_path: Path, command: Any
+) -> None:
+    name = doublehead.load(weights, "cpu").categories.names[0]
+    flags = ["--set", "nms=gaussian", "--set", f"class_thresholds={{{name}: 1.0}}"]
+    assert command("evaluate", weights, dataset, *flags, "-o", tmp_path / "report").code == 0
+    found = json.loads((tmp_path / "report" / "predictions.json").read_text())
+    assert found
+    assert 7 not in {one["category_id"] for one in found}

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from doublehead.model.folding import fold_norms
+from doublehead.model.norms import FrozenNorm
 
 
 def norm(channels: int = 4, kind: type[nn.Module] = nn.BatchNorm2d) -> nn.Module:
@@ -133,3 +134,13 @@ def test_what_can_be_folded_is_and_the_network_computes_the_same(case: str) -> N
         torch.testing.assert_close(network(x), before)
     assert sum(isinstance(m, (nn.BatchNorm2d, FrozenBatchNorm2d)) for m in network.modules()) == left
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
+
+
+def test_frozen_norms_are_torchvisions_and_keep_the_type_of_their_input():
+    own, theirs = (norm(6, kind) for kind in (FrozenNorm, FrozenBatchNorm2d))
+    theirs.load_state_dict(own.state_dict())
+    x = torch.randn(2, 6, 5, 4, requires_grad=True)
+    torch.testing.assert_close(own(x), theirs(x))
+    gradients = [torch.autograd.grad(f(x).square().sum(), x) for f in (own, theirs)]
+    torch.testing.assert_close(*gradients)
+    assert own(x.bfloat16()).dtype == torch.bfloat16

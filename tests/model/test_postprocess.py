@@ -1,3 +1,4 @@
+import math
 from typing import Any
 
 import pytest
@@ -166,3 +167,74 @@ def test_in_one_round_gives_the_same(seed: int) -> None:
         (expected,), _ = run([left], [boxes], config, staged=False)
         for key, value in expected.items():
             assert torch.equal(found[key], value), key
+
+
+def soft_by_definition(scores: Tensor, boxes: Tensor, config: InferenceOptions) -> list[tuple[float, int, int]]:
+    """(score, proposal, class) by the pseudo-code of Bodla et al. 2017, figure 3, within each class."""
+    limit = torch.tensor([SIZE[1], SIZE[0]]).repeat(2)
+    least = dict(config.class_thresholds)
+    kept = []
+    for c in range(1, scores.shape[1]):
+        threshold = least.get(c, config.score_threshold)
+        b = {p: torch.minimum(boxes[p, c].clamp(min=0), limit).double() for p in range(len(scores))}
+        s = {p: float(scores[p, c]) for p in b if scores[p, c] > threshold and not ((b[p][2:] - b[p][:2]) < 1e-2).any()}
+        while s:
+            m = max(s, key=s.__getitem__)
+            kept.append((s.pop(m), m, c))
+            for i in s:
+                iou = float(box_iou(b[m][None], b[i][None]))
+                if config.nms == "gaussian":
+                    s[i] *= math.exp(-(iou**2) / config.nms_sigma)
+                elif iou > config.nms_iou:
+                    s[i] *= 1 - iou
+            s = {p: score for p, score in s.items() if score > threshold}
+    return sorted(kept, reverse=True)[: config.detections]
+
+
+@pytest.mark.parametrize("how", ["linear", "gaussian"])
+@pytest.mark.parametrize("seed", range(6))
+def test_soft_nms_is_that_of_bodla_et_al(seed: int, how: str) -> None:
+    config = asked(
+        nms=how,
+        nms_sigma=(0.3, 0.5, 1.0)[seed % 3],
+        nms_iou=(0.3, 0.5)[seed % 2],
+        score_threshold=0.2,
+        detections=60,
+        class_thresholds=((2, 0.4),) if seed > 2 else (),
+    )
+    scores, boxes = scene(seed, images=2, classes=3, spread=1.5)
+    found, _ = run(scores, boxes, config, staged=True)
+    for result, s, b in zip(found, scores, boxes, strict=True):
+        expected = soft_by_definition(s, b, config)
+        assert result["scores"].tolist() == pytest.approx([score for score, _, _ in expected], abs=1e-6)
+        pairs = zip(result["proposals"].tolist(), result["labels"].tolist(), strict=True)
+        assert list(pairs) == [(p, c) for _, p, c in expected]
+
+
+@pytest.mark.parametrize("how", ["linear", "gaussian"])
+@pytest.mark.parametrize("seed", range(20))
+def test_staged_soft_nms_gives_the_same_as_all_at_once(seed: int, how: str) -> None:
+    config = asked(
+        nms=how,
+        detections=(1, 20, 100)[seed % 3],
+        score_threshold=(0.0, 0.05, 0.3)[seed % 3],
+        nms_across_classes=seed % 5 == 0,
+    )
+    scores, boxes = scene(seed, images=1 + seed % 4, classes=1 + seed % 7, spread=(0.1, 4.0)[seed // 10])
+    staged, few = run(scores, boxes, config, staged=True)
+    whole, many = run(scores, boxes, config, staged=False)
+    assert few <= many
+    for one, other in zip(staged, whole, strict=True):
+        for key in one:
+            assert torch.equal(one[key], other[key])
+
+
+def test_a_class_has_a_threshold_of_its_own() -> None:
+    scores, boxes = scene(3, images=2, classes=3, spread=1.5)
+    plain, _ = run(scores, boxes, asked(score_threshold=0.1, detections=10_000), staged=True)
+    config = asked(score_threshold=0.3, class_thresholds=((1, 0.1), (3, 0.6)), detections=10_000)
+    found, _ = run(scores, boxes, config, staged=True)
+    for result, all_of_them in zip(found, plain, strict=True):
+        least = torch.tensor([1.0, 0.1, 0.3, 0.6])[all_of_them["labels"]]
+        for key in result:
+            assert torch.equal(result[key], all_of_them[key][all_of_them["scores"] > least])

@@ -39,7 +39,7 @@ def test_every_variant_learns_what_it_sees(pair, tmp_path, variant):
 
 @pytest.mark.parametrize(("form", "norm"), [("paper", "batch"), ("mmdetection", "group")])
 def test_every_form_of_the_conv_head_learns(pair, tmp_path, form, norm):
-    settings = SMALL | ALONE | {"train.steps": 50, "train.lr": 3e-3}
+    settings = SMALL | ALONE | {"train.steps": 80, "train.lr": 3e-3}
     settings |= {"model.conv_head.blocks": form, "model.head_norm": norm}
     doublehead.train(pair, "double-head-tiny", tmp_path / "run", settings=settings)
     assert_losses_fall(tmp_path / "run")

@@ -136,3 +136,24 @@ def _to_disk(path: Path, mode: int) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def cache_folder(name: str) -> Path | None:
+    """Return a folder for what can be computed again, one of the user's own unless DOUBLEHEAD_CACHE names another.
+
+    Args:
+        name: of what is kept there.
+
+    Returns:
+        None where DOUBLEHEAD_CACHE is empty, or where the folder cannot be written to.
+    """
+    usual = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "doublehead")
+    chosen = os.environ.get("DOUBLEHEAD_CACHE", str(usual))
+    if not chosen:
+        return None
+    try:
+        folder = Path(chosen).expanduser() / name
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # RuntimeError: the user has no home
+        return None
+    return folder if os.access(folder, os.W_OK) else None

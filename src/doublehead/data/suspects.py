@@ -131,11 +131,19 @@ def _homes(splits: Sequence[Split]) -> list[tuple[int, Path]]:
 
 def suspect_files(splits: Sequence[Split], findings: Findings) -> None:
     """Image files that lie among the others, and that no split names."""
+    for file in unnamed_files(splits):
+        findings.warn("image files that no split names", str(file), file)
+
+
+def unnamed_files(splits: Sequence[Split]) -> list[Path]:
+    """Image files that lie among those of the splits, and that no split names."""
     named = {record.path for split in splits for record in split.records}
-    for folder in sorted({path.parent for path in named}):
-        for file in sorted(folder.iterdir()) if folder.is_dir() else []:
-            if file.suffix.lower() in IMAGE_SUFFIXES and file not in named:
-                findings.warn("image files that no split names", str(file), file)
+    return [
+        file
+        for folder in sorted({path.parent for path in named})
+        for file in (sorted(folder.iterdir()) if folder.is_dir() else [])
+        if file.suffix.lower() in IMAGE_SUFFIXES and file not in named
+    ]
 
 
 def class_counts(split: Split) -> np.ndarray:

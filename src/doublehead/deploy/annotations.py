@@ -22,7 +22,7 @@ from doublehead.common.tables import imported
 from doublehead.deploy.bulk.detecting import detect_batches, in_order, read_ahead
 from doublehead.deploy.bulk.sources import Part
 from doublehead.deploy.choices import ANNOTATORS
-from doublehead.inference.detections import Detections
+from doublehead.inference.detections import Detections, texts
 from doublehead.inference.predictor import Predictor
 
 DECIMALS = 2
@@ -60,16 +60,7 @@ class Voc(Annotator):
 
     def add(self, file: str, size: tuple[int, int], found: Detections) -> None:
         """Write the image's XML."""
-        root = Element("annotation")
-        _texts(root, filename=file)
-        _texts(SubElement(root, "size"), width=size[0], height=size[1], depth=3)
-        for name, box in zip(found.class_names, found.boxes.tolist(), strict=True):
-            node = SubElement(root, "object")
-            _texts(node, name=name, difficult=0)
-            edges = zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
-            _texts(SubElement(node, "bndbox"), **{key: f"{value:.{DECIMALS}f}" for key, value in edges})
-        indent(root)
-        self.write(f"Annotations/{Path(file).stem}.xml", tostring(root, encoding="unicode"))
+        self.write(f"Annotations/{Path(file).stem}.xml", found.to_voc(file, size))
 
     def close(self) -> None:
         """All is written."""
@@ -79,13 +70,8 @@ class Yolo(Annotator):
     """YOLO: a text file per image in `labels`, and `data.yaml` and `classes.txt` with the names."""
 
     def add(self, file: str, size: tuple[int, int], found: Detections) -> None:
-        """Write the image's lines: class, and centre and size as shares of the image."""
-        width, height = size
-        lines = []
-        for label, (x1, y1, x2, y2) in zip(found.labels.tolist(), found.boxes.tolist(), strict=True):
-            box = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height)
-            lines.append(f"{label - 1} {' '.join(f'{value:.6f}' for value in box)}\n")
-        self.write(f"labels/{Path(file).stem}.txt", "".join(lines))
+        """Write the image's lines."""
+        self.write(f"labels/{Path(file).stem}.txt", found.to_yolo(size))
 
     def close(self) -> None:
         """Write the names of the classes."""
@@ -100,10 +86,10 @@ class Cvat(Annotator):
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
         super().__init__(folder, names)
         self.root = Element("annotations")
-        _texts(self.root, version="1.1")
+        texts(self.root, version="1.1")
         labels = SubElement(SubElement(SubElement(self.root, "meta"), "task"), "labels")
         for name in names:
-            _texts(SubElement(labels, "label"), name=name)
+            texts(SubElement(labels, "label"), name=name)
         self.images = 0
 
     def add(self, file: str, size: tuple[int, int], found: Detections) -> None:
@@ -193,7 +179,7 @@ def annotate(
             faults.append(found.fault)
         else:
             size = (found.width, found.height)
-            writer.add(Path(found.name).name, size, _clipped(found.detections, size))
+            writer.add(Path(found.name).name, size, found.detections.inside(size))
             done += 1
         progress(1)
     writer.close()
@@ -209,18 +195,3 @@ def _require_names_of_their_own(items: Iterable[Any]) -> None:
                 f"{item.name} and {seen[stem]} would share one annotation: predict on one folder at a time"
             )
         seen[stem] = item.name
-
-
-def _clipped(found: Detections, size: tuple[int, int]) -> Detections:
-    """Without what lies outside the image."""
-    boxes = found.boxes.copy()
-    for axis, side in enumerate(size):
-        boxes[:, axis::2] = boxes[:, axis::2].clip(0, side)
-    inside = (boxes[:, 2:] > boxes[:, :2]).all(1)
-    return Detections(boxes[inside], found.scores[inside], found.labels[inside], found.names, found.category_ids)
-
-
-def _texts(parent: Element, **values: object) -> None:
-    """A child with text for each value."""
-    for name, value in values.items():
-        SubElement(parent, name).text = str(value)

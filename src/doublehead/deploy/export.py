@@ -93,6 +93,11 @@ def export(
     for module in ("onnx", "onnxscript", "onnxruntime"):
         require(module, "export")
     model, checkpoint = load_model(resolve(weights), settings)
+    if checkpoint.config.roi.nms != "hard":
+        raise DoubleheadError(
+            f"{weights}: soft-NMS repeats a step as often as there are detections, which cannot be exported; "
+            "add --set nms=hard"
+        )
     graph = Graph(model, owners or checkpoint.config.rpn.proposals_inference)
     reference: Detects = graph if owners else for_inference(model, model.mean.device)
     about = describe(checkpoint, graph.owners, "int8" if int8 else "fp32")

@@ -124,6 +124,26 @@ def training_curves(training_csv: str | Path, validation_csv: str | Path | None,
     return _write(figure, path)
 
 
+def rate_sweep(
+    rates: Sequence[float], losses: Sequence[float], smoothed: Sequence[float], suggested: float, path: str | Path
+) -> Path:
+    """Losses against a rising learning rate, with the one suggested, written as a picture. Returns the path.
+
+    Raises:
+        DoubleheadError: matplotlib is not installed.
+    """
+    figure = new_figure(7, 4.6)
+    axes = figure.subplots()
+    axes.plot(rates, losses, color="black", lw=0.6, alpha=0.3, label="each step")
+    axes.plot(rates, smoothed, color="black", lw=2, label="smoothed")
+    axes.axvline(suggested, color=line_colour(1), lw=1.5, ls="--", label=f"suggested {suggested:g}")
+    dress(axes, "training loss at rising learning rates", "learning rate", "")
+    axes.set_xscale("log")
+    axes.set_ylim(0, 1.1 * max(max(smoothed[: len(smoothed) // 2 + 1]), 1.5 * min(smoothed)))
+    axes.legend(fontsize=9)
+    return _write(figure, path)
+
+
 def compared(
     names: Sequence[str],
     values: Sequence[Sequence[float]],

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -18,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from doublehead.common.errors import DoubleheadError, require
 
 if TYPE_CHECKING:
+    import pandas
     import supervision
 
 Colour = tuple[int, int, int]
@@ -230,6 +232,73 @@ class Detections:
             for box, score, label in zip(boxes, self.scores, self.labels, strict=True)
         ]
 
+    def to_pandas(self) -> pandas.DataFrame:
+        """As a table: name, label, category_id, score, and x1, y1, x2, y2 in pixels; a row for each detection.
+
+        Raises:
+            DoubleheadError: pandas is not installed.
+        """
+        pd = require("pandas", "pandas")
+        columns = {
+            "name": self.class_names,
+            "label": self.labels,
+            "category_id": np.array(self.category_ids, dtype=np.int64)[self.labels - 1],
+            "score": self.scores,
+        }
+        return pd.DataFrame(columns | dict(zip(("x1", "y1", "x2", "y2"), self.boxes.T, strict=True)))
+
+    def to_yolo(self, size: tuple[int, int] | None = None) -> str:
+        """The text of a YOLO label file: a line of class (from 0), centre x, centre y, width and height for each.
+
+        Coordinates are shares of the image; what lies outside it is cut off.
+
+        Args:
+            size: width and height of the image in pixels; by default those of the picture.
+
+        Raises:
+            DoubleheadError: there is neither a size nor a picture.
+        """
+        width, height = size = self._size(size)
+        lines, inside = [], self.inside(size)
+        for label, (x1, y1, x2, y2) in zip(inside.labels.tolist(), inside.boxes.tolist(), strict=True):
+            box = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height)
+            lines.append(f"{label - 1} {' '.join(f'{value:.6f}' for value in box)}\n")
+        return "".join(lines)
+
+    def to_voc(self, file: str, size: tuple[int, int] | None = None) -> str:
+        """The text of a Pascal VOC annotation, with the edges of each box, as LabelImg and CVAT write them.
+
+        Args:
+            file: name of the image, as the annotation gives it.
+            size: width and height of the image in pixels; by default those of the picture.
+
+        Raises:
+            DoubleheadError: there is neither a size nor a picture.
+        """
+        size = self._size(size)
+        inside, root = self.inside(size), Element("annotation")
+        texts(root, filename=file)
+        texts(SubElement(root, "size"), width=size[0], height=size[1], depth=3)
+        for name, box in zip(inside.class_names, inside.boxes.tolist(), strict=True):
+            node = SubElement(root, "object")
+            texts(node, name=name, difficult=0)
+            edges = zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
+            texts(SubElement(node, "bndbox"), **{key: f"{value:.2f}" for key, value in edges})
+        indent(root)
+        return tostring(root, encoding="unicode")
+
+    def inside(self, size: tuple[int, int]) -> Detections:
+        """The detections without what lies outside an image of (width, height)."""
+        limits = np.tile(size, 2)
+        boxes = self.boxes.clip(0, limits)
+        kept = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
+        return replace(self, boxes=boxes)[kept]
+
+    def _size(self, size: tuple[int, int] | None) -> tuple[int, int]:
+        if size is None and self.image is None:
+            raise DoubleheadError("these detections carry no picture: pass its size, as in to_yolo((width, height))")
+        return size or self._picture(None).size
+
     def to_supervision(self) -> supervision.Detections:
         """As `supervision.Detections`: class_id is 0..C-1, as supervision counts, and data["class_name"] the names.
 
@@ -244,6 +313,12 @@ class Detections:
             data={"class_name": np.array(self.class_names, dtype=str)},
         )
         return found
+
+
+def texts(parent: Element, **values: object) -> None:
+    """Add a child with text for each value."""
+    for name, value in values.items():
+        SubElement(parent, name).text = str(value)
 
 
 def class_colour(label: int) -> Colour:

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from doublehead.common.categories import Categories
 from doublehead.common.errors import DoubleheadError, require
+from doublehead.common.files import cache_folder
 from doublehead.common.model_files import EXPORTED, missing_weights, of_newer_version
 from doublehead.config import AROUND_MODEL, IN_MODEL, InferenceOptions, ModelConfig, inference_options
+from doublehead.model.postprocess import thresholds
 
 OUTPUTS = ("boxes", "scores", "labels")
 FORMAT_VERSION = 1
@@ -51,11 +53,13 @@ class Exported:
         later = {
             "score_threshold": options.score_threshold >= own.score_threshold,
             "detections": options.detections <= own.detections,
+            "class_thresholds": all(least >= own.score_threshold for _, least in options.class_thresholds),
             "decision_threshold": True,  # applied to what the file finds
         }
         for name in [name for name in InferenceOptions.model_fields if name not in AROUND_MODEL]:
             if getattr(options, name) != getattr(own, name) and not later.get(name):
-                limit = {"score_threshold": "can only be raised", "detections": "can only be lowered"}
+                limit = {"detections": "can only be lowered"}
+                limit |= dict.fromkeys(("score_threshold", "class_thresholds"), "can only be raised")
                 fix = "export it again with --set" if name in IN_MODEL else "use its checkpoint"
                 raise DoubleheadError(
                     f"{self}: {name} {limit.get(name, 'is fixed')} in an exported model ({getattr(own, name)}); {fix}"
@@ -66,7 +70,7 @@ class Exported:
         found = [dict(zip(OUTPUTS, map(torch.from_numpy, self.run(image.numpy())), strict=True)) for image in images]
         if options is None:
             return found
-        kept = [each["scores"] > options.score_threshold for each in found]  # scores fall: the best come first
+        kept = [each["scores"] > thresholds(options, each["labels"]) for each in found]  # scores fall: best first
         return [
             {name: value[k][: options.detections] for name, value in each.items()}
             for each, k in zip(found, kept, strict=True)
@@ -134,7 +138,10 @@ def _openvino(path: Path, device: str) -> tuple[RunImage, Mapping[str, str]]:
     if not path.with_suffix(".bin").is_file():
         raise DoubleheadError(f"{path}: its weights, {path.with_suffix('.bin').name}, do not lie beside it")
     # By itself OpenVINO takes bf16 on CPUs that have it.
-    settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
+    settings: dict[str, Any] = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
+    settings["PERFORMANCE_HINT"] = "LATENCY"  # images come one by one
+    if cache := cache_folder("openvino"):
+        settings["CACHE_DIR"] = str(cache)  # the compiled model: the next start reads it
     try:
         core = _core(openvino)
         model = core.read_model(path)

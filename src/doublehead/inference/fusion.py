@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from doublehead.config import InferenceOptions
+from doublehead.model.postprocess import thresholds
 
 Found = dict[str, Tensor]
 """Detections of one image: `boxes` (D, 4) float32 xyxy, `scores` (D,) falling, `labels` (D,) int64."""
@@ -82,7 +83,7 @@ def fuse_opinions(
 ) -> Found:
     """Fuse opinions about whole images under the options' IoU, minimum score and maximum number of detections."""
     found = weighted_box_fusion(opinions, options.wbf_iou, weights)
-    kept = torch.where(found["scores"] > options.score_threshold)[0][: options.detections]
+    kept = torch.where(found["scores"] > thresholds(options, found["labels"]))[0][: options.detections]
     return {name: value[kept] for name, value in found.items()}
 
 

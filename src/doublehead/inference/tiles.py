@@ -8,7 +8,7 @@ An object that a tile's inner edge cuts must not be found twice, or in part:
 
 1. A box that ends at an inner edge of its tile yields to any other tile that holds the box clear of its own inner
    edges, since that tile sees more of the object. So does every box of the whole image that a tile holds.
-2. Boxes that are left and end at no inner edge are merged class by class: by NMS, or by weighted box fusion.
+2. Boxes that are left and end at no inner edge are merged class by class: by hard NMS, or by weighted box fusion.
 3. Boxes that still end at an inner edge belong to objects larger than the overlap. One yields to a merged box that
    covers the same part of its tile. Parts that agree where their tiles overlap become one box around them all.
 """

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
@@ -14,6 +17,7 @@ from doublehead.common.tables import imported
 from doublehead.config import BackboneConfig, FPNConfig
 from doublehead.model.norms import NORMS
 from doublehead.model.parts import BACKBONES
+from doublehead.model.recompute import recomputed
 from doublehead.model.weights import read_weights
 
 COUNTER = "num_batches_tracked"
@@ -58,12 +62,16 @@ class Backbone(nn.Module):
         fpn: channels and norm of the pyramid.
         pretrained: whether to fetch `config.weights`; False where a checkpoint will fill the layers.
 
+    Attributes:
+        recompute: whether training computes the body's blocks again for the gradient, to save memory.
+
     Raises:
         DoubleheadError: the weights cannot be fetched or read, or do not fit.
     """
 
     def __init__(self, config: BackboneConfig, fpn: FPNConfig, pretrained: bool) -> None:
         super().__init__()
+        self.recompute = False
         self.body: Body = imported(BACKBONES[config.name].body)(config)
         if pretrained and config.weights is not None:
             self.body.load(config.weights)
@@ -77,7 +85,10 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Normalised images (N, 3, H, W), padded to `body.multiple`, to maps such as of strides 4, 8, 16, 32 and 64."""
-        return self.fpn({str(i): features for i, features in enumerate(self.body(images))})
+        again = self.recompute and self.training and torch.is_grad_enabled()
+        with recomputed(chain(*self.body.stages())) if again else nullcontext():
+            maps = self.body(images)
+        return self.fpn({str(i): features for i, features in enumerate(maps)})
 
 
 def _pyramid_norm(config: BackboneConfig, fpn: FPNConfig) -> Any:

@@ -22,6 +22,7 @@ from doublehead.model.boxes import Edges
 from doublehead.model.branches import at_least_float32
 from doublehead.model.matching import PairMatcher
 from doublehead.model.roi_heads import RoIHeads
+from doublehead.model.rpn_gradient import rpn_outputs
 
 Target = dict[str, Tensor]
 
@@ -170,10 +171,19 @@ class Detector(nn.Module):
 
 
 class _RPNHead(RPNHead):
-    """torchvision's, never giving 16 bits: proposals are decoded and sorted from its outputs."""
+    """torchvision's, never giving 16 bits: proposals are decoded and sorted from its outputs.
+
+    On CPUs its gradient is computed where there is one.
+    """
 
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        logits, deltas = super().forward(x)
+        if torch.is_grad_enabled() and x[0].device.type == "cpu":
+            last: Any = self.conv[-1]
+            hidden = [self.conv[:-1](level) for level in x]
+            outputs = [rpn_outputs(level, last[0], self.cls_logits, self.bbox_pred) for level in hidden]
+            logits, deltas = (list(each) for each in zip(*outputs, strict=True))
+        else:
+            logits, deltas = super().forward(x)
         return [at_least_float32(t) for t in logits], [at_least_float32(t) for t in deltas]
 
 

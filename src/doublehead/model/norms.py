@@ -25,13 +25,28 @@ class GroupNorm(nn.GroupNorm):
         return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
 
+class FrozenNorm(FrozenBatchNorm2d):
+    """torchvision's in one pass over the input, which keeps its type: under autocast, torchvision's gives float32."""
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to the same shape."""
+        scale = self.weight * torch.rsqrt(self.running_var + self.eps)
+        shift = self.bias - self.running_mean * scale
+        return torch.addcmul(shift.to(x.dtype).view(1, -1, 1, 1), x, scale.to(x.dtype).view(1, -1, 1, 1))
+
+
 def group_norm(channels: int, /, *, eps: float = 1e-5) -> nn.GroupNorm:
     """GroupNorm with 32 groups, or with as many as divide the channels. It ignores `eps`, that of batch norms."""
     return GroupNorm(math.gcd(32, channels), channels)
 
 
 NORMS: dict[str, Norm] = {
-    "frozen": lambda channels, /, *, eps=1e-5: FrozenBatchNorm2d(channels, eps=eps),
+    "frozen": lambda channels, /, *, eps=1e-5: FrozenNorm(channels, eps=eps),
     "batch": lambda channels, /, *, eps=1e-5: nn.BatchNorm2d(channels, eps=eps),
     "group": group_norm,
     "layer": lambda channels, /, *, eps=1e-5: GroupNorm(1, channels),

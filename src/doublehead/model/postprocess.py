@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchvision.ops import nms
+from torchvision.ops import box_iou, nms
 
 from doublehead.config import InferenceOptions
 from doublehead.model.boxes import EXCLUSIVE, Edges
@@ -49,8 +49,28 @@ def fuse(scores: list[Tensor], rule: str) -> Tensor:
     return 1 - (1 - stack).prod(0)
 
 
-def is_candidate(scores: Tensor, threshold: float) -> Tensor:
-    """Which of the classes 1..C of each proposal are candidate detections: scores (N, C + 1) to (N, C) bool."""
+def thresholds(options: InferenceOptions, labels: Tensor) -> Tensor:
+    """The minimum score (N,) of each of the labels (N,)."""
+    least = torch.full(labels.shape, options.score_threshold, device=labels.device)
+    for label, threshold in options.class_thresholds:
+        least = torch.where(labels == label, threshold, least)
+    return least
+
+
+def _least(options: InferenceOptions, scores: Tensor) -> float | Tensor:
+    """The minimum score of a candidate: one for all, or of each class (C,)."""
+    if not options.class_thresholds:
+        return options.score_threshold
+    return thresholds(options, torch.arange(1, scores.shape[1], device=scores.device))
+
+
+def is_candidate(scores: Tensor, threshold: float | Tensor) -> Tensor:
+    """Which of the classes 1..C of each proposal are candidate detections: scores (N, C + 1) to (N, C) bool.
+
+    Args:
+        scores: the background first.
+        threshold: of all classes, or of each (C,).
+    """
     return scores[:, 1:] > threshold
 
 
@@ -114,7 +134,7 @@ def detect(
 
 
 def _candidates(scores: Tensor, size: tuple[int, int], options: InferenceOptions) -> _Image:
-    candidates = is_candidate(scores, options.score_threshold)
+    candidates = is_candidate(scores, _least(options, scores))
     if options.classes is not None:
         others = [label - 1 for label in range(1, scores.shape[1]) if label not in options.classes]
         candidates[:, others] = False
@@ -136,15 +156,16 @@ def _finish(image: _Image, options: InferenceOptions, edges: Edges, smallest_sid
     rank, labels = image.rank[:known], image.labels[:known]
     found = torch.cat(image.boxes)
     box_class = labels if found.shape[1] > 1 else torch.zeros_like(labels)
-    candidates, keep = _suppressed(
-        found[rank, box_class], image.scores[:known], labels, image.size, options, edges, smallest_side
+    next_score = 0.0 if everything else float(image.scores[known])
+    candidates, keep, scores = _suppressed(
+        found[rank, box_class], image.scores[:known], labels, image.size, options, edges, smallest_side, next_score
     )
     if len(keep) < options.detections and not everything:
         return None
-    keep = keep[: options.detections]
+    keep, scores = keep[: options.detections], scores[: options.detections]
     return {
         "boxes": candidates[keep],
-        "scores": image.scores[keep],
+        "scores": scores,
         "labels": labels[keep],
         "proposals": image.owners[rank[keep]],
     }
@@ -181,11 +202,11 @@ def detect_in_one_round(
     rank, labels = rank[order], label[order] + 1
     (found,) = scored.boxes([owners])
     box_class = labels if found.shape[1] > 1 else torch.zeros_like(labels)
-    candidates, keep = _suppressed(found[rank, box_class], score, labels, size, options, edges, smallest_side)
-    keep = keep[: options.detections]
+    candidates, keep, kept = _suppressed(found[rank, box_class], score, labels, size, options, edges, smallest_side)
+    keep, kept = keep[: options.detections], kept[: options.detections]
     return {
         "boxes": candidates[keep],
-        "scores": score[keep],
+        "scores": kept,
         "labels": labels[keep],
         "proposals": scored.indices[0][owners[rank[keep]]],
     }
@@ -199,17 +220,64 @@ def _suppressed(
     options: InferenceOptions,
     edges: Edges,
     smallest_side: float,
-) -> tuple[Tensor, Tensor]:
-    """Candidates clipped to their image, and the places of those that NMS keeps; scores (K,) fall."""
+    next_score: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Candidates clipped to their image, the places of those that NMS keeps, and their scores; scores (K,) fall."""
     candidates = edges.clip(boxes, size)
     big = torch.where(((candidates[:, 2:] - candidates[:, :2]) >= smallest_side).all(1))[0]
-    return candidates, big[suppress(candidates[big], scores[big], labels[big], options)]
+    if options.nms == "hard":
+        keep = big[suppress(candidates[big], scores[big], labels[big], options)]
+        return candidates, keep, scores[keep]
+    keep, lowered = soft_nms(candidates[big], scores[big], labels[big], options, next_score)
+    return candidates, big[keep], lowered
 
 
 def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, options: InferenceOptions) -> Tensor:
-    """Indices that NMS keeps by the options; as `class_nms`."""
+    """Indices that hard NMS keeps by the options; as `class_nms`."""
     apart = torch.zeros_like(labels) if options.nms_across_classes else labels
     return class_nms(boxes, scores, apart, options.nms_iou)
+
+
+def soft_nms(
+    boxes: Tensor, scores: Tensor, labels: Tensor, options: InferenceOptions, next_score: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Soft-NMS (Bodla et al., ICCV 2017): the best detection lowers the scores of those that overlap it, and so on.
+
+    A score is multiplied by 1 - IoU where that is above `nms_iou` (linear), or by exp(-IoU^2 / nms_sigma) (gaussian).
+    Lowered scores at or below the class's threshold are dropped. What is chosen depends only on what was chosen before,
+    with higher scores: candidates that are not known yet change nothing among those of scores above theirs.
+
+    Args:
+        boxes: (K, 4) xyxy.
+        scores: (K,) falling.
+        labels: (K,); only boxes of one class lower each other, unless the options say otherwise.
+        options: how, and the number of detections.
+        next_score: the highest score of a candidate that is not known yet.
+
+    Returns:
+        Indices of the detections, best first, and their scores.
+    """
+    left, least, wide = scores.clone(), thresholds(options, labels).to(scores.dtype), boxes.double()
+    chosen: list[Tensor] = []
+    lowered: list[Tensor] = []
+    while len(chosen) < min(options.detections, len(scores)):
+        left = torch.where(left > least, left, -1.0)
+        place = left.argmax()
+        if float(left[place]) < max(next_score, 0.0):
+            break
+        chosen.append(place)
+        lowered.append(left[place])
+        overlaps = box_iou(wide[place][None], wide)[0]
+        if options.nms == "linear":
+            factor = torch.where(overlaps > options.nms_iou, 1 - overlaps, 1.0)
+        else:
+            factor = torch.exp(-(overlaps**2) / options.nms_sigma)
+        meets = torch.ones_like(labels, dtype=torch.bool) if options.nms_across_classes else labels == labels[place]
+        left = torch.where(meets, left * factor.to(left.dtype), left)
+        left[place] = -1.0
+    if not chosen:
+        return labels.new_empty(0, dtype=torch.int64), scores[:0]
+    return torch.stack(chosen), torch.stack(lowered)
 
 
 @torch.library.custom_op("doublehead::class_nms", mutates_args=())

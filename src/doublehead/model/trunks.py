@@ -154,8 +154,8 @@ class UpBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, channels, H, W) to (N, width, H, W)."""
-        y = functional.relu(self.norm1(self.conv1(x)))
-        return functional.relu(self.norm2(self.conv2(y)) + self.skip_norm(self.skip(x)))
+        y = _relu(self.norm1(self.conv1(x)))
+        return _relu(self.norm2(self.conv2(y)) + self.skip_norm(self.skip(x)))
 
 
 class BottleneckBlock(nn.Module):
@@ -176,9 +176,9 @@ class BottleneckBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, width, H, W) to the same shape."""
-        y = functional.relu(self.norm1(self.conv1(x)))
-        y = functional.relu(self.norm2(self.conv2(y)))
-        return functional.relu(x + self.norm3(self.conv3(y)))
+        y = _relu(self.norm1(self.conv1(x)))
+        y = _relu(self.norm2(self.conv2(y)))
+        return _relu(x + self.norm3(self.conv3(y)))
 
 
 class NonLocalBlock(nn.Module):
@@ -212,7 +212,12 @@ class NonLocalBlock(nn.Module):
         theta = theta / (height * width)  # before the product, which could pass what float16 holds
         f = theta.transpose(2, 3) @ phi  # (N, groups, H W, H W)
         y = (f @ g.transpose(2, 3)).transpose(2, 3)
-        return functional.relu(x + self.norm(self.out(y.flatten(1, 2).unflatten(2, (height, width)))))
+        return _relu(x + self.norm(self.out(y.flatten(1, 2).unflatten(2, (height, width)))))
+
+
+def _relu(x: Tensor) -> Tensor:
+    """ReLU in place, of what nothing else reads: new memory of this size costs more than the ReLU itself."""
+    return functional.relu(x, inplace=True)
 
 
 def _conv(inputs: int, outputs: int, kernel: int) -> nn.Conv2d:

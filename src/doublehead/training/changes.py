@@ -24,6 +24,7 @@ MAY_CHANGE: dict[str, str] = {
     "train.precision": "number format",
     "train.device": "where to compute",
     "train.sync_batch_norm": "batch statistics of all processes",
+    "train.checkpoint_backbone": "less memory, more time",
     "train.recorders": "what follows the run",
     "train.log_every": "steps between rows of training.csv",
     "train.save_minutes": "time between two savings",

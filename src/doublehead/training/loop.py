@@ -6,13 +6,14 @@ import json
 import math
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from doublehead.common.categories import require_same_classes
 from doublehead.common.console import Console
@@ -24,23 +25,22 @@ from doublehead.common.files import writing
 from doublehead.config import Config, with_options
 from doublehead.data.check import check_images, read_for_training
 from doublehead.data.dataset import Dataset, summary
-from doublehead.data.loader import Waited, default_workers, steps_per_epoch, training_dataset, training_loader
+from doublehead.data.loader import Waited
 from doublehead.data.records import Split
-from doublehead.data.sampling import images_per_epoch, sampling_factors
 from doublehead.inference.predictor import Predictor
-from doublehead.model.checkpoint import adopt
-from doublehead.model.detector import Detector
-from doublehead.model.grow import grow, growth_table
+from doublehead.training import estimate
+from doublehead.training.batches import batches_of, steps_of_epoch, workers_of
 from doublehead.training.callbacks import CallbackError, Callbacks, Run
-from doublehead.training.class_weights import class_weights
 from doublehead.training.ending import say_done
 from doublehead.training.environment import environment, fingerprint
+from doublehead.training.first_model import first_model, require_start
 from doublehead.training.metric import Metric
-from doublehead.training.parallel import learner, share_batch_norm
+from doublehead.training.parallel import learner
 from doublehead.training.pictures import draw_predictions, draw_run
 from doublehead.training.progress import Progress
 from doublehead.training.recorders import Recorders
 from doublehead.training.run import RunFolder
+from doublehead.training.schedule import learning_rate
 from doublehead.training.signals import Interrupted, stop_signals
 from doublehead.training.state import TrainingState
 from doublehead.training.step import Stepper
@@ -118,13 +118,7 @@ class _Training:
                 f"train.batch_size {settings.batch_size} cannot be shared among {processes.world} processes with "
                 f"train.accumulate {settings.accumulate}: make it a multiple of their product"
             )
-        backbone = config.model.backbone
-        scratch = backbone.weights is None and not (settings.weights or settings.grow_from)
-        if scratch and (backbone.trainable_stages < 5 or backbone.norm == "frozen"):
-            raise DoubleheadError(
-                "a backbone without weights must learn all its stages and norms: set model.backbone.trainable_stages=5 "
-                "and model.backbone.norm=group, or give model.backbone.weights"
-            )
+        require_start(config)
         if not resume and processes.started_again():
             (resume,) = processes.any(processes.leads and self.run_folder.config.exists())
             if resume:
@@ -136,27 +130,12 @@ class _Training:
         fingerprints = self._fingerprints()
         if resume and not other_data:
             processes.lead(lambda: self.run_folder.require_data(fingerprints))
-        records, data = self.split.records, config.data
-        self.factors = sampling_factors(records, data.repeat_threshold, data.image_weights)
-        self.per_epoch = steps_per_epoch(images_per_epoch(len(records), self.factors), settings.batch_size)
+        self.per_epoch = steps_of_epoch(config, self.split)
         self.total = settings.steps or max(1, round((settings.epochs or 0) * self.per_epoch))
         precision = pick_precision(settings.precision, processes.device)
         self.autocast = torch.autocast(processes.device.type, precision, enabled=precision is not None)
-        torch.manual_seed(settings.seed)
         checkpoint = self.run_folder.newest(self.console.say) if resume else None
-        fresh = checkpoint is None and not (settings.weights or settings.grow_from)
-        model = Detector(config.model, len(self.split.categories), pretrained=fresh)
-        if settings.weights and checkpoint is None:
-            new = adopt(model, self.split.categories, settings.weights, settings.partial_weights)
-            layers = sorted({key.rpartition(".")[0] for key in new})
-            self.console.say(f"starting from {settings.weights}; new are {', '.join(layers) or 'no layers'}")
-        if settings.grow_from and checkpoint is None:
-            parts = grow(model, self.split.categories, settings.grow_from, settings.partial_weights)
-            self.console.show(growth_table(parts, settings.grow_from))
-        if settings.class_weights is not None:
-            model.roi_heads.weigh_classes(class_weights(settings.class_weights, self.split))
-        model.to(processes.device).to(memory_format=torch.channels_last)
-        share_batch_norm(model, settings, processes, self.console.say)
+        model = first_model(config, self.split, processes, self.console, bare=checkpoint is not None)
         self.state = TrainingState.create(model, settings, processes.device, precision is torch.float16)
         state = self.state
         run = Run(config, output, state, self.total, self.per_epoch)
@@ -272,13 +251,14 @@ class _Training:
         state = self.state
         if self._due(state.step):  # stopped while measuring
             self._measure()
+        self._estimate()
         self.callbacks.begin()
         module = learner(state.model, self.processes)
         stepper = Stepper(
             self.config.train,
             state,
             self.processes,
-            self.total,
+            partial(learning_rate, self.config.train, total=self.total),
             self.autocast,
             self.split.records,
             self.run_folder.not_finite,
@@ -286,7 +266,12 @@ class _Training:
             self.asked_to_stop,
         )
         before = state.seconds
-        with closing(Waited(self._batches())) as batches, self.console.training(self.total, state.step) as show:
+        with (
+            closing(
+                Waited(batches_of(self.config, self.split, self.processes, self.state.step, self.total))
+            ) as batches,
+            self.console.training(self.total, state.step) as show,
+        ):
             progress = self.progress = Progress(
                 self.config.train, state, batches, self.processes.device, self.per_epoch, self.total, self.metric
             )
@@ -323,22 +308,24 @@ class _Training:
         changed = before != [parameter.requires_grad for parameter in self.state.model.parameters()]
         return learner(self.state.model, self.processes) if changed else module
 
-    def _batches(self) -> Iterator[tuple[list[Tensor], list[dict[str, Any]]]]:
-        settings, data, processes = self.config.train, self.config.data, self.processes
-        return training_loader(
-            training_dataset(self.split, self.config),
-            settings.batch_size,
-            settings.batch_size // (processes.world * settings.accumulate),
-            processes.rank,
-            processes.world,
-            settings.seed,
-            self.state.step,
-            self.total,
-            default_workers(processes.local) if data.workers is None else data.workers,
-            data.timeout,
-            pin=processes.device.type == "cuda",
-            factors=self.factors,
+    def _estimate(self) -> None:
+        """Say what the rest of the run will take, unless it is short."""
+        done, total, processes = self.state.step, self.total, self.processes
+        if total - done < estimate.LEAST:
+            return
+        validations = sum(self._due(step) for step in range(done + 1, total + 1))
+        found = estimate.estimate(
+            self.config.train,
+            self.state,
+            processes,
+            self.autocast,
+            lambda: batches_of(self.config, self.split, processes, done, total, workers=0),
+            workers_of(self.config, processes),
+            total - done,
+            validations * -(-len(self.val.records) // processes.world) if self.val else 0,
         )
+        for line in found.lines():
+            self.console.say(line)
 
     def _due(self, step: int) -> bool:
         """Whether the val split is to be measured after so many steps, and has not been yet."""

@@ -19,11 +19,18 @@ from doublehead.config import TrainConfig
 from doublehead.data.records import Record
 from doublehead.training.bad_batch import keep_batch
 from doublehead.training.parallel import no_sync
-from doublehead.training.schedule import learning_rate
 from doublehead.training.state import TrainingState
 
 Batch = tuple[list[Tensor], list[dict[str, Any]]]
 """Images, uint8 (3, H, W), and their targets, as `DetectionDataset` gives them."""
+
+
+def on_device(
+    images: list[Tensor], targets: list[dict[str, Any]], device: torch.device
+) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    """Images, and the boxes and labels of their targets, on a device."""
+    truth = [{key: target[key].to(device, non_blocking=True) for key in ("boxes", "labels")} for target in targets]
+    return [image.to(device, non_blocking=True) for image in images], truth
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,7 @@ class Stepper:
         settings: how the model learns.
         state: what learns.
         processes: this process among those of the run.
-        total: steps of the run.
+        rate: the learning rate of a step.
         autocast: the context in which the model computes.
         records: the training images, to name those whose loss is not finite.
         keep: folder for the images of such steps.
@@ -55,14 +62,14 @@ class Stepper:
         settings: TrainConfig,
         state: TrainingState,
         processes: Distribution,
-        total: int,
+        rate: Callable[[int], float],
         autocast: torch.autocast,
         records: Sequence[Record],
         keep: Path,
         say: Callable[[str], object],
         asked_to_stop: Callable[[], bool],
     ) -> None:
-        self.settings, self.state, self.processes, self.total = settings, state, processes, total
+        self.settings, self.state, self.processes, self.rate = settings, state, processes, rate
         self.autocast, self.records, self.keep, self.say = autocast, records, keep, say
         self.asked_to_stop = asked_to_stop
 
@@ -89,11 +96,11 @@ class Stepper:
             parts.append(next(batches))
             with no_sync(module, wait=part < settings.accumulate - 1):
                 with self.autocast:
-                    losses = module(*self._on_device(*parts[-1]))
+                    losses = module(*on_device(*parts[-1], self.processes.device))
                 loss = torch.stack(list(losses.values())).sum()
                 state.scaler.scale(loss / settings.accumulate).backward()
             found.append(torch.stack([loss, *losses.values()]).detach())
-        rate = learning_rate(settings, step, self.total)
+        rate = self.rate(step)
         for group in state.optimizer.param_groups:
             group["lr"] = rate * group["share"]
         state.scaler.unscale_(state.optimizer)
@@ -118,13 +125,6 @@ class Stepper:
         if finite and state.average is not None:
             state.average.update(state.model)
         return Taken(sums, stop, save)
-
-    def _on_device(
-        self, images: list[Tensor], targets: list[dict[str, Any]]
-    ) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-        device = self.processes.device
-        truth = [{key: target[key].to(device, non_blocking=True) for key in ("boxes", "labels")} for target in targets]
-        return [image.to(device, non_blocking=True) for image in images], truth
 
     def _agree(self, losses: Tensor, norm: Tensor, saved: float) -> tuple[list[list[float]], float, list[bool]]:
         """Bring a step's figures to this process; it is the step's one exchange, and its one wait for the device.

@@ -79,6 +79,47 @@ def test_shards_share_the_runs_and_the_last_one_compares(plan, dataset, tmp_path
     assert (output / "summary.md").read_text().count("\n| ") == 2 + len(ROWS)
 
 
+def test_classes_of_a_plan_are_compared(plan, dataset, tmp_path, command) -> None:
+    """Detections that are the truth of one class, and nothing else: its AP is 1, and that of another class 0."""
+    output, rows = tmp_path / "study", {name: ROWS[name] for name in ("single-fc", "ext")}
+    split = open_dataset(dataset).read("test")
+    own, other = list(dict.fromkeys(int(label) for record in split.records for label in record.labels))[:2]
+    classes = [split.categories.names[label - 1] for label in (own, other)]
+    words = ["study", plan(rows=rows, classes=classes), dataset, "--output", output]
+    assert command(*words).code == 0
+    right = [
+        {"image_id": r.image_id, "category_id": split.categories.ids[own - 1], "bbox": xywh(box), "score": 0.9}
+        for r in split.records
+        for box in r.boxes[r.labels == own].tolist()
+    ]
+    for path in output.glob("*/*/test/predictions.json"):
+        path.write_text(json.dumps(right if "ext" in path.parts else []))
+    done = command(*words)
+    assert done.code == 0, done.err
+    with (output / "classes.csv").open(newline="") as file:
+        table = {(row["row"], row["class"]): row for row in csv.DictReader(file)}
+    expected = {classes[0]: 1.0, classes[1]: 0.0, "their mean": 0.5}
+    assert set(table) == {(row, of) for row in rows for of in expected}
+    for of, ap in expected.items():
+        assert float(table["ext", of]["AP"]) == pytest.approx(ap)
+        assert float(table["ext", of]["difference"]) == pytest.approx(ap)
+        assert float(table["single-fc", of]["AP"]) == 0
+        assert table["single-fc", of]["difference"] == ""
+    assert float(table["ext", classes[0]]["low"]) == float(table["ext", classes[0]]["high"]) == pytest.approx(1)
+    assert all(name in (output / "summary.md").read_text() for name in classes)
+
+
+def xywh(box: list[float]) -> list[float]:
+    """COCO's form of a box."""
+    return [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+
+
+def test_a_class_without_boxes_is_refused_before_training(plan, dataset, tmp_path, command) -> None:
+    done = command("study", plan(classes=["no such class"]), dataset, "--output", tmp_path / "study")
+    assert "no such class" in done.sentence
+    assert not (tmp_path / "study").exists()
+
+
 def test_several_datasets_are_pooled(plan, dataset, tmp_path, command) -> None:
     output, other = tmp_path / "study", tmp_path / "other"
     shutil.copytree(dataset, other)

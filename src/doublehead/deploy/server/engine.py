@@ -10,7 +10,7 @@ from itertools import groupby
 from torch import Tensor
 
 from doublehead.common.errors import DoubleheadError
-from doublehead.config import InferenceOptions
+from doublehead.config import NMS, InferenceOptions
 from doublehead.evaluation.analysis.heads import FUSED, Heads, chosen, heads_of
 from doublehead.inference.detections import Detections
 from doublehead.inference.ensemble import Ensemble
@@ -29,10 +29,11 @@ class Choice:
     boxes: str  # the branch whose boxes count
     nms: float  # IoU above which the lesser of two detections of a class is dropped
     limit: int  # detections at most
+    how: NMS  # what NMS does to the lesser
 
     def applied_to(self, options: InferenceOptions) -> InferenceOptions:
         """The options with this choice."""
-        changed = {"nms_iou": self.nms, "detections": self.limit}
+        changed = {"nms": self.how, "nms_iou": self.nms, "detections": self.limit}
         return chosen(options, self.scores, self.boxes).model_copy(update=changed)
 
 
@@ -52,7 +53,7 @@ class Engine:
         if self.model is not None:
             options = predictor.options
             self.heads = heads_of(self.model, options)
-            self.own = Choice(*self.heads.own, options.nms_iou, options.detections)
+            self.own = Choice(*self.heads.own, options.nms_iou, options.detections, options.nms)
 
     def choose(
         self, scores: str | None = None, boxes: str | None = None, nms: float | None = None, limit: int | None = None
@@ -77,6 +78,7 @@ class Engine:
             boxes or self.own.boxes,
             self.own.nms if nms is None else nms,
             limit or self.own.limit,
+            self.own.how if nms is None else "hard",
         )
 
     @property

@@ -49,7 +49,7 @@ class Asked(Strict):
         default=None,
         ge=0,
         le=1,
-        description="IoU above which the lesser of two of a class is dropped; 1 keeps all. Else the model's.",
+        description="IoU above which hard NMS drops the lesser of two of a class; 1 keeps all. Else the model's NMS.",
     )
     limit: int | None = Field(default=None, ge=1, le=MOST, description="Most detections per image. Else the model's.")
     scores: str | None = Field(default=None, description="The head whose class scores count, or `fused`.")

@@ -71,7 +71,7 @@ def judge(record: Record, boxes: np.ndarray, scores: np.ndarray, labels: np.ndar
     overlaps = iou(boxes, record.boxes)
     same = labels[:, None] == record.labels[None]
     hits = _hits(overlaps, same & ~record.crowd)
-    on_crowd = ((_covered(boxes, record.boxes) >= FOREGROUND) & same & record.crowd).any(1)
+    on_crowd = ((covered(boxes, record.boxes) >= FOREGROUND) & same & record.crowd).any(1)
     kinds, targets = [], hits.copy()
     for d, hit in enumerate(hits):
         if hit >= 0 or on_crowd[d]:
@@ -158,7 +158,7 @@ def _hits(overlaps: np.ndarray, possible: np.ndarray) -> np.ndarray:
     return hits
 
 
-def _covered(boxes: np.ndarray, crowds: np.ndarray) -> np.ndarray:
+def covered(boxes: np.ndarray, crowds: np.ndarray) -> np.ndarray:
     """The share of each box's own area that each crowd covers, (D, N)."""
     a, b = boxes.astype(np.float64)[:, None], crowds.astype(np.float64)[None]
     overlap = (np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])).clip(0).prod(-1)

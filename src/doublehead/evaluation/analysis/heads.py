@@ -77,18 +77,29 @@ def ask(
         labels: (W,) 1..C of the model: the class whose score and box are wanted.
         options: how scores are fused; None: the model's own.
     """
-    device = stage.levels[0].device
+    scores, regressed = ask_for_all(model, stage, place, boxes, options)
+    rows = np.arange(len(labels))
+    own = {name: table[rows, labels if table.shape[1] > 1 else 0] for name, table in regressed.items()}
+    return Answers({name: table[rows, labels] for name, table in scores.items()}, own)
+
+
+@torch.no_grad()
+def ask_for_all(
+    model: Detector, stage: FirstStage, place: int, boxes: np.ndarray, options: InferenceOptions | None = None
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """As `ask`, for every class.
+
+    Returns:
+        By head, scores (W, C + 1) with the background first; and boxes (W, C + 1, 4), or (W, 1, 4) if class-agnostic.
+    """
     fusion = (options or model.options).fusion
-    parts = [
-        _ask(model, stage, place, *pair, fusion)
-        for pair in zip(
-            torch.from_numpy(boxes).to(device).split(AT_ONCE),
-            torch.from_numpy(labels).to(device).split(AT_ONCE),
-            strict=True,
-        )
-    ]
-    scores = {name: np.concatenate([part.scores[name] for part in parts]) for name in parts[0].scores}
-    return Answers(scores, {name: np.concatenate([part.boxes[name] for part in parts]) for name in parts[0].boxes})
+    given = torch.from_numpy(boxes).to(stage.levels[0].device)
+    parts = [_ask(model, stage, place, part, fusion) for part in given.split(AT_ONCE)]
+    scores, regressed = (
+        {name: np.concatenate([part[kind][name].cpu().numpy() for part in parts]) for name in parts[0][kind]}
+        for kind in (0, 1)
+    )
+    return scores, regressed
 
 
 def pooled(model: Detector, stage: FirstStage, place: int, boxes: Tensor, scale: float) -> Tensor:
@@ -104,8 +115,9 @@ def to_input(model: Detector, stage: FirstStage, place: int, boxes: Tensor) -> T
     return model.edges.rescale(boxes, 1 / stage.ratios[place])
 
 
-def _ask(model: Detector, stage: FirstStage, place: int, boxes: Tensor, labels: Tensor, fusion: str) -> Answers:
-    rows = torch.arange(len(boxes), device=boxes.device)
+def _ask(
+    model: Detector, stage: FirstStage, place: int, boxes: Tensor, fusion: str
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     probabilities: dict[str, Tensor] = {}
     regressed: dict[str, Tensor] = {}
     head = model.roi_heads.last
@@ -115,14 +127,11 @@ def _ask(model: Detector, stage: FirstStage, place: int, boxes: Tensor, labels: 
             probabilities[name] = head.classification.scores(logits)
         if deltas is not None:
             decoded = head.coder.decode_single(deltas, to_input(model, stage, place, boxes))
-            per_class = decoded.unflatten(1, (-1, 4))
-            own = per_class[rows, labels if per_class.shape[1] > 1 else torch.zeros_like(labels)]
-            clipped = model.edges.clip(own, stage.sizes[place])
-            regressed[name] = model.edges.rescale(clipped, stage.ratios[place])
+            clipped = model.edges.clip(decoded.reshape(-1, 4), stage.sizes[place])
+            regressed[name] = model.edges.rescale(clipped, stage.ratios[place]).view(len(boxes), -1, 4)
     if len(probabilities) > 1:
         probabilities[FUSED] = fuse(list(probabilities.values()), fusion)
-    scores = {name: table[rows, labels].cpu().numpy() for name, table in probabilities.items()}
-    return Answers(scores, {name: table.cpu().numpy() for name, table in regressed.items()})
+    return probabilities, regressed
 
 
 def model_names(weights: list[str]) -> list[str]:

@@ -28,7 +28,7 @@ DRAWN = 300
 """Boxes drawn on one of them at most, detections and objects each."""
 
 _SIDE, _LONG_SIDE = 112, 720  # pixels
-_TRUTH, _FOUND = "#37d67a", "#ff6b3d"
+TRUTH, FOUND = "#37d67a", "#ff6b3d"
 
 
 @dataclass(frozen=True)
@@ -131,27 +131,38 @@ def _crop(image: Image.Image, record: Record, matched: Matched, confusion: Confu
     row, detection = confusion.objects[place], confusion.detections[place]
     frames = []
     if row >= 0:
-        frames.append((_TRUTH, matched.objects.box[row]))
+        frames.append((TRUTH, matched.objects.box[row]))
     if detection >= 0:
-        frames.append((_FOUND, matched.box[detection]))
+        frames.append((FOUND, matched.box[detection]))
+    said = f"{matched.score[detection]:.2f} " if detection >= 0 else ""
+    return Crop(framed(image, frames, _SIDE), f"{said}{record.path.name}")
+
+
+def framed(image: Image.Image, frames: list[tuple[str, np.ndarray]], side: int) -> str:
+    """Boxes with what surrounds them, as a data URI.
+
+    Args:
+        image: the whole picture.
+        frames: colour and box (4,) xyxy in its pixels; at least one.
+        side: the longer side of the result in pixels.
+    """
     boxes = np.stack([box for _, box in frames])
     low, high = boxes[:, :2].min(0), boxes[:, 2:].max(0)
     half = max(24.0, 0.75 * float((high - low).max()))
     middle = (low + high) / 2
     left, top = (int(max(0, v)) for v in middle - half)
     right, bottom = (
-        int(min(side, max(v, first + 1))) for v, side, first in zip(middle + half, image.size, (left, top), strict=True)
+        int(min(most, max(v, first + 1))) for v, most, first in zip(middle + half, image.size, (left, top), strict=True)
     )
     left, top = min(left, right - 1), min(top, bottom - 1)
-    scale = _SIDE / max(right - left, bottom - top)
-    size = [max(1, round(side * scale)) for side in (right - left, bottom - top)]
+    scale = side / max(right - left, bottom - top)
+    size = [max(1, round(length * scale)) for length in (right - left, bottom - top)]
     crop = image.resize((size[0], size[1]), box=(left, top, right, bottom))
     pen = ImageDraw.Draw(crop)
     for colour, box in frames:
         corners = ((box - [left, top, left, top]) * scale).clip(0, [size[0] - 1, size[1] - 1] * 2)
         pen.rectangle(tuple(corners), outline=colour, width=2)
-    said = f"{matched.score[detection]:.2f} " if detection >= 0 else ""
-    return Crop(jpeg(crop), f"{said}{record.path.name}")
+    return jpeg(crop)
 
 
 def _shown(matched: Matched, place: int, false: int, missed: int) -> Shown:

@@ -41,6 +41,7 @@ class StudyPlan(Strict):
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
     baseline: str = Field(default="single-fc", description="The row that the others are compared with.")
     split: str = Field(default="test", description="The split measured at the end of each run.")
+    classes: tuple[str, ...] = Field(default=(), description="Classes whose AP is compared too, such as rare ones.")
     recipe: str | None = Field(default=None, description="As of `train --recipe`.")
     settings: dict[str, Any] = Field(default={}, description="Of every row; a row's own settings win.")
 

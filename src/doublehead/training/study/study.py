@@ -78,6 +78,10 @@ def study(
     configs = {run: _config(asked, run, data, dict(settings or {})) for run in mine}  # mistakes before the first run
     any_config = next(iter(configs.values()))
     split = open_dataset(data, any_config.data.split).read(asked.split)
+    shown = {split.categories.names[label - 1] for record in split.records for label in record.labels[~record.crowd]}
+    for name in asked.classes:
+        if name not in shown:
+            raise DoubleheadError(f"{plan}: classes: split `{split.name}` of {data} has no boxes of `{name}`")
     processes = Distribution.start(any_config.train.device, any_config.train.timeout)
     try:
         _do_all(asked, configs, output, processes)

@@ -23,7 +23,7 @@ from doublehead.config import Config
 from doublehead.data.images import read_image, to_tensor
 from doublehead.data.records import Split
 from doublehead.evaluation import plots
-from doublehead.evaluation.bootstrap import Matches, draws
+from doublehead.evaluation.bootstrap import Matches, draws, mean_known
 from doublehead.evaluation.coco import USUAL
 from doublehead.inference.predictor import Predictor
 from doublehead.model.checkpoint import load_checkpoint
@@ -58,6 +58,17 @@ class Difference:
 
 
 @dataclass(frozen=True)
+class ClassFigure:
+    """AP of one class, or the mean of several: over seeds, and less the baseline's."""
+
+    ap: float
+    difference: Difference | None  # None: the baseline itself
+
+    def __str__(self) -> str:
+        return f"{100 * self.ap:.1f}" + (f" ({self.difference})" if self.difference else "")
+
+
+@dataclass(frozen=True)
 class RowSummary:
     """One line. Figures in 0..1: the mean over seeds, and the standard deviation (NaN with one seed)."""
 
@@ -70,6 +81,7 @@ class RowSummary:
     difference: Difference | None  # None: the baseline itself
     differences: list[Difference]  # at each of COCO's thresholds; of the baseline: none
     drawn: np.ndarray  # (10, DRAWS): those differences, drawing by drawing
+    classes: dict[str, ClassFigure]  # of the plan's classes, by name, and of their mean
     training_minutes: float | None  # of steps, median over seeds; None: not trained
     milliseconds: float | None  # per image, one at a time; None: the weights are not there
 
@@ -107,9 +119,16 @@ class Summary:
 
     def markdown(self) -> str:
         """A table, with what it shows above it."""
-        header, *rows = self.lines()
-        lines = [header, ["---"] * len(header), *rows]
-        return f"{self._title()}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        text = f"{self._title()}\n\n{_markdown(self.lines())}"
+        classes = self.class_lines()
+        return f"{text}\n{_markdown(classes)}" if classes else text
+
+    def class_lines(self) -> list[list[str]]:
+        """Header and cells for the plan's classes: AP in per cent and the difference; none where it names none."""
+        if not self.rows[0].classes:
+            return []
+        header = [f"AP, and AP - {self.baseline}", *self.rows[0].classes]
+        return [header, *([row.name, *map(str, row.classes.values())] for row in self.rows)]
 
     def _title(self) -> str:
         return (
@@ -118,11 +137,14 @@ class Summary:
         )
 
     def save(self, folder: Path) -> None:
-        """Write summary.md and summary.csv."""
+        """Write summary.md and summary.csv, and classes.csv where the plan names classes."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "summary.md").write_text(self.markdown(), encoding="utf-8")
         with (folder / "summary.csv").open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows(self._values())
+        if self.rows[0].classes:
+            with (folder / "classes.csv").open("w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows(self._class_values())
 
     def draw(self, folder: Path) -> None:
         """Draw summary.png, AP of every seed and the differences, and by_iou.png, the same against the IoU threshold.
@@ -135,6 +157,14 @@ class Summary:
         plots.compared(names, [row.aps for row in self.rows], differences, self.baseline, folder / "summary.png")
         by_iou = {row.name: (row.by_iou, row.differences) for row in self.rows}
         draw_by_iou(by_iou, self.baseline, folder / "by_iou.png")
+
+    def _class_values(self) -> list[list[Any]]:
+        lines: list[list[Any]] = [["row", "class", "AP", "difference", "low", "high"]]
+        for row in self.rows:
+            for name, figure in row.classes.items():
+                paired = astuple(figure.difference) if figure.difference else ("", "", "")
+                lines.append([row.name, name, figure.ap, *paired])
+        return lines
 
     def _values(self) -> list[list[Any]]:
         both = [f"{name}{suffix}" for name in FIGURES for suffix in ("", "_deviation")]
@@ -178,21 +208,41 @@ def summarise(plan: StudyPlan, runs: Sequence[StudyRun], split: Split) -> Summar
     weights = np.concatenate([np.ones((1, images), np.uint8), draws(images, DRAWS, rng)])  # first: all, once
     places = rng.integers(len(plan.seeds), size=(DRAWS, len(plan.seeds)))
     measured: dict[str, list[np.ndarray]] = {}  # AP of each seed, (10, 1 + DRAWS)
+    labels = [split.categories.names.index(name) for name in plan.classes]
+    of_classes: dict[str, list[np.ndarray]] = {}  # AP of each seed, (1 + classes, 1 + DRAWS), the mean first
     with Console().progress("comparing", len(runs)) as advance:
         for run in runs:  # seed by seed
             found = json.loads((run.folder / plan.split / "predictions.json").read_text(encoding="utf-8"))
             most = results[run].get("max_detections", USUAL)
             matches = Matches(split.records, split.categories, found, most)
-            measured.setdefault(run.row, []).append(matches.ap_by_iou(weights))
+            by_class = matches.by_class(weights)
+            measured.setdefault(run.row, []).append(mean_known(by_class))
+            if labels:
+                chosen = by_class[labels].mean(1)
+                of_classes.setdefault(run.row, []).append(np.concatenate([mean_known(chosen)[None], chosen]))
             advance()
+
+    def paired(found: Mapping[str, list[np.ndarray]], name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Of figures (N, 1 + DRAWS) of each seed: a row's less the baseline's, (N,), and by drawing, (N, DRAWS)."""
+        apart = np.stack(found[name], -1) - np.stack(found[plan.baseline], -1)
+        return apart[:, 0].mean(1), np.take_along_axis(apart[:, 1:], places[None], axis=2).mean(2)
+
+    def classes(name: str) -> dict[str, ClassFigure]:
+        if not labels:
+            return {}
+        aps = np.stack(of_classes[name], -1)[:, 0].mean(1)
+        return {
+            title: ClassFigure(float(ap), Difference.of(exact, drawn) if name != plan.baseline else None)
+            for title, ap, exact, drawn in zip(
+                ("their mean", *plan.classes), aps, *paired(of_classes, name), strict=True
+            )
+        }
 
     def row(name: str) -> RowSummary:
         own = [result for run, result in results.items() if run.row == name]
         figures = {figure: [_number(result["metrics"][figure]) for result in own] for figure in FIGURES}
         aps = np.stack(measured[name], -1)  # (10, 1 + DRAWS, seeds)
-        apart = aps - np.stack(measured[plan.baseline], -1)
-        drawn = np.take_along_axis(apart[:, 1:], places[None], axis=2).mean(2)
-        exact = apart[:, 0].mean(1)
+        exact, drawn = paired(measured, name)
         compared = name != plan.baseline
         minutes = [result["training_seconds"] / 60 for result in own if result["training_seconds"] is not None]
         return RowSummary(
@@ -205,6 +255,7 @@ def summarise(plan: StudyPlan, runs: Sequence[StudyRun], split: Split) -> Summar
             Difference.of(exact.mean(), drawn.mean(0)) if compared else None,
             [Difference.of(*at) for at in zip(exact, drawn, strict=True)] if compared else [],
             drawn,
+            classes(name),
             median(minutes) if minutes else None,
             milliseconds.get(name),
         )
@@ -244,6 +295,11 @@ def _one_by_one(predictor: Predictor, images: list[Tensor]) -> None:
 def _number(value: float | None) -> float:
     """JSON has no NaN."""
     return math.nan if value is None else value
+
+
+def _markdown(lines: list[list[str]]) -> str:
+    header, *rows = lines
+    return "".join(f"| {' | '.join(line)} |\n" for line in [header, ["---"] * len(header), *rows])
 
 
 def _plus_minus(value: float, deviation: float) -> str:

@@ -1,0 +1,1 @@
+"""`suggest`: which labels to look at again, and which images to label next."""

@@ -1,0 +1,53 @@
+"""Gradient checkpointing: what lies inside a block is computed again for the gradient instead of being kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+
+@contextmanager
+def recomputed(layers: Iterable[nn.Module]) -> Iterator[None]:
+    """Within this context, keep only the inputs of blocks; their backward pass runs them again (Chen et al. 2016).
+
+    A `Sequential` counts as its children. Single operations are left as they are: they would save nothing, and one in
+    place would change the input that is to be used again.
+
+    Args:
+        layers: parts of a model that run one after the other.
+    """
+    blocks = [block for layer in layers for block in (layer if isinstance(layer, nn.Sequential) else [layer])]
+    blocks = [block for block in blocks if any(True for _ in block.children())]
+    for block in blocks:
+        block.forward = partial(_checkpointed, block, block.forward)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward  # the class's own again: a copy of the model must not call this block
+
+
+def _checkpointed(block: nn.Module, forward: Any, *inputs: Any) -> Any:
+    return checkpoint(forward, *inputs, use_reentrant=False, context_fn=partial(_contexts, block))
+
+
+def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    return nullcontext(), _same_buffers(block)
+
+
+@contextmanager
+def _same_buffers(block: nn.Module) -> Iterator[None]:
+    """Leave running statistics as they are: the first pass has updated them."""
+    before = [buffer.clone() for buffer in block.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in zip(block.buffers(), before, strict=True):
+                buffer.copy_(value)
