@@ -9,15 +9,16 @@ PUBLIC := src/doublehead/__init__.py src/doublehead/common/errors.py src/doubleh
 
 demo: .venv/user
 	rm -rf demo
-	$(BIN)/doublehead synthesize demo/data --train 600 --lengths 16 160
-	$(BIN)/doublehead train demo/data --model double-head-nano --output demo/run \
-		--set train.epochs=6 --set train.evaluate_every=3 --set data.augment.colour=0
+	$(BIN)/doublehead synthesize demo/data
+	$(BIN)/doublehead train demo/data --model double-head-tiny --output demo/run \
+		--set train.epochs=5 --set train.evaluate_every=2.5 --set data.augment.colour=0 \
+		--set model.input.short_side=160 --set model.input.long_side=240
 	$(BIN)/doublehead evaluate demo/run/best.safetensors demo/data --split test --output demo/evaluation
 	$(BIN)/doublehead predict demo/run/best.safetensors 'demo/data/test/00000*.jpg' --output demo/predictions
 	@echo
 	@echo "Picture      demo/run/predictions.jpg (truth on the left)"
 	@echo "Report       demo/evaluation/index.html"
-	@echo "Next         .venv/bin/doublehead train path/to/your/dataset --model double-head-lite"
+	@echo "Next         .venv/bin/doublehead train path/to/your/dataset --model double-head-tiny"
 
 test: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist worksteal
@@ -45,7 +46,7 @@ clean:
 
 .venv/user: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable ".[plots,lite]"
+	$(BIN)/python -m pip install --quiet --editable ".[plots]"
 	@touch $@
 
 .venv/dev: pyproject.toml
