@@ -96,7 +96,7 @@ def test_the_failure_of_a_required_recorder_ends_the_run(dataset, tmp_path, open
 
     made = opened("full", Full, required=True)
     settings = RUN | {"train.recorders": ["full"], "data.val_split": None}
-    with pytest.raises(Fault, match="the disk is full; .*resume"):
+    with pytest.raises(Fault, match=r"the disk is full; .*resume"):
         doublehead.train(dataset, "single-fc-tiny", tmp_path / "run", settings=settings)
     assert made[0].told[-1] == ("end", False)
     assert not (tmp_path / "run" / "training.csv").exists()
