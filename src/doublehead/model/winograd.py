@@ -29,7 +29,7 @@ TILES = 256
 
 
 class Winograd(nn.Conv2d):
-    """A 3x3 convolution for inference on CPUs. Compiled or exported, it is an ordinary one.
+    """A 3x3 convolution for inference on CPUs. Compiled, exported or under autocast, it is an ordinary one.
 
     Args:
         conv: one that `suits`; its weights are taken as they are now.
@@ -61,7 +61,7 @@ class Winograd(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, D, H, W), channels last."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
             return super().forward(x)
         images, _, height, width = x.shape
         down, across = -(-height // SIDE), -(-width // SIDE)
