@@ -18,6 +18,7 @@ Size = Annotated[str, typer.Option(metavar="HxW", help="Height x width of the im
 Repeats = Annotated[int, typer.Option(help="Rounds; each measures every case once.", min=1)]
 Threads = Annotated[int | None, typer.Option(help="Threads on the CPU; else as many as torch takes by itself.", min=1)]
 Cases = Annotated[list[str] | None, typer.Option(metavar="NAME", help="Part of the name of a case wanted; repeatable.")]
+Owners = Annotated[int, typer.Option(help="Proposals per image that own a candidate detection.", min=0)]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there too.")]
 
 
@@ -25,7 +26,7 @@ Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write
 def benchmark_inference(
     size: Size = "800x1216",
     batch: Batch = 1,
-    owners: Annotated[int, typer.Option(help="Proposals per image that own a candidate detection.", min=0)] = 100,
+    owners: Owners = 100,
     repeats: Repeats = 7,
     threads: Threads = None,
     device: Device = "auto",
@@ -45,7 +46,7 @@ def benchmark_inference(
 def benchmark_profile(
     size: Size = "800x1216",
     batch: Batch = 1,
-    owners: Annotated[int, typer.Option(help="Proposals per image that own a candidate detection.", min=0)] = 100,
+    owners: Owners = 100,
     repeats: Repeats = 7,
     threads: Threads = None,
     device: Device = "auto",

@@ -54,8 +54,7 @@ def inference(settings: BenchmarkSettings, owners: int = 100, changes: Mapping[s
         DoubleheadError: a setting has a mistake, or staged inference gave other detections than unstaged.
     """
     device = pick_device(settings.device)
-    generator = torch.Generator().manual_seed(0)
-    images = [torch.rand(3, *settings.shape, generator=generator).to(device)] * settings.batch
+    images = random_images(settings, device)
 
     def runner(peer: Peer) -> Workload:
         @torch.no_grad()
@@ -66,8 +65,7 @@ def inference(settings: BenchmarkSettings, owners: int = 100, changes: Mapping[s
         return run
 
     with settings.with_threads():
-        changes = merge({"roi": {"detections": EVERY_DETECTION}}, dict(changes or {}))
-        peers = build_peers(VARIANTS, settings, device, changes, learn=False)
+        peers = untrained_peers(VARIANTS, settings, device, changes)
         runs = {peer.name: runner(peer) for peer in peers}
         counts = {}
         with Console().progress("preparing", len(peers)) as advance:
@@ -79,6 +77,23 @@ def inference(settings: BenchmarkSettings, owners: int = 100, changes: Mapping[s
         cases = measure(runs, counts, settings, device)
         said = asdict(settings) | {"owners": owners}
         return Report("benchmark inference", said, versions(device), cases, ("owners", "boxes"))
+
+
+def random_images(settings: BenchmarkSettings, device: torch.device) -> list[Tensor]:
+    """The same random image (3, H, W) in 0..1, `settings.batch` times."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.rand(3, *settings.shape, generator=generator).to(device)] * settings.batch
+
+
+def untrained_peers(
+    variants: Mapping[str, Variant],
+    settings: BenchmarkSettings,
+    device: torch.device,
+    changes: Mapping[str, Any] | None = None,
+) -> list[Peer]:
+    """The variants that the settings choose, with random weights, ready for inference and keeping every detection."""
+    changes = merge({"roi": {"detections": EVERY_DETECTION}}, dict(changes or {}))
+    return build_peers(variants, settings, device, changes, learn=False)
 
 
 def _counts(peer: Peer, run: Workload) -> dict[str, float]:

@@ -16,14 +16,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.inference import EVERY_DETECTION, VARIANTS, require_same_detections
+from benchmarks.inference import VARIANTS, random_images, require_same_detections, untrained_peers
 from benchmarks.measure import BenchmarkSettings
 from benchmarks.owners import set_owners
-from benchmarks.peers import Peer, build_peers
+from benchmarks.peers import Peer
 from benchmarks.report import figures_table, ratios_to, versions
 from doublehead.common.console import Console
 from doublehead.common.device import pick_device
-from doublehead.config import merge
 from doublehead.model.detector import Detector
 from doublehead.training.study.timing import alternate, wait
 
@@ -243,8 +242,7 @@ def profile(settings: BenchmarkSettings, owners: int = 100, changes: Mapping[str
         DoubleheadError: a setting has a mistake, or staged inference gave other detections than unstaged.
     """
     device = pick_device(settings.device)
-    generator = torch.Generator().manual_seed(0)
-    images = [torch.rand(3, *settings.shape, generator=generator).to(device)] * settings.batch
+    images = random_images(settings, device)
     variants = VARIANTS if settings.cases else {name: VARIANTS[name] for name in USUAL}
 
     @torch.no_grad()
@@ -257,8 +255,7 @@ def profile(settings: BenchmarkSettings, owners: int = 100, changes: Mapping[str
         return time.perf_counter()
 
     with settings.with_threads():
-        changes = merge({"roi": {"detections": EVERY_DETECTION}}, dict(changes or {}))
-        peers = build_peers(variants, settings, device, changes, learn=False)
+        peers = untrained_peers(variants, settings, device, changes)
         machine = Machine.measured(device, settings.repeats)
         flops, moved = {}, {}
         with Console().progress("preparing", len(peers)) as advance:

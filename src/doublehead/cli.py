@@ -85,6 +85,9 @@ Options = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Inference option, such as score_threshold=0.3; repeatable."),
 ]
+Model = Annotated[str | None, typer.Option(help="Preset or checkpoint, as in `train`; default: double-head-lite.")]
+Recipe = Annotated[str | None, typer.Option(help=f"{', '.join(RECIPES)}; default: chosen by the model.")]
+ConfigFile = Annotated[Path | None, typer.Option(help="YAML with any settings, such as a run's config.yaml.")]
 Log = Annotated[list[str] | None, typer.Option(metavar="NAME", help=f"Also log to {', '.join(LOGGERS)}; repeatable.")]
 
 Tiles = Annotated[int | None, typer.Option(metavar="PIXELS", help="Cut larger images into tiles of this size.", min=32)]
@@ -195,7 +198,7 @@ def synthesize(
 
 @app.command()
 def check(
-    data: Annotated[str, typer.Argument(help="Dataset folder or YAML.")],
+    data: Data,
     report: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write a page with histograms and suspect images to this folder.")
     ] = None,
@@ -272,8 +275,8 @@ def train(
         str | None,
         typer.Option("--from", help="Detector from which backbone, FPN, RPN and matching heads are taken."),
     ] = None,
-    recipe: Annotated[str | None, typer.Option(help=f"{', '.join(RECIPES)}; default: chosen by the model.")] = None,
-    config: Annotated[Path | None, typer.Option(help="YAML with any settings, such as a run's config.yaml.")] = None,
+    recipe: Recipe = None,
+    config: ConfigFile = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1")] = None,
     settings: Annotated[
         list[str] | None,
@@ -304,15 +307,13 @@ def train(
 
 @app.command()
 def augment(
-    data: Annotated[str, typer.Argument(help="Dataset folder or YAML.")],
+    data: Data,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Output file (.html, .png or .jpg), or a folder for index.html.")
     ] = Path("augmentation.html"),
-    model: Annotated[
-        str | None, typer.Option(help="Preset or checkpoint, as in `train`; default: double-head-lite.")
-    ] = None,
-    recipe: Annotated[str | None, typer.Option(help=f"{', '.join(RECIPES)}; default: chosen by the model.")] = None,
-    config: Annotated[Path | None, typer.Option(help="YAML with any settings, such as a run's config.yaml.")] = None,
+    model: Model = None,
+    recipe: Recipe = None,
+    config: ConfigFile = None,
     images: Annotated[int, typer.Option(help="Images to show.", min=1)] = 6,
     epochs: Annotated[int, typer.Option(help="Epochs to show per image.", min=1)] = 3,
     settings: Annotated[
@@ -334,16 +335,16 @@ def augment(
 
 @app.command("find-lr")
 def find_learning_rate(
-    data: Annotated[str, typer.Argument(help="The dataset's folder or YAML.")],
-    model: Annotated[str | None, typer.Option(help="As of `train`; default: double-head-lite.")] = None,
+    data: Data,
+    model: Model = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for sweep.csv and sweep.png.")] = Path(
         "learning-rate"
     ),
     steps: Annotated[int, typer.Option(help="Maximum steps; the sweep ends where the loss diverges.", min=20)] = 100,
     lowest: Annotated[float | None, typer.Option(help="First rate; default: train.lr / 1000.")] = None,
     highest: Annotated[float | None, typer.Option(help="Last rate; default: train.lr * 100.")] = None,
-    recipe: Annotated[str | None, typer.Option(help=f"{', '.join(RECIPES)}; else by the model.")] = None,
-    config: Annotated[Path | None, typer.Option(help="A YAML with any settings, such as a run's config.yaml.")] = None,
+    recipe: Recipe = None,
+    config: ConfigFile = None,
     device: Device = "auto",
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as train.batch_size=8.")
@@ -530,7 +531,7 @@ def suggest(
     weights: Annotated[
         str, typer.Argument(help="A checkpoint, such as a run's best.safetensors, or a published name.")
     ],
-    data: Annotated[str, typer.Argument(help="The dataset's folder or YAML; or a folder of images without labels.")],
+    data: Annotated[str, typer.Argument(help="Dataset folder or YAML; or a folder of images without labels.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the page and tables.")] = Path(
         "suggestions"
     ),

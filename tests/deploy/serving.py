@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -29,6 +31,19 @@ from small import SMALL
 DETECT = "/v1/detect"
 JPEG = {"Content-Type": "image/jpeg"}
 CLASSES = Categories(("red", "white", "<b>platelets</b>"), (7, 17, 27))
+
+
+@contextmanager
+def command_serving(*words: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A `doublehead` command that serves on a free port of this machine, and the line in which it says where."""
+    command = [sys.executable, "-m", "doublehead.cli", *words, "--port", "0", "--device", "cpu"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        yield process, process.stderr.readline()
+    finally:
+        process.kill()
+        process.wait()
 
 
 def small_checkpoint(folder: Path, variant: str) -> Path:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 import urllib.request
+
+from serving import command_serving
 
 import doublehead
 from doublehead.data.synthetic import CLASSES, synthesize
@@ -21,11 +21,7 @@ def test_the_bundled_detector_is_small_and_finds_shapes_it_has_not_seen(tmp_path
 
 
 def test_the_page_answers_with_boxes():
-    command = [sys.executable, "-m", "doublehead.cli", "demo", "--port", "0", "--device", "cpu", "--no-browser"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    try:
-        assert process.stderr is not None
-        line = process.stderr.readline()
+    with command_serving("demo", "--no-browser") as (_, line):
         address = re.search(r"http://127\.0\.0\.1:\d+", line)
         assert address, line
         with urllib.request.urlopen(f"{address[0]}/", timeout=60) as page:
@@ -37,6 +33,3 @@ def test_the_page_answers_with_boxes():
             found = json.load(answer)["images"][0]["detections"]
         assert len(found) >= 3
         assert {one["name"] for one in found} <= set(CLASSES)
-    finally:
-        process.kill()
-        process.wait()

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from serving import encoded, picture, until
+from serving import command_serving, encoded, picture, until
 
 WAIT = 3.0  # seconds an image waits for others: long enough to do something meanwhile
 
@@ -21,17 +21,10 @@ WAIT = 3.0  # seconds an image waits for others: long enough to do something mea
 @contextmanager
 def serving(weights, *words: str) -> Iterator[tuple[subprocess.Popen[str], str, int]]:
     """The process, with host and port."""
-    command = [sys.executable, "-m", "doublehead.cli", "serve", str(weights), "--port", "0", "--device", "cpu", *words]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    try:
-        assert process.stderr is not None
-        line = process.stderr.readline()
+    with command_serving("serve", str(weights), *words) as (process, line):
         found = re.search(r"serving double-head-ext at http://(127\.0\.0\.1):(\d+)", line)
         assert found, line
         yield process, found[1], int(found[2])
-    finally:
-        process.kill()
-        process.wait()
 
 
 def connected(place: tuple[str, int], *parts: bytes) -> socket.socket:

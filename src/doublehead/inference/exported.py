@@ -58,8 +58,8 @@ class Exported:
         }
         for name in [name for name in InferenceOptions.model_fields if name not in AROUND_MODEL]:
             if getattr(options, name) != getattr(own, name) and not later.get(name):
-                limit = {"detections": "can only be lowered"}
-                limit |= dict.fromkeys(("score_threshold", "class_thresholds"), "can only be raised")
+                raised = "can only be raised"
+                limit = {"score_threshold": raised, "class_thresholds": raised, "detections": "can only be lowered"}
                 fix = "export it again with --set" if name in IN_MODEL else "use its checkpoint"
                 raise DoubleheadError(
                     f"{self}: {name} {limit.get(name, 'is fixed')} in an exported model ({getattr(own, name)}); {fix}"

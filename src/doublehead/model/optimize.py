@@ -24,8 +24,8 @@ def for_inference(model: Detector, device: torch.device, precision: torch.dtype 
     """A copy on the device that gives the same detections up to rounding, and no longer learns.
 
     Norms with fixed statistics are folded into the convolutions before them, and convolutions run channels last. On
-    CPUs a conv-head takes its RoIs in parts, and in float32 the 3x3 convolutions are Winograd's: in bf16 they would
-    gain a sixth, and round twice as coarsely.
+    CPUs a conv-head takes its RoIs in parts, and in float32 the 3x3 convolutions are Winograd's, whose tiles 16 bits
+    would round too coarsely.
 
     Args:
         model: the detector; it stays as it is.

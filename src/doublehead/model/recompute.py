@@ -38,16 +38,16 @@ def _checkpointed(block: nn.Module, forward: Any, *inputs: Any) -> Any:
 
 
 def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    return nullcontext(), _same_buffers(block)
+    return nullcontext(), same_buffers(block)  # the first pass updates the statistics
 
 
 @contextmanager
-def _same_buffers(block: nn.Module) -> Iterator[None]:
-    """Leave running statistics as they are: the first pass has updated them."""
-    before = [buffer.clone() for buffer in block.buffers()]
+def same_buffers(module: nn.Module) -> Iterator[None]:
+    """Leave running statistics as they are, whatever passes through the module in this context."""
+    before = [buffer.clone() for buffer in module.buffers()]
     try:
         yield
     finally:
         with torch.no_grad():
-            for buffer, value in zip(block.buffers(), before, strict=True):
+            for buffer, value in zip(module.buffers(), before, strict=True):
                 buffer.copy_(value)

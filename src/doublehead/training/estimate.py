@@ -12,6 +12,7 @@ import torch
 
 from doublehead.common.distribution import Distribution
 from doublehead.config import TrainConfig
+from doublehead.model.recompute import same_buffers
 from doublehead.training.state import TrainingState
 from doublehead.training.step import Batch, on_device
 
@@ -108,10 +109,9 @@ def estimate(
     with closing(batches()) as loaded:  # type: ignore[type-var]
         batch = next(loaded)
     loading = time.monotonic() - began
-    before = [buffer.clone() for buffer in model.buffers()]
     learning_mode = model.training
     model.train()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with same_buffers(model), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for _ in range(PASSES):
             began = _now(device)
             with autocast:
@@ -122,9 +122,6 @@ def estimate(
             forward, backward = between - began, _now(device) - between
             model.zero_grad(set_to_none=True)
     model.train(learning_mode)
-    with torch.no_grad():
-        for buffer, value in zip(model.buffers(), before, strict=True):
-            buffer.copy_(value)
     peak, parts = _peak(device), settings.accumulate
     return Estimate(
         steps,

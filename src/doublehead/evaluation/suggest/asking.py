@@ -132,8 +132,7 @@ def explained(boxes: np.ndarray, record: Record, annotated: Opinion) -> np.ndarr
 
 def paired_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     """IoU (N,) of boxes (N, 4) with others (N, 4), each with its own."""
-    pairs = zip(boxes[:, None], others[:, None], strict=True)
-    return np.array([iou(box, other)[0, 0] for box, other in pairs], np.float64)
+    return np.diagonal(iou(boxes, others))
 
 
 def disagreement(opinion: Opinion, scores: list[np.ndarray], boxes: list[np.ndarray]) -> np.ndarray:
