@@ -10,38 +10,40 @@ Images are linked, not copied.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from doublehead.common.errors import DoubleheadError
-from doublehead.data.to_coco import write_coco
+from doublehead.data.dataset import open_dataset
+from doublehead.data.records import Split
+from doublehead.data.to_coco import write_splits
 
 
-def make_rare(annotations: Path, rare: list[str], keep: float) -> Counter[str]:
-    """Rewrite a COCO file without most of the images that show a rare class.
-
-    Returns:
-        In how many of the remaining images each class is.
+def make_rare(split: Split, rare: Sequence[str], keep: float) -> Split:
+    """The split without most of the images that show a rare class.
 
     Raises:
-        DoubleheadError: the file has no such class.
+        DoubleheadError: there is no such class.
     """
-    content = json.loads(annotations.read_text(encoding="utf-8"))
-    names = {category["id"]: category["name"] for category in content["categories"]}
+    names = split.categories.names
     for name in rare:
-        if name not in names.values():
-            raise DoubleheadError(f"{annotations}: has no class `{name}`, but {', '.join(names.values())}")
-    with_rare = sorted({one["image_id"] for one in content["annotations"] if names[one["category_id"]] in rare})
+        if name not in names:
+            raise DoubleheadError(f"{name}: the data has no such class, but {', '.join(names)}")
+    labels = {names.index(name) + 1 for name in rare}
+    with_rare = sorted(record.image_id for record in split.records if labels & set(record.labels.tolist()))
     kept = random.Random(0).sample(with_rare, max(1, round(keep * len(with_rare))))
     dropped = set(with_rare) - set(kept)
-    content["images"] = [image for image in content["images"] if image["id"] not in dropped]
-    content["annotations"] = [one for one in content["annotations"] if one["image_id"] not in dropped]
-    annotations.write_text(json.dumps(content), encoding="utf-8")
-    shown = {(one["image_id"], names[one["category_id"]]) for one in content["annotations"]}
-    return Counter({"images": len(content["images"])}) + Counter(name for _, name in shown)
+    return replace(split, records=[record for record in split.records if record.image_id not in dropped])
+
+
+def images_by_class(split: Split) -> Counter[str]:
+    """In how many images each class is, and how many images there are."""
+    shown = Counter(split.categories.names[label - 1] for one in split.records for label in set(one.labels.tolist()))
+    return Counter({"images": len(split.records)}) + shown
 
 
 def main() -> None:
@@ -53,11 +55,13 @@ def main() -> None:
     parser.add_argument("--keep", type=float, default=0.1, help="Share of the images with a rare class that is kept.")
     words = parser.parse_args()
     try:
-        write_coco(words.data, words.output, link=True)
-        left = make_rare(words.output / "annotations" / "instances_train.json", words.rare, words.keep)
+        dataset = open_dataset(words.data)
+        splits = {name: dataset.read(name) for name in dataset.distinct}
+        splits["train"] = make_rare(splits["train"], words.rare, words.keep)
+        write_splits(list(splits.values()), words.output, link=True)
     except DoubleheadError as error:
         sys.exit(f"error: {error}")
-    print("\n".join(f"{number:5} {name}" for name, number in left.most_common()))
+    print("\n".join(f"{number:5} {name}" for name, number in images_by_class(splits["train"]).most_common()))
 
 
 if __name__ == "__main__":
