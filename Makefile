@@ -18,7 +18,7 @@ demo: .venv/user
 	@echo
 	@echo "Picture      demo/run/predictions.jpg (truth on the left)"
 	@echo "Report       demo/evaluation/index.html"
-	@echo "Next         .venv/bin/doublehead train path/to/your/dataset --model double-head-tiny"
+	@echo "Next         .venv/bin/doublehead train path/to/your/dataset --model double-head-lite"
 
 test: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist worksteal
