@@ -143,6 +143,7 @@ def test_training_command(small, tmp_path, command) -> None:
     assert {case["positives"] for case in values["cases"]} == {8}
 
 
+@pytest.mark.long
 def test_profile_command_shares_the_whole_out_among_the_parts(small, tmp_path, command) -> None:
     words = ("--size", "64x96", "--owners", 140, "--repeats", 2, "--threads", 1, "--device", "cpu")
     outcome = command("benchmark", "profile", *words, "--json", tmp_path / "figures.json")
@@ -184,6 +185,7 @@ def test_owners_command_counts_what_inference_computes(trained, dataset, tmp_pat
     assert f"max {max(computed)}\n" in outcome.out
 
 
+@pytest.mark.long
 def test_floor_command(trained, dataset, tmp_path, command) -> None:
     """A floor under the threshold of candidates, and with it none of a Double-Head's."""
     weights = tmp_path / "ext.safetensors"

@@ -60,6 +60,7 @@ def pictures(dataset: Path) -> list[torch.Tensor]:
     return [to_tensor(picture) for picture in [*scenes, *turned, noise]]
 
 
+@pytest.mark.long
 def test_the_command_says_what_it_wrote_and_how_it_compares(trained, tmp_path, command, ready_made):
     outcome = command("export", trained / "best.safetensors", "-o", tmp_path / "new" / "a.onnx")
     assert outcome.code == 0, outcome.err
@@ -106,6 +107,7 @@ def test_conventions_of_others_and_an_image_without_detections(tmp_path):
         assert [len(found) for found in exported.detect([black])[0].values()] == [0, 0, 0]
 
 
+@pytest.mark.long
 def test_openvino_compiles_once_whatever_becomes_of_its_cache(files, dataset, tmp_path, monkeypatch):
     images = pictures(dataset)
     expected = open_exported(files["openvino"]).detect(images)
@@ -171,6 +173,7 @@ def test_predict_and_evaluate_take_it_in_place_of_weights(trained, files, datase
     assert json.loads((tmp_path / "e" / "metrics.json").read_text())["AP"] == pytest.approx(expected["AP"], abs=1e-3)
 
 
+@pytest.mark.long
 def test_benchmark_measures_all_on_the_same_images(trained, files, dataset, tmp_path, command, monkeypatch):
     monkeypatch.setattr("benchmarks.measure.WARM_UP", 0)
     words = ("benchmark", "export", trained / "best.safetensors", *files.values(), dataset, "--split", "test")

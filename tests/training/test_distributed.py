@@ -158,7 +158,7 @@ def test_a_mistake_that_one_process_finds_ends_both_without_a_traceback(own_data
     assert "[rank" not in said
 
 
-@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.long), 3])
 def test_processes_measure_together_exactly_what_one_measures_alone(
     dataset, trained, tmp_path, torchrun, command, batch
 ):

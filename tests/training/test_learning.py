@@ -13,6 +13,8 @@ from doublehead.model.checkpoint import load_checkpoint
 from doublehead.model.variants import VARIANTS
 from small import SMALL, rows, without_boxes
 
+EVERY_DAY = ("single-fc", "double-head", "double-head-ext")
+"""Variants that are trained in every run of the tests."""
 ALONE = {"data.val_split": None, "data.augment.horizontal_flip": 0.0}
 
 
@@ -27,7 +29,9 @@ def assert_losses_fall(run):
     assert mean(losses[-5:]) < 0.75 * mean(losses[:5])
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant", [pytest.param(v, marks=() if v in EVERY_DAY else pytest.mark.long) for v in VARIANTS]
+)
 def test_every_variant_learns_what_it_sees(pair, tmp_path, variant):
     settings = SMALL | ALONE | {"train.steps": 50, "train.lr": 3e-3}
     settings |= {"model.backbone.norm": "batch", "model.head_norm": "batch"}
@@ -37,7 +41,9 @@ def test_every_variant_learns_what_it_sees(pair, tmp_path, variant):
     assert_losses_fall(tmp_path / "run")
 
 
-@pytest.mark.parametrize(("form", "norm"), [("paper", "batch"), ("mmdetection", "group")])
+@pytest.mark.parametrize(
+    ("form", "norm"), [("paper", "batch"), pytest.param("mmdetection", "group", marks=pytest.mark.long)]
+)
 def test_every_form_of_the_conv_head_learns(pair, tmp_path, form, norm):
     settings = SMALL | ALONE | {"train.steps": 80, "train.lr": 3e-3}
     settings |= {"model.conv_head.blocks": form, "model.head_norm": norm}

@@ -41,7 +41,7 @@ def run_script(dataset, tmp_path, method, call):
     return subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment, cwd=tmp_path)
 
 
-@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+@pytest.mark.parametrize("method", ["spawn", pytest.param("forkserver", marks=pytest.mark.long)])
 def test_a_script_with_the_guard_trains(dataset, tmp_path, method):
     done = run_script(dataset, tmp_path, method, "    main()")
     assert done.returncode == 0, done.stderr
@@ -49,7 +49,7 @@ def test_a_script_with_the_guard_trains(dataset, tmp_path, method):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+@pytest.mark.parametrize("method", ["spawn", pytest.param("forkserver", marks=pytest.mark.long)])
 def test_a_script_without_the_guard_is_told_of_it(dataset, tmp_path, method):
     done = run_script(dataset, tmp_path, method, "main()")
     assert done.returncode == 1

@@ -245,7 +245,8 @@ class Detections:
             "category_id": np.array(self.category_ids, dtype=np.int64)[self.labels - 1],
             "score": self.scores,
         }
-        return pd.DataFrame(columns | dict(zip(("x1", "y1", "x2", "y2"), self.boxes.T, strict=True)))
+        table: pandas.DataFrame = pd.DataFrame(columns | dict(zip(("x1", "y1", "x2", "y2"), self.boxes.T, strict=True)))
+        return table
 
     def to_yolo(self, size: tuple[int, int] | None = None) -> str:
         """The text of a YOLO label file: a line of class (from 0), centre x, centre y, width and height for each.

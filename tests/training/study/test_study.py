@@ -79,6 +79,7 @@ def test_shards_share_the_runs_and_the_last_one_compares(plan, dataset, tmp_path
     assert (output / "summary.md").read_text().count("\n| ") == 2 + len(ROWS)
 
 
+@pytest.mark.long
 def test_classes_of_a_plan_are_compared(plan, dataset, tmp_path, command) -> None:
     """Detections that are the truth of one class, and nothing else: its AP is 1, and that of another class 0."""
     output, rows = tmp_path / "study", {name: ROWS[name] for name in ("single-fc", "ext")}
@@ -120,6 +121,7 @@ def test_a_class_without_boxes_is_refused_before_training(plan, dataset, tmp_pat
     assert not (tmp_path / "study").exists()
 
 
+@pytest.mark.long
 def test_several_datasets_are_pooled(plan, dataset, tmp_path, command) -> None:
     output, other = tmp_path / "study", tmp_path / "other"
     shutil.copytree(dataset, other)
@@ -162,6 +164,7 @@ def test_several_datasets_are_pooled(plan, dataset, tmp_path, command) -> None:
         assert {row["iou"]: row for row in csv.DictReader(file)} == table
 
 
+@pytest.mark.long
 def test_any_row_can_be_what_the_others_are_compared_with(plan, dataset, tmp_path, command) -> None:
     words = [
         "study",
