@@ -67,3 +67,21 @@ def published_keys(
     plain("roi_heads.box_predictor.cls_score", classes + 1, 1024)
     plain("roi_heads.box_predictor.bbox_pred", 4 * classes, 1024)
     return {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+
+
+def published_cascade_keys(depth: int, classes: int = 80) -> dict[str, Tensor]:
+    """The keys and shapes of `cascade_mask_rcnn_R_<depth>_FPN`: its box heads, and the head that gives masks."""
+    first_stage = {k: v for k, v in published_keys(depth).items() if not k.startswith("roi_heads.")}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for stage in range(3):
+        for name, weight in (
+            (f"box_head.{stage}.fc1", (1024, 256 * 49)),
+            (f"box_head.{stage}.fc2", (1024, 1024)),
+            (f"box_predictor.{stage}.cls_score", (classes + 1, 1024)),
+            (f"box_predictor.{stage}.bbox_pred", (4, 1024)),
+            *((f"mask_head.mask_fcn{n}", (256, 256, 3, 3)) for n in (1, 2, 3, 4)),
+            ("mask_head.deconv", (256, 256, 2, 2)),
+            ("mask_head.predictor", (classes, 256, 1, 1)),
+        ):
+            shapes[f"roi_heads.{name}.weight"], shapes[f"roi_heads.{name}.bias"] = weight, weight[:1]
+    return first_stage | {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from cascade_keys import detectron2s, mmdetections
+from detectron2_keys import published_cascade_keys
 from golden_weights import weights_of
+from mmdetection_keys import mmdetections
 from torch import Tensor
 from torch.nn import functional
 from torchvision.ops import batched_nms, roi_align
@@ -31,7 +32,7 @@ SIZE = (320, 480)
 
 @pytest.mark.parametrize("depth", [50, 101])
 def test_every_key_of_mmdetections_cascades_is_used(depth: int) -> None:
-    weights = mmdetections(depth)
+    weights = mmdetections("cascade_rcnn", depth)
     config, classes, ours = mmdetection.CASCADE_RCNN.load(weights, {})
     assert (config.backbone.name, classes) == (f"resnet{depth}", 80)
     assert len(ours) == len([key for key in weights if not key.endswith("num_batches_tracked")])
@@ -43,7 +44,7 @@ def test_every_key_of_mmdetections_cascades_is_used(depth: int) -> None:
 
 @pytest.mark.parametrize("depth", [50, 101])
 def test_every_key_of_detectron2s_cascades_is_used(depth: int) -> None:
-    weights = detectron2s(depth)
+    weights = published_cascade_keys(depth)
     config, classes, ours = detectron2.CASCADE_RCNN.load(weights, {})
     assert (config.backbone.name, classes) == (f"resnet{depth}", 80)
     boxes_alone = {key for key in weights if ".mask_head." not in key}
@@ -55,9 +56,15 @@ def test_every_key_of_detectron2s_cascades_is_used(depth: int) -> None:
 
 def test_a_cascade_is_recognised_by_one_format_alone() -> None:
     formats = [*mmdetection.FORMATS, *detectron2.FORMATS]
-    assert [f.name for f in formats if f.recognises(mmdetections(50))] == [mmdetection.CASCADE_RCNN.name]
-    assert [f.name for f in formats if f.recognises(detectron2s(50))] == [detectron2.CASCADE_RCNN.name]
-    missing = {key: value for key, value in mmdetections(50).items() if key != "roi_head.bbox_head.2.fc_reg.bias"}
+    assert [f.name for f in formats if f.recognises(mmdetections("cascade_rcnn", 50))] == [
+        mmdetection.CASCADE_RCNN.name
+    ]
+    assert [f.name for f in formats if f.recognises(published_cascade_keys(50))] == [detectron2.CASCADE_RCNN.name]
+    missing = {
+        key: value
+        for key, value in mmdetections("cascade_rcnn", 50).items()
+        if key != "roi_head.bbox_head.2.fc_reg.bias"
+    }
     with pytest.raises(DoubleheadError, match=r"missing: roi_head\.bbox_head\.2\.fc_reg\.bias"):
         mmdetection.CASCADE_RCNN.load(missing, {})
 
@@ -215,7 +222,7 @@ def test_detections_are_those_of_detectron2s_conventions(of_detectron2: dict[str
     [({"cascade.scores": "probabilities"}, "cascade.scores"), ({"cascade.ious": [0.5, 0.6]}, "deviations")],
 )
 def test_what_computes_otherwise_is_not_written(changes: dict[str, Any], word: str) -> None:
-    weights = mmdetections(50)
+    weights = mmdetections("cascade_rcnn", 50)
     config, _, ours = mmdetection.CASCADE_RCNN.load(weights, {})
     values = config.model_dump(mode="json")
     values["cascade"] |= {key.split(".")[1]: value for key, value in changes.items()}
@@ -226,9 +233,7 @@ def test_what_computes_otherwise_is_not_written(changes: dict[str, Any], word: s
 
 
 def test_a_plain_detector_whose_boxes_are_coded_otherwise_is_not_written() -> None:
-    faster = {k.replace("bbox_head.0.", "bbox_head."): v for k, v in mmdetections(50).items() if ".1." not in k or
-              "bbox_head" not in k}  # fmt: skip
-    faster = {key: value for key, value in faster.items() if "bbox_head.2." not in key}
+    faster = mmdetections("faster_rcnn", 50)
     config, _, ours = mmdetection.FASTER_RCNN.load(faster, {})
     values = config.model_dump(mode="json") | {"cascade": {"ious": [0.5], "deviations": [STDS[1]]}}
     with pytest.raises(DoubleheadError, match="cascade"):

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -12,9 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from cascade_keys import detectron2s
-from cascade_keys import mmdetections as mmdetections_cascades
-from detectron2_keys import published_keys
+from detectron2_keys import published_cascade_keys, published_keys
+from mmdetection_keys import mmdetections
 from torchvision.models import detection
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import mobilenet_backbone, resnet_fpn_backbone
@@ -28,7 +26,6 @@ from doublehead.model.interop.convert import FORMATS
 from doublehead.model.interop.published import fetch, resolve
 
 BODY = bytes(range(256)) * 12_000  # about 3 MB: more than one chunk
-GOLDEN = Path(__file__).resolve().parents[2] / "golden"
 DIGEST = hashlib.sha256(BODY).hexdigest()
 
 
@@ -330,32 +327,21 @@ def torchvisions(name: str) -> dict[str, torch.Tensor]:
         return build[name]().state_dict()
 
 
-def mmdetections(name: str, depth: int) -> dict[str, torch.Tensor]:
-    """R-101's third stage has 17 blocks more than R-50's, all alike."""
-    file = f"mmdetection_{'double_head' if name == 'DOUBLE_HEAD' else 'faster_rcnn'}_r50.keys.json"
-    shapes = json.loads((GOLDEN / file).read_text())
-    last = {key: shape for key, shape in shapes.items() if ".layer3.5." in key}
-    for block in range(6, 23 if depth == 101 else 6):
-        shapes |= {key.replace(".layer3.5.", f".layer3.{block}."): shape for key, shape in last.items()}
-    return {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
-
-
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_every_key_of_each_published_file_is_used_and_gives_the_listed_model(name) -> None:
-    """Keys and shapes are torchvision's own, or as the publishers' layers give them."""
+    """Keys and shapes are torchvision's and MMDetection's own lists; detectron2's follow from its layers."""
     entry = PUBLISHED[name]
     program, _, kind = entry.format.partition(":")
     depth = int(str(entry.settings.get("backbone.name", "resnet50")).removeprefix("resnet"))
-    cascades = {"mmdetection": mmdetections_cascades, "detectron2": detectron2s}
-    weights = (
-        {
-            "torchvision": lambda: torchvisions(kind),
-            "mmdetection": lambda: mmdetections(kind, depth),
-            "detectron2": lambda: published_keys(depth, baseline=kind == "CONV_FC"),
-        }[program]()
-        if kind != "CASCADE_RCNN"
-        else cascades[program](depth)
-    )
+    weights = {
+        "torchvision": lambda: torchvisions(kind),
+        "mmdetection": lambda: mmdetections(kind.lower(), depth),
+        "detectron2": lambda: (
+            published_cascade_keys(depth)
+            if kind == "CASCADE_RCNN"
+            else published_keys(depth, baseline=kind == "CONV_FC")
+        ),
+    }[program]()
     found = [f for family in FORMATS.values() for f in family if f.recognises(weights)]
     config, classes, ours = found[-1].load(weights, {})
     assert config.backbone == entry.config.backbone
