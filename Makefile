@@ -24,7 +24,8 @@ test: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist worksteal
 
 test-long: .venv/dev
-	DOUBLEHEAD_LONG=1 DOUBLEHEAD_FUZZ=1000 DOUBLEHEAD_KILLS=3 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist worksteal
+	DOUBLEHEAD_LONG=1 DOUBLEHEAD_FUZZ=1000 DOUBLEHEAD_KILLS=3 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist worksteal \
+		--cov=doublehead --cov-report=term:skip-covered
 
 lint: .venv/dev
 	$(BIN)/ruff format --check
