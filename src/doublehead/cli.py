@@ -79,7 +79,9 @@ Weights = Annotated[
     ),
 ]
 Data = Annotated[str, typer.Argument(help="Dataset folder or YAML.")]
-Precision = Annotated[str, typer.Option(help="Number format: fp32, bf16, fp16, or auto (bf16 if the device supports it).")]
+Precision = Annotated[
+    str, typer.Option(help="Number format: fp32, bf16, fp16, or auto (bf16 if the device supports it).")
+]
 Batch = Annotated[int, typer.Option(help="Images per batch.", min=1)]
 Options = Annotated[
     list[str] | None,
@@ -154,7 +156,11 @@ def convert(
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Model setting, such as model.rpn.anchor_sizes=[16,32,64,128,256]; repeatable."),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Model setting, such as model.rpn.anchor_sizes=[16,32,64,128,256]; repeatable.",
+        ),
     ] = None,
     half: Annotated[bool, typer.Option("--half", help="Write 16-bit weights: half the size.")] = False,
 ) -> None:
@@ -465,9 +471,7 @@ def evaluate(
 
 @app.command()
 def calibrate(
-    weights: Annotated[
-        str, typer.Argument(help="Checkpoint, such as a run's best.safetensors, or published name.")
-    ],
+    weights: Annotated[str, typer.Argument(help="Checkpoint, such as a run's best.safetensors, or published name.")],
     data: Data,
     split: Annotated[str, typer.Option(help="Split to fit on; not the training split.")] = "val",
     output: Annotated[
@@ -528,9 +532,7 @@ def analyze(
 
 @app.command()
 def suggest(
-    weights: Annotated[
-        str, typer.Argument(help="Checkpoint, such as a run's best.safetensors, or published name.")
-    ],
+    weights: Annotated[str, typer.Argument(help="Checkpoint, such as a run's best.safetensors, or published name.")],
     data: Annotated[str, typer.Argument(help="Dataset folder or YAML, or a folder of images without labels.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the page and tables.")] = Path(
         "suggestions"
@@ -626,7 +628,8 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 accepts other machines.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0: any free one.", min=0, max=65535)] = 8000,
     api_key: Annotated[
-        str | None, typer.Option(envvar="DOUBLEHEAD_API_KEY", help="Require this key; preferably set the environment variable.")
+        str | None,
+        typer.Option(envvar="DOUBLEHEAD_API_KEY", help="Require this key; preferably set the environment variable."),
     ] = None,
     batch_size: Batch = 4,
     batch_wait: Annotated[float, typer.Option(help="Milliseconds to wait for a batch to fill.")] = 10,

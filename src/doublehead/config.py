@@ -119,13 +119,13 @@ class RPNConfig(Strict):
     @model_validator(mode="after")
     def _as_many_on_each_level(self) -> RPNConfig:
         if len({len(level) for level in self.sizes}) > 1:
-            raise ValueError("anchor_sizes: give each level as many sizes as the others")
+            raise ValueError("anchor_sizes: give each level the same number of sizes")
         return self
 
     @model_validator(mode="after")
     def _background_below(self) -> RPNConfig:
         if not self.background_iou <= self.foreground_iou:
-            raise ValueError("background_iou must not lie above foreground_iou")
+            raise ValueError("background_iou must not exceed foreground_iou")
         return self
 
 
@@ -426,7 +426,7 @@ def with_options(model: ModelConfig, settings: Mapping[str, Any]) -> ModelConfig
     """
     given = option_names(settings)
     if others := [name for name in given if name not in IN_MODEL]:
-        raise DoubleheadError(f"`{others[0]}` is no setting of a model; give it where the model is loaded")
+        raise DoubleheadError(f"`{others[0]}` is not a setting of a model; give it when the model is loaded")
     try:
         return ModelConfig.model_validate(override(model.model_dump(), {IN_MODEL[n]: v for n, v in given.items()}))
     except ValidationError as error:
@@ -535,7 +535,7 @@ class SplitConfig(Strict):
     @classmethod
     def _of_something(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
         if not all(0 <= share < 1e9 for share in shares) or shares[0] == 0:
-            raise ValueError("shares must be numbers from 0 up, and that of train more than 0")
+            raise ValueError("shares must be numbers of at least 0, and more than 0 for train")
         return shares
 
     @property
@@ -697,9 +697,7 @@ class TrainConfig(Strict):
     @model_validator(mode="after")
     def _one_start(self) -> TrainConfig:
         if self.weights and self.grow_from:
-            raise ValueError(
-                "weights continue a trained model, grow_from gives a new one parts of another: set one of the two"
-            )
+            raise ValueError("weights starts from a whole model and grow_from takes parts of one: set only one of them")
         return self
 
     @model_validator(mode="after")

@@ -136,7 +136,7 @@ def _read(items: Any, number: int, where: str) -> tuple[Image.Image, _Target]:
     try:
         item = items[number]
     except Exception as error:  # whatever the user's code raises
-        raise DoubleheadError(f"{where}: the dataset raised {error!r}; correct the item or leave it out") from error
+        raise DoubleheadError(f"{where}: the dataset raised {error!r}; correct or remove the item") from error
     try:
         image, target = item
         boxes, labels = target["boxes"], target["labels"]

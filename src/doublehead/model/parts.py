@@ -214,7 +214,7 @@ class BranchConfig(Strict):
     @model_validator(mode="after")
     def _own_negatives(self) -> BranchConfig:
         if self.negatives is not None and self.only_regresses:
-            raise ValueError("negatives: this branch does not classify, so it sees positives alone; set it to null")
+            raise ValueError("negatives: this branch does not classify, so it sees only positives; set it to null")
         if self.hard_negatives > (self.negatives or 0):
             raise ValueError("hard_negatives must not exceed negatives")
         return self

@@ -113,7 +113,9 @@ class CascadeConfig(Strict):
     def _fits(self) -> CascadeConfig:
         for key in BY_STAGE:
             if len(getattr(self, key)) != len(self.ious):
-                raise ValueError(f"ious has {len(self.ious)} stages and {key} {len(getattr(self, key))}; give as many")
+                raise ValueError(
+                    f"ious has {len(self.ious)} stages and {key} {len(getattr(self, key))}; make them equal"
+                )
         if self.early is not None:
             require_both_tasks(self.early, "early")
             require_earlier_scores(self.early, "early")
