@@ -74,7 +74,7 @@ class CascadeConfig(Strict):
         default=None,
         description="Branches of all stages but the last: a list, or fc, narrow or same; null: `model.branches`.",
     )
-    ious: tuple[Fraction, ...] = Field(min_length=1, description="Least IoU of a positive, stage by stage.")
+    ious: tuple[Fraction, ...] = Field(min_length=1, description="Minimum IoU of a positive, stage by stage.")
     deviations: tuple[Deviations, ...] = Field(
         description="Standard deviations of box deltas (x, y, width, height), stage by stage."
     )
