@@ -160,7 +160,7 @@ def test_a_wrong_dataset_path(trained, tmp_path, command, command_words, path, s
         ((*TINY, "--set", "data.train_split=trian"), "has no split `trian`; it has train, val, test"),
         ((*TINY, "--set", "model.backbone.weights=none.pth"), "model.backbone.weights=none.pth: there is no such file"),
         ((*TINY, "--set", "model.backbone.norm=frozen"), "must learn all its stages and norms"),
-        ((*TINY, "--set", "train.batch_size=3", "--set", "train.accumulate=2"), "train.batch_size 3 cannot be shared"),
+        ((*TINY, "--set", "train.batch_size=3", "--set", "train.accumulate=2"), "train.batch_size 3 cannot be divided"),
     ],
 )
 def test_a_mistake_in_training(dataset, tmp_path, command, words, sentence):
@@ -185,7 +185,7 @@ def test_a_folder_that_holds_a_run_is_left_alone(dataset, trained, command):
     before = listing(trained)
     outcome = command("train", dataset, *TINY, "-o", trained)
     assert outcome.sentence == (
-        f"{trained}: holds a run already; go on with `doublehead resume {trained}`, or give another --output"
+        f"{trained}: already holds a run; resume it with `doublehead resume {trained}`, or give another --output"
     )
     assert listing(trained) == before
 
@@ -220,14 +220,14 @@ def test_weights_of_other_classes(trained, own_dataset, command):
     file.write_text(json.dumps(content))
     outcome = command("evaluate", trained / "best.safetensors", own_dataset, "--device", "cpu")
     assert outcome.sentence.startswith(
-        "the weights know `circle` (id 7), `square` (id 17), `triangle` (id 27), `star` (id 37) and 2 more, but of the "
-        "data's classes not `spiral` (id 99): use weights"
+        "the weights have the classes `circle` (id 7), `square` (id 17), `triangle` (id 27), `star` (id 37) and 2 "
+        "more, but lack `spiral` (id 99) of the data: use weights"
     )
     content["categories"].pop()
     content["categories"][1]["name"] = "spiral"
     file.write_text(json.dumps(content))
     outcome = command("evaluate", trained / "best.safetensors", own_dataset, "--device", "cpu")
-    assert ", but of the data's classes not `spiral` (id 17): use weights" in outcome.sentence
+    assert ", but lack `spiral` (id 17) of the data: use weights" in outcome.sentence
 
 
 class Trap:

@@ -45,4 +45,4 @@ def test_bccd_trains_from_its_folder(tmp_path, command) -> None:
     outcome = command(*words, *flags(SMALL | {"train.steps": 2, "data.val_split": None}))
     assert outcome.code == 0, outcome.err
     assert "205 images" in outcome.err
-    assert "1 boxes without area left out, such as BloodImage_00343" in outcome.err
+    assert "1 boxes without area ignored, such as BloodImage_00343" in outcome.err

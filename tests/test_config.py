@@ -95,7 +95,7 @@ def test_override_leaves_what_it_was_given():
         ({"model.conv_head.blocks": "papr"}, "`model.conv_head`: blocks is a list, or one of paper, mmdetection"),
         ({"model.backbone": "None"}, "settings: `model.backbone`: Input should be a valid dictionary"),
         ({"train": 5}, "settings: `train`: Input should be a valid dictionary"),
-        ({"model.rpn.foreground_iou": 0.1}, "`model.rpn`: background_iou must not lie above foreground_iou"),
+        ({"model.rpn.foreground_iou": 0.1}, "`model.rpn`: background_iou must not exceed foreground_iou"),
         ({"train.steps": 10, "train.epochs": 2}, "give the run's length as steps or as epochs"),
         ({"train.steps": None, "train.epochs": None}, "give the run's length as steps or as epochs"),
     ],

@@ -71,22 +71,24 @@ def require_weights(*paths: str) -> None:
             require_known(path)
 
 
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")]
+Device = Annotated[str, typer.Option(help="Device: auto, cpu, cuda or a card such as cuda:1.")]
 Weights = Annotated[
     str,
     typer.Argument(
-        help="A checkpoint, such as a run's best.safetensors, a published name, or an exported file.",
+        help="Checkpoint, such as a run's best.safetensors, published name, or exported file.",
     ),
 ]
 Data = Annotated[str, typer.Argument(help="Dataset folder or YAML.")]
-Precision = Annotated[str, typer.Option(help="fp32, bf16, fp16, or auto: bf16 if the device supports it.")]
+Precision = Annotated[
+    str, typer.Option(help="Number format: fp32, bf16, fp16, or auto (bf16 if the device supports it).")
+]
 Batch = Annotated[int, typer.Option(help="Images per batch.", min=1)]
 Options = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Inference option, such as score_threshold=0.3; repeatable."),
 ]
 Model = Annotated[str | None, typer.Option(help="Preset or checkpoint, as in `train`; default: double-head-lite.")]
-Recipe = Annotated[str | None, typer.Option(help=f"{', '.join(RECIPES)}; default: chosen by the model.")]
+Recipe = Annotated[str | None, typer.Option(help=f"Recipe: {', '.join(RECIPES)}; default: chosen by the model.")]
 ConfigFile = Annotated[Path | None, typer.Option(help="YAML with any settings, such as a run's config.yaml.")]
 Log = Annotated[list[str] | None, typer.Option(metavar="NAME", help=f"Also log to {', '.join(LOGGERS)}; repeatable.")]
 
@@ -145,7 +147,7 @@ def convert(
         Path, typer.Argument(help="Weights of MMDetection, detectron2, torchvision or the authors; or a checkpoint.")
     ],
     destination: Annotated[
-        Path, typer.Argument(help="The checkpoint to write; with --to, their .pth or .safetensors.")
+        Path, typer.Argument(help="Checkpoint to write; with --to, a .pth or .safetensors for that program.")
     ],
     to: Annotated[str | None, typer.Option(help=f"Write a checkpoint for {', '.join(PROGRAMS)}.")] = None,
     categories: Annotated[
@@ -154,7 +156,11 @@ def convert(
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Such as model.rpn.anchor_sizes=[16,32,64,128,256]."),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Model setting, such as model.rpn.anchor_sizes=[16,32,64,128,256]; repeatable.",
+        ),
     ] = None,
     half: Annotated[bool, typer.Option("--half", help="Write 16-bit weights: half the size.")] = False,
 ) -> None:
@@ -164,7 +170,7 @@ def convert(
         from doublehead.model.interop import convert as interop
 
     if to and half:
-        raise DoubleheadError("--half writes a checkpoint of doublehead; leave out --to")
+        raise DoubleheadError("--half writes a doublehead checkpoint: omit --to")
     if to:
         interop.convert_back(source, destination, to)
         print(f"{destination} holds the weights for {to}")
@@ -175,7 +181,7 @@ def convert(
 
 @app.command()
 def synthesize(
-    directory: Annotated[Path, typer.Argument(help="An empty or new folder.")],
+    directory: Annotated[Path, typer.Argument(help="Empty or new folder.")],
     train: Annotated[int, typer.Option(help="Training images.", min=1)] = 800,
     val: Annotated[int, typer.Option(help="Validation images.", min=0)] = 60,
     test: Annotated[int, typer.Option(help="Test images.", min=0)] = 100,
@@ -212,7 +218,7 @@ def check(
     settings: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="KEY=VALUE", help="A setting of train, such as data.split=[70,20,10]; repeatable."
+            "--set", metavar="KEY=VALUE", help="Setting as in train, such as data.split=[70,20,10]; repeatable."
         ),
     ] = None,
 ) -> None:
@@ -245,7 +251,7 @@ def check(
 @app.command("to-coco")
 def to_coco(
     data: Annotated[str, typer.Argument(help="Dataset in any format: its folder or YAML.")],
-    output: Annotated[Path, typer.Argument(help="An empty or new folder.")],
+    output: Annotated[Path, typer.Argument(help="Empty or new folder.")],
     link: Annotated[bool, typer.Option("--link", help="Link to the images instead of copying them.")] = False,
 ) -> None:
     """Convert a dataset of any format to COCO."""
@@ -277,7 +283,7 @@ def train(
     ] = None,
     recipe: Recipe = None,
     config: ConfigFile = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1")] = None,
+    device: Annotated[str | None, typer.Option(help="Device: auto, cpu, cuda or a card such as cuda:1.")] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as train.epochs=10; repeatable."),
@@ -340,7 +346,7 @@ def find_learning_rate(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for sweep.csv and sweep.png.")] = Path(
         "learning-rate"
     ),
-    steps: Annotated[int, typer.Option(help="Maximum steps; the sweep ends where the loss diverges.", min=20)] = 100,
+    steps: Annotated[int, typer.Option(help="Maximum steps; the sweep ends when the loss diverges.", min=20)] = 100,
     lowest: Annotated[float | None, typer.Option(help="First rate; default: train.lr / 1000.")] = None,
     highest: Annotated[float | None, typer.Option(help="Last rate; default: train.lr * 100.")] = None,
     recipe: Recipe = None,
@@ -350,7 +356,7 @@ def find_learning_rate(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as train.batch_size=8.")
     ] = None,
 ) -> None:
-    """Suggest a learning rate: the loss of a throw-away model at rising rates."""
+    """Suggest a learning rate from the loss of a temporary model at rising rates."""
     require_data(data)
     with _imports():
         from doublehead.config import parse_settings
@@ -370,7 +376,7 @@ def resume(
     other_data: Annotated[bool, typer.Option("--other-data", help="Resume even if the data has changed.")] = False,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="A setting to change, such as train.epochs=60."),
+        typer.Option("--set", metavar="KEY=VALUE", help="Setting to change, such as train.epochs=60; repeatable."),
     ] = None,
     log: Log = None,
 ) -> None:
@@ -400,7 +406,7 @@ def compare_variants(
         list[int] | None, typer.Option("--seed", metavar="SEED", help="Run and compare only this seed; repeatable.")
     ] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting for every run.")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Setting for every run; repeatable.")
     ] = None,
 ) -> None:
     """Train variants with several seeds and compare them: means, deviations, paired differences."""
@@ -465,9 +471,7 @@ def evaluate(
 
 @app.command()
 def calibrate(
-    weights: Annotated[
-        str, typer.Argument(help="A checkpoint, such as a run's best.safetensors, or a published name.")
-    ],
+    weights: Annotated[str, typer.Argument(help="Checkpoint, such as a run's best.safetensors, or published name.")],
     data: Data,
     split: Annotated[str, typer.Option(help="Split to fit on; not the training split.")] = "val",
     output: Annotated[
@@ -528,22 +532,20 @@ def analyze(
 
 @app.command()
 def suggest(
-    weights: Annotated[
-        str, typer.Argument(help="A checkpoint, such as a run's best.safetensors, or a published name.")
-    ],
-    data: Annotated[str, typer.Argument(help="Dataset folder or YAML; or a folder of images without labels.")],
+    weights: Annotated[str, typer.Argument(help="Checkpoint, such as a run's best.safetensors, or published name.")],
+    data: Annotated[str, typer.Argument(help="Dataset folder or YAML, or a folder of images without labels.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the page and tables.")] = Path(
         "suggestions"
     ),
     split: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Look at this split; repeatable. Default: all.")
+        list[str] | None, typer.Option(metavar="NAME", help="Split to examine; repeatable; default: all.")
     ] = None,
     batch_size: Batch = 4,
     device: Device = "auto",
     precision: Precision = "fp32",
     options: Options = None,
 ) -> None:
-    """List the labels that are likely wrong, and the unlabelled images that would teach the model most."""
+    """List labels that are likely wrong, and the unlabelled images that are most useful for training."""
     require_weights(weights)
     require_data(data)
     with _imports():
@@ -572,7 +574,7 @@ def predict(
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Output folder.")] = Path("predictions"),
-    form: Annotated[str, typer.Option("--format", help=f"{', '.join(FORMATS)}.")] = FORMATS[0],
+    form: Annotated[str, typer.Option("--format", help=f"Output format: {', '.join(FORMATS)}.")] = FORMATS[0],
     score: Annotated[
         float | None,
         typer.Option(help="Minimum score; default: the threshold stored in the weights, or 0.5.", min=0, max=1),
@@ -585,7 +587,7 @@ def predict(
         int, typer.Option(help="Images per part; an interruption loses at most one part.", min=1)
     ] = 500,
     shard: Annotated[str, typer.Option(metavar="I/N", help="Process every N-th part, starting with the I-th.")] = "1/1",
-    engine: Annotated[str, typer.Option(help=f"{' or '.join(ENGINES)}.")] = ENGINES[0],
+    engine: Annotated[str, typer.Option(help=f"Engine: {' or '.join(ENGINES)}.")] = ENGINES[0],
     workers: Annotated[int, typer.Option(help="Ray processes that hold a model.", min=1)] = 1,
     tiles: Tiles = None,
     overlap: Overlap = None,
@@ -621,12 +623,13 @@ def predict(
 @app.command()
 def serve(
     weights: Annotated[
-        list[str], typer.Argument(help="A checkpoint, a published name or an exported file; several make an ensemble.")
+        list[str], typer.Argument(help="Checkpoint, published name or exported file; several make an ensemble.")
     ],
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 accepts other machines.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0: any free one.", min=0, max=65535)] = 8000,
     api_key: Annotated[
-        str | None, typer.Option(envvar="DOUBLEHEAD_API_KEY", help="Require this key; prefer the environment variable.")
+        str | None,
+        typer.Option(envvar="DOUBLEHEAD_API_KEY", help="Require this key; preferably set the environment variable."),
     ] = None,
     batch_size: Batch = 4,
     batch_wait: Annotated[float, typer.Option(help="Milliseconds to wait for a batch to fill.")] = 10,
@@ -638,7 +641,7 @@ def serve(
     formats: Annotated[
         str, typer.Option(help="Accepted image formats; gif and tiff may be added.")
     ] = "jpeg,png,webp,bmp",
-    sample: Annotated[Path | None, typer.Option(help="Sample image of the page; default: a drawn one.")] = None,
+    sample: Annotated[Path | None, typer.Option(help="Sample image of the page; default: a generated one.")] = None,
     device: Device = "auto",
     precision: Precision = "fp32",
     tiles: Tiles = None,
@@ -686,7 +689,7 @@ def demo(
 def export(
     weights: Annotated[
         str,
-        typer.Argument(help="A checkpoint, such as a run's best.safetensors, or a published name."),
+        typer.Argument(help="Checkpoint, such as a run's best.safetensors, or published name."),
     ],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Output file: .onnx, or .xml (and .bin) for OpenVINO.")
@@ -720,7 +723,7 @@ def export(
     options_metavar="WHAT ...",
 )
 def benchmark(context: typer.Context) -> None:
-    """Measure time and memory beside torchvision's Faster R-CNN. Needs a checkout of the source."""
+    """Measure time and memory against torchvision's Faster R-CNN. Needs a checkout of the source."""
     run_benchmark(context.args)
 
 

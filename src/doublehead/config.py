@@ -90,7 +90,7 @@ class RPNConfig(Strict):
     )
     aspect_ratios: tuple[Positive, ...] = Field(default=(0.5, 1.0, 2.0), min_length=1)
     anchors: Literal["torchvision", "mmdetection", "authors"] = Field(
-        default="torchvision", description="Whose way of rounding and placing anchors."
+        default="torchvision", description="Program whose rounding and placement of anchors is used."
     )
     foreground_iou: Fraction = 0.7
     background_iou: Fraction = 0.3
@@ -101,10 +101,8 @@ class RPNConfig(Strict):
     before_nms_inference: Count = Field(default=1000, description="Proposals kept per level before NMS.")
     proposals_training: Count = Field(default=2000, description="Proposals kept per image after NMS.")
     proposals_inference: Count = Field(default=1000, description="Proposals kept per image after NMS.")
-    smallest_side: NotNegative = Field(
-        default=1e-3, description="Proposals with a side under it, in pixels, are dropped."
-    )
-    score_threshold: Fraction = Field(default=0.0, description="Least score of a proposal.")
+    smallest_side: NotNegative = Field(default=1e-3, description="Minimum side of a proposal, in pixels.")
+    score_threshold: Fraction = Field(default=0.0, description="Minimum score of a proposal.")
 
     @property
     def sizes(self) -> tuple[tuple[float, ...], ...]:
@@ -119,13 +117,13 @@ class RPNConfig(Strict):
     @model_validator(mode="after")
     def _as_many_on_each_level(self) -> RPNConfig:
         if len({len(level) for level in self.sizes}) > 1:
-            raise ValueError("anchor_sizes: give each level as many sizes as the others")
+            raise ValueError("anchor_sizes: give each level the same number of sizes")
         return self
 
     @model_validator(mode="after")
     def _background_below(self) -> RPNConfig:
         if not self.background_iou <= self.foreground_iou:
-            raise ValueError("background_iou must not lie above foreground_iou")
+            raise ValueError("background_iou must not exceed foreground_iou")
         return self
 
 
@@ -139,7 +137,7 @@ class RoIConfig(Strict):
     positive_fraction: Share = 0.25
     foreground_iou: Fraction = 0.5
     training_proposals: Literal["positives", "all"] = Field(
-        default="positives", description="What a branch that only regresses sees in training."
+        default="positives", description="Proposals that a regress-only branch sees in training."
     )
     regress_iou: Fraction | None = Field(
         default=None,
@@ -158,14 +156,14 @@ class RoIConfig(Strict):
         default="softmax", description="softmax: classes and background compete; sigmoid: each class independently."
     )
     focal_gamma: NotNegative = Field(
-        default=0.0, le=100, description="Focus of the classification loss on hard proposals; 0: none, 2: usual."
+        default=0.0, le=100, description="Exponent of the focal loss on hard proposals; 0: off, 2: usual."
     )
     score_branch: str | None = Field(
-        default=None, description="The one branch whose class scores count, such as fc; None: all of them, fused."
+        default=None, description="Branch that gives the class scores, such as fc; null: all of them, fused."
     )
     box_branch: str | None = Field(
         default=None,
-        description="The branch that gives the boxes, such as conv; None: that of the largest regress weight.",
+        description="Branch that gives the boxes, such as conv; null: the one with the largest regress weight.",
     )
     fusion: Fusion = Field(
         default="complementary", description="How the scores of several classifying branches become one (paper, 4.3)."
@@ -184,20 +182,18 @@ class RoIConfig(Strict):
     nms_iou: Fraction = 0.5
     nms: NMS = Field(
         default="hard",
-        description="hard: NMS drops the lesser of two detections; linear or gaussian: soft-NMS lowers its score.",
+        description="hard: NMS drops the lower-scored of two; linear or gaussian: soft-NMS lowers its score.",
     )
     nms_sigma: Positive = Field(default=0.5, description="Of gaussian soft-NMS: score times exp(-IoU^2 / nms_sigma).")
     nms_across_classes: bool = Field(
         default=False, description="Whether NMS also drops detections that overlap better ones of another class."
     )
-    detections: Count = Field(default=100, description="Best detections kept per image.")
+    detections: Count = Field(default=100, description="Maximum detections per image.")
     calibrated: bool = Field(default=True, description="Apply each branch's temperature and background offset.")
     decision_threshold: Fraction | None = Field(
         default=None, description="Score from which `predict` and `serve` show detections by default; null: 0.5."
     )
-    smallest_side: NotNegative = Field(
-        default=1e-2, description="Detections with a side under it, in pixels, are dropped."
-    )
+    smallest_side: NotNegative = Field(default=1e-2, description="Minimum side of a detection, in pixels.")
 
     @model_validator(mode="after")
     def _own_positives(self) -> RoIConfig:
@@ -211,7 +207,7 @@ class InputConfig(Strict):
 
     short_side: int = Field(default=800, ge=32, lt=2**31, description="Shorter side after resizing.")
     long_side: int = Field(default=1333, ge=32, lt=2**31, description="Maximum longer side.")
-    antialias: bool = Field(default=True, description="Whether resizing averages what it makes smaller.")
+    antialias: bool = Field(default=True, description="Whether shrinking an image averages its pixels.")
     mean: RGB = Field(default=(0.485, 0.456, 0.406), description="Of RGB in 0..1; the default is the backbone's.")
     std: tuple[Positive, Positive, Positive] = Field(default=(0.229, 0.224, 0.225), description="Likewise.")
 
@@ -337,7 +333,7 @@ class InferenceOptions(Strict):
     nms_iou: Fraction = Field(description="IoU above which the lesser of two detections of a class is dropped.")
     nms: NMS = Field(
         default="hard",
-        description="hard: NMS drops the lesser of two detections; linear or gaussian: soft-NMS lowers its score.",
+        description="hard: NMS drops the lower-scored of two; linear or gaussian: soft-NMS lowers its score.",
     )
     nms_sigma: Positive = Field(default=0.5, description="Of gaussian soft-NMS: score times exp(-IoU^2 / nms_sigma).")
     nms_across_classes: bool = Field(
@@ -356,7 +352,7 @@ class InferenceOptions(Strict):
         description="Score from which `predict` and `serve` show detections by default; null: 0.5."
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        default="fp32", description="auto: bf16 where the device computes in it, otherwise fp32."
+        default="fp32", description="auto: bf16 if the device supports it, otherwise fp32."
     )
     classes: tuple[Count, ...] | None = Field(default=None, description="Labels 1..C to find; null: all.")
     tiles: int | None = Field(
@@ -426,7 +422,7 @@ def with_options(model: ModelConfig, settings: Mapping[str, Any]) -> ModelConfig
     """
     given = option_names(settings)
     if others := [name for name in given if name not in IN_MODEL]:
-        raise DoubleheadError(f"`{others[0]}` is no setting of a model; give it where the model is loaded")
+        raise DoubleheadError(f"`{others[0]}` is not a setting of a model; give it when the model is loaded")
     try:
         return ModelConfig.model_validate(override(model.model_dump(), {IN_MODEL[n]: v for n, v in given.items()}))
     except ValidationError as error:
@@ -518,7 +514,7 @@ class SplitConfig(Strict):
     shares: tuple[float, ...] = Field(
         default=(0.8, 0.1, 0.1), min_length=2, max_length=3, description="Shares of train, val and test, in proportion."
     )
-    seed: int = Field(default=0, ge=0, lt=2**63, description="Another seed gives another choice of images.")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of the split; another seed selects other images.")
     turn: float = Field(
         default=0.0,
         ge=0,
@@ -535,7 +531,7 @@ class SplitConfig(Strict):
     @classmethod
     def _of_something(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
         if not all(0 <= share < 1e9 for share in shares) or shares[0] == 0:
-            raise ValueError("shares must be numbers from 0 up, and that of train more than 0")
+            raise ValueError("shares must be numbers of at least 0, and more than 0 for train")
         return shares
 
     @property
@@ -570,7 +566,7 @@ class DataConfig(Strict):
     )
     repeat_threshold: Share | None = Field(
         default=None,
-        description="Show images more often that have a class which less than this share of images has; null: off.",
+        description="Show images more often if they have a class that fewer than this share of images has; null: off.",
     )
     image_weights: bool = Field(
         default=False, description="Show images in proportion to their `weight` in the annotations."
@@ -582,10 +578,10 @@ class DataConfig(Strict):
         default=LOADER_TIMEOUT,
         ge=0,
         le=1e6,
-        description="Longest wait for a batch from a loader process, in seconds; 0: none.",
+        description="Maximum wait for a batch from a loader process, in seconds; 0: no limit.",
     )
     check: Literal["decode", "header", "none"] = Field(
-        default="decode", description="How every image is looked at before training starts."
+        default="decode", description="How every image is checked before training starts."
     )
 
     @field_validator("path")
@@ -598,7 +594,7 @@ class TrainConfig(Strict):
     """How the model learns."""
 
     weights: str | None = Field(
-        default=None, description="A checkpoint to start from; predictors of classes that differ start anew."
+        default=None, description="Checkpoint to start from; predictors of other classes are initialised at random."
     )
     grow_from: str | None = Field(
         default=None,
@@ -626,9 +622,9 @@ class TrainConfig(Strict):
     epochs: Positive | None = Field(default=None, description="or in epochs. Exactly one of the two is set.")
     batch_size: Count = Field(default=16, description="Images per step, over all ranks and accumulation.")
     accumulate: Count = Field(default=1, description="Forward passes per step, to save memory.")
-    clip_norm: Positive | None = Field(default=None, description="Largest norm of the gradient; null: no limit.")
+    clip_norm: Positive | None = Field(default=None, description="Maximum norm of the gradient; null: no limit.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        default="auto", description="auto: bf16 where the device computes in it, otherwise fp32."
+        default="auto", description="auto: bf16 if the device supports it, otherwise fp32."
     )
     ema: float | None = Field(default=None, gt=0, lt=1, description="Decay of the weights' moving average; null: none.")
     seed: int = Field(default=0, ge=0, lt=2**32)
@@ -640,31 +636,34 @@ class TrainConfig(Strict):
         default=None,
         description="Weights in the classification loss, such as {cat: 2.0}, others 1; balanced: by inverse frequency.",
     )
-    validation_loss: bool = Field(default=True, description="Measure the losses on the val split too.")
+    validation_loss: bool = Field(default=True, description="Also compute the losses on the val split.")
     metric: str = Field(
-        default="AP", description="What decides which weights are the best: AP, AP50, AP75, loss, or a class's name."
+        default="AP", description="Metric that selects the best weights: AP, AP50, AP75, loss, or a class's name."
     )
     patience: Count | None = Field(
-        default=None, description="Stop after so many validations in a row that do not improve `metric`; null: never."
+        default=None,
+        description="Stop after this number of validations in a row without improvement of `metric`; null: never.",
     )
-    save_minutes: Positive = Field(default=10.0, description="Longest time between two savings of `last`.")
+    save_minutes: Positive = Field(default=10.0, description="Maximum minutes between two savings of `last`.")
     skip_not_finite: int = Field(
         default=0,
         ge=0,
         lt=2**31,
-        description="Steps skipped for a loss or gradient that is not finite before the run ends.",
+        description="Maximum steps skipped for a loss or gradient that is not finite.",
     )
     timeout: float = Field(
-        default=1800.0, gt=0, le=1e6, description="Longest wait for another process of the run, in seconds."
+        default=1800.0, gt=0, le=1e6, description="Maximum wait for another process of the run, in seconds."
     )
     sync_batch_norm: bool = Field(
         default=False, description="Share the backbone's batch statistics among the processes of a run; needs CUDA."
     )
     checkpoint_backbone: bool = Field(
-        default=False, description="Compute the backbone's blocks twice instead of keeping what is inside them."
+        default=False, description="Compute the backbone's blocks twice instead of storing their activations."
     )
     log_every: Count = Field(default=20, description="Steps between rows of training.csv.")
-    recorders: tuple[str, ...] = Field(default=("csv",), description="Rows of RECORDERS that follow the run.")
+    recorders: tuple[str, ...] = Field(
+        default=("csv",), description="Recorders of the run: names of rows of RECORDERS."
+    )
 
     @field_validator("weights")
     @classmethod
@@ -697,9 +696,7 @@ class TrainConfig(Strict):
     @model_validator(mode="after")
     def _one_start(self) -> TrainConfig:
         if self.weights and self.grow_from:
-            raise ValueError(
-                "weights continue a trained model, grow_from gives a new one parts of another: set one of the two"
-            )
+            raise ValueError("weights starts from a whole model and grow_from takes parts of one: set only one of them")
         return self
 
     @model_validator(mode="after")

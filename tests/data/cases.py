@@ -533,7 +533,7 @@ def cvat_images(root: Path) -> None:
     put(root / "annotations.xml", cvat_xml(cvat_image(save(root / f"images/p{k}.png", k), k) for k in ALL))
 
 
-@case(BOTH, "polygons reduced to the box around them", "annotations without a box left out (polyline)")
+@case(BOTH, "polygons reduced to the box around them", "annotations without a box ignored (polyline)")
 def cvat_images_with_subsets(root: Path) -> None:
     polygon = '<polygon label="{0}" points="{1},{2};{3},{2};{3},{4}"/>'
     images = []
@@ -571,7 +571,7 @@ def labelme_in_folders(root: Path) -> None:
             save(root / split / f"img/p{k}.png", k)
 
 
-@case(WHOLE, "polygons reduced to the box around them", "annotations without a box left out (point)")
+@case(WHOLE, "polygons reduced to the box around them", "annotations without a box ignored (point)")
 def labelme_shapes(root: Path) -> None:
     def shapes(k: int) -> dict[str, Any]:
         polygons = [
@@ -649,7 +649,7 @@ def csv_automl(root: Path) -> None:
     put(root / "export.csv", csv_lines(TRAIN, row, "TRAIN") + csv_lines(VAL, row, "VALIDATION"))
 
 
-@case(BOTH, "boxes of images that are not in the folder left out")
+@case(BOTH, "boxes of images that are not in the folder ignored")
 def open_images(root: Path) -> None:
     head = (
         "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,IsDepiction,IsInside"

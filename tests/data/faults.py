@@ -300,9 +300,9 @@ def _(root: Path) -> None:
 # COCO, warnings
 
 for what, says, bbox in (
-    ("box of no width", "boxes without area left out", [5, 5, 0, 4]),
-    ("box of negative height", "boxes without area left out", [5, 5, 4, -3]),
-    ("box outside the image", "boxes outside the image left out", [50, 5, 4, 4]),
+    ("box of no width", "boxes without area ignored", [5, 5, 0, 4]),
+    ("box of negative height", "boxes without area ignored", [5, 5, 4, -3]),
+    ("box outside the image", "boxes outside the image ignored", [50, 5, 4, 4]),
     ("box past the edge", "boxes past the image's edge clipped for training", [30, 3, 20, 9]),
     ("box of one pixel", "boxes under 2 pixels", [30, 3, 1, 1]),
     ("box over the whole image", "boxes over the whole image", [0, 0, 40, 30]),
@@ -336,7 +336,7 @@ def _(root: Path) -> None:
         ]), split)  # fmt: skip
 
 
-@fault("COCO", "category 0 of Roboflow, parent of the others", "placeholder category left out")
+@fault("COCO", "category 0 of Roboflow, parent of the others", "placeholder category ignored")
 def _(root: Path) -> None:
     for split in NAMES:
         edit(root, lambda values: (
@@ -399,14 +399,14 @@ def _(root: Path) -> None:
     (root / "annotations" / "instances_val.json").unlink()
 
 
-@image("COCO", "EXIF orientation, with the size as seen", "images turned upright by their EXIF orientation")
+@image("COCO", "EXIF orientation, with the size as seen", "images rotated upright by their EXIF orientation")
 def _(file: Path) -> None:
     turned(file, Image.open(file).transpose(Image.Transpose.ROTATE_90))
 
 
 for mode in ("L", "P", "RGBA", "CMYK", "I;16"):
 
-    @image("COCO", f"image of mode {mode}", "images of other colours, turned into RGB")
+    @image("COCO", f"image of mode {mode}", "images of other colour modes, converted to RGB")
     def _(file: Path, mode: str = mode) -> None:
         if mode == "I;16":
             pixels = np.random.default_rng(1).integers(0, 65536, (HEIGHT, WIDTH), dtype=np.uint16)
@@ -421,7 +421,7 @@ def _(file: Path) -> None:
     frames[0].save(file, "TIFF", save_all=True, append_images=frames[1:])
 
 
-@image("COCO", "image of one colour", "images of one colour alone")
+@image("COCO", "image of one colour", "images of a single colour")
 def _(file: Path) -> None:
     Image.new("RGB", (WIDTH, HEIGHT), "black").save(file)
 
@@ -475,7 +475,7 @@ def _(root: Path) -> None:
 
 
 for what, says, text in (
-    ("box with xmin = xmax", "boxes without area left out", thing("red", 5, 5, 5, 9)),
+    ("box with xmin = xmax", "boxes without area ignored", thing("red", 5, 5, 5, 9)),
     ("class in other letters", "classes whose names differ little or not at all", thing("Red", 5, 20, 12, 28)),
 ):
 
@@ -520,8 +520,8 @@ for what, text, says in (
     ("line of four numbers", "0 0.5 0.5 0.1", "has 4 numbers"),
     ("line with a confidence", "0 0.5 0.5 0.1 0.1 0.9", "a confidence behind the box has no place in labels"),
     ("coordinates in pixels", "0 20 15 10 10", "coordinates are fractions of the image's size, not pixels"),
-    ("coordinate that is no number", "0 0.5 0.5 0.1 wide", "which is no finite number"),
-    ("coordinate that is NaN", "0 0.5 0.5 0.1 nan", "which is no finite number"),
+    ("coordinate that is no number", "0 0.5 0.5 0.1 wide", "which is not a finite number"),
+    ("coordinate that is NaN", "0 0.5 0.5 0.1 nan", "which is not a finite number"),
 ):
     fault("YOLO", what, says, error=True)(lambda root, text=text: lines(root, text))
 
@@ -554,8 +554,8 @@ def _(root: Path) -> None:
 for what, says, text in (
     ("polygon", "polygons reduced to the box around them", "0 0.5 0.5 0.6 0.5 0.6 0.8"),
     ("oriented box", "four corners reduced to the upright box around them", "0 0.6 0.1 0.8 0.2 0.75 0.4 0.55 0.3"),
-    ("box of no height", "boxes without area left out", "0 0.5 0.5 0.1 0"),
-    ("box outside the image", "boxes outside the image left out", "0 1.5 0.5 0.1 0.1"),
+    ("box of no height", "boxes without area ignored", "0 0.5 0.5 0.1 0"),
+    ("box outside the image", "boxes outside the image ignored", "0 1.5 0.5 0.1 0.1"),
     ("box past the edge", "boxes past the image's edge clipped for training", "0 0.95 0.2 0.3 0.2"),
 ):
     fault("YOLO", what, says)(lambda root, text=text: lines(root, text))

@@ -93,7 +93,7 @@ def test_the_page_shows_suspects_and_needs_no_other_file(tmp_path, command):
     assert f"the page is {page}\n" in outcome.out
     assert [file.name for file in (tmp_path / "report").iterdir()] == ["index.html"]
     text = page.read_text()
-    for words in ("boxes without area left out", "Boxes of each class", "&lt;b&gt;[/red]&amp;", "32 to 64"):
+    for words in ("boxes without area ignored", "Boxes of each class", "&lt;b&gt;[/red]&amp;", "32 to 64"):
         assert words in text
     assert "<b>" not in text
     assert text.count("data:image/jpeg;base64,") == 3
@@ -133,9 +133,9 @@ def test_every_fault_is_counted_not_the_first_alone(tmp_path, command):
     assert counts == {
         ("train", "annotations of unknown categories"): 7,
         ("train", "images missing"): 3,
-        ("val", "files that are no images"): 1,
+        ("val", "files that are not images"): 1,
     }
-    assert "errors to mend before training: 11; warnings: " in outcome.out
+    assert "errors to fix before training: 11; warnings: " in outcome.out
 
 
 def test_a_path_without_a_dataset(tmp_path, command):

@@ -124,7 +124,7 @@ def test_check_compares_sizes_and_knows_an_exchange(tmp_path, how):
     path = picture(tmp_path / "x.png")
     with pytest.raises(DoubleheadError, match=r"x.png: is 40x30, but the annotations say 30x40; .* EXIF"):
         check_images([record(path, 30, 40)], how)
-    with pytest.raises(DoubleheadError, match=r"x.png: is 40x30, but the annotations say 80x60; put back"):
+    with pytest.raises(DoubleheadError, match=r"x.png: is 40x30, but the annotations say 80x60; restore"):
         check_images([record(path, 80, 60)], how)
 
 

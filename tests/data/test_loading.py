@@ -109,7 +109,7 @@ def test_ranks_share_out_each_global_batch(split):
     for step, (_, targets) in enumerate(whole):
         parts = [t["index"] for rank in ranks for _, ts in rank[2 * step : 2 * step + 2] for t in ts]
         assert parts == [t["index"] for t in targets]
-    with pytest.raises(DoubleheadError, match=r"train\.batch_size 4 cannot be shared among 3 processes"):
+    with pytest.raises(DoubleheadError, match=r"train\.batch_size 4 cannot be divided among 3 processes"):
         batches(split, world=3, micro=1)
 
 

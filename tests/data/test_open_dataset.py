@@ -87,7 +87,7 @@ def test_yaml_names_format_and_splits(tmp_path):
         ("format: coco\nparts: {}\n", "unknown key `parts`"),
         ("format: coco\nsplits: {train: {annotation: x, images: y}}\n", "unknown key `splits.train.annotation`"),
         ("format: yolov9\nsplits: {}\n", "`format` must be coco or voc, not 'yolov9'"),
-        ("format: voc\nroot: gone\nsplits: {train: x}\n", "`root` names .*gone, which is no folder"),
+        ("format: voc\nroot: gone\nsplits: {train: x}\n", "`root` names .*gone, which is not a folder"),
         ("format: voc\nsplits: {}\n", "`splits` is empty"),
         ("- a list", "must hold"),
         ("[" * 100_000, "cannot be read as YAML"),
@@ -121,5 +121,5 @@ def test_summary_tells_counts_and_findings(tmp_path):
     coco(tmp_path / "instances.json", [image(1), image(2)], annotations, CATS)
     assert summary(open_dataset(tmp_path).read("all")).splitlines() == [
         "all: 2 images, 1 boxes of 1 classes, 1 images without boxes, 1 crowds or difficult objects",
-        "  1 boxes without area left out, such as 1.png, annotation 2",
+        "  1 boxes without area ignored, such as 1.png, annotation 2",
     ]

@@ -168,6 +168,6 @@ def test_it_trains_resumes_and_is_measured_as_files_are(dataset: Path, tmp_path:
     assert measured.metrics["AP"] == doublehead.evaluate(files, dataset, device="cpu").metrics["AP"]
     assert doublehead.resume(tmp_path / "own", data=own) == best
     other = {"train": of_files(dataset, "val"), "val": own["val"]}
-    with pytest.raises(DoubleheadError, match="train data is not what it was"):
+    with pytest.raises(DoubleheadError, match="train data has changed"):
         doublehead.resume(tmp_path / "own", data=other)
     assert json.loads((tmp_path / "own" / "environment.json").read_text())

@@ -35,8 +35,8 @@ def test_boxes_without_area_are_left_out_and_counted(tmp_path):
     annotations = [box(i, 1, 3, bbox) for i, bbox in enumerate(edges, start=1)]
     split = read_coco("train", coco(tmp_path / "a.json", [image(1)], annotations, CATS), tmp_path)
     assert split.records[0].boxes.tolist() == [[5, 5, 6, 6]]
-    assert split.findings.counts == {"boxes without area left out": 2, "boxes outside the image left out": 2}
-    assert split.findings.by_kind["boxes without area left out"].places[0].text == "1.png, annotation 1"
+    assert split.findings.counts == {"boxes without area ignored": 2, "boxes outside the image ignored": 2}
+    assert split.findings.by_kind["boxes without area ignored"].places[0].text == "1.png, annotation 1"
 
 
 def test_boxes_past_the_edge_are_kept_as_annotated_clipped_for_training_and_counted(tmp_path):
@@ -61,7 +61,7 @@ def test_roboflows_placeholder_is_left_out_only_where_it_is_one(tmp_path):
     split = read_coco("train", coco(tmp_path / "a.json", [image(1)], [box(1, 1, 1, [1, 1, 5, 5])], cells), tmp_path)
     assert split.categories.ids == (1, 2)
     assert split.records[0].labels.tolist() == [1]
-    assert "placeholder category left out" in split.findings.counts
+    assert "placeholder category ignored" in split.findings.counts
 
     used = coco(tmp_path / "used.json", [image(1)], [box(1, 1, 0, [1, 1, 5, 5])], cells)
     assert read_coco("train", used, tmp_path).categories.ids == (0, 1, 2)

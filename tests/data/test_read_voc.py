@@ -44,7 +44,7 @@ def test_difficult_is_crowd_zero_area_is_left_out_and_parts_are_no_objects(tmp_p
     split = read(voc(tmp_path, {"a": xml(objects)}, {"train": "a"}))
     assert split.records[0].crowd.tolist() == [True, False, False]
     assert split.findings.counts == {
-        "boxes without area left out": 1,
+        "boxes without area ignored": 1,
         "boxes past the image's edge clipped for training": 1,
     }
     assert split.categories.names == ("man",)

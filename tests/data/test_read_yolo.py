@@ -110,9 +110,9 @@ def test_folders_within_folders_are_searched(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("path: gone\ntrain: pictures\nnames: [a]\n", "`path` names .*gone, which is no folder"),
+        ("path: gone\ntrain: pictures\nnames: [a]\n", "`path` names .*gone, which is not a folder"),
         ("path: [3]\ntrain: images\nnames: [a]\n", "`path` must be a folder, not "),
-        ("train: {a: b}\nnames: [a]\n", "`train` must be a folder or a list of such"),
+        ("train: {a: b}\nnames: [a]\n", "`train` must be a folder or a list of folders"),
         ("train: images\nnames: [a]\nnc: many\n", "`nc` must be the number of classes"),
         ("train: images\nnames: [a, [b]]\n", "class 1 under `names` needs a name"),
     ],

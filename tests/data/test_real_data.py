@@ -12,7 +12,7 @@ def test_bccd(shared):
     dataset = open_dataset(shared / "bccd")
     splits = {name: dataset.read(name) for name in ("train", "val", "test")}
     assert {name: len(split.records) for name, split in splits.items()} == {"train": 205, "val": 87, "test": 72}
-    kind = "boxes without area left out"
+    kind = "boxes without area ignored"
     findings = [split.findings.by_kind[kind] for split in splits.values() if kind in split.findings.by_kind]
     left_out = sorted(place.text for finding in findings for place in finding.places)
     assert left_out == ["BloodImage_00338.jpg (RBC)", "BloodImage_00343.jpg (RBC)"]
@@ -27,7 +27,7 @@ def test_check_finds_what_is_known_of_bccd(shared):
     places = defaultdict(list)
     for _, finding in found.rows:
         places[finding.kind] += [place.text for place in finding.places]
-    assert sorted(places["boxes without area left out"]) == ["BloodImage_00338.jpg (RBC)", "BloodImage_00343.jpg (RBC)"]
+    assert sorted(places["boxes without area ignored"]) == ["BloodImage_00338.jpg (RBC)", "BloodImage_00343.jpg (RBC)"]
     unlabelled = places["images that look unlabelled"]
     assert len(unlabelled) == 15
     assert all("no `RBC`" in text for text in unlabelled)

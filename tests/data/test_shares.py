@@ -95,7 +95,7 @@ def test_findings_go_with_their_images_and_others_to_train(tmp_path):
     dataset = open_dataset(tmp_path)
     for name in dataset.splits:
         split = dataset.look(name)
-        assert split.findings.counts["boxes without area left out"] == len(split.records)
+        assert split.findings.counts["boxes without area ignored"] == len(split.records)
         assert ("annotations of unknown images" in split.findings.counts) == (name == "train")
 
 

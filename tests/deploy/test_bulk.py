@@ -217,14 +217,14 @@ def test_a_part_that_is_there_is_not_done_again(photos, bulk, tmp_path, monkeypa
 def test_a_folder_of_something_else_is_refused(checkpoint, photos, bulk, tmp_path, command):
     output = tmp_path / "out"
     assert bulk(photos, output).code == 0
-    mend = ": give what it was begun with to go on, or another --output"
-    assert bulk(photos, output, "--score", 0.2).sentence == f"{output}: was begun with score 0.1, not 0.2{mend}"
+    mend = ": use the same to resume, or give another --output"
+    assert bulk(photos, output, "--score", 0.2).sentence == f"{output}: was started with score 0.1, not 0.2{mend}"
     other = bulk(photos, output, "--part-size", 5)
-    assert other.sentence == f"{output}: was begun with part size 4, not 5{mend}"
+    assert other.sentence == f"{output}: was started with part size 4, not 5{mend}"
     assert "other sources" in bulk(tar_of(tmp_path / "a.tar", MANY), output).sentence
     tampered = json.loads((output / "_plan.json").read_text()) | {"weights": "0"}
     (output / "_plan.json").write_text(json.dumps(tampered))
-    assert bulk(photos, output).sentence == f"{output}: was begun with other weights{mend}"
+    assert bulk(photos, output).sentence == f"{output}: was started with other weights{mend}"
     (output / "_plan.json").unlink()
     assert bulk(photos, output).sentence == f"{output}: has parts, but no _plan.json; give another --output"
 
@@ -242,7 +242,7 @@ def test_sources_that_change_meanwhile_are_noticed(tmp_path):
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda path: path.write_bytes(b"no tar" * 200), "is damaged, cut short or no plain tar"),
+        (lambda path: path.write_bytes(b"no tar" * 200), "is damaged, truncated or not an uncompressed tar"),
         (lambda path: tar_of(path, 0), "holds no image"),
     ],
 )
@@ -256,7 +256,7 @@ def test_a_bad_tar_is_named_before_the_work_begins(photos, bulk, tmp_path, make,
 def test_a_tar_cut_short_is_named(bulk, tmp_path):
     tar = tar_of(tmp_path / "a.tar", 4)
     tar.write_bytes(tar.read_bytes()[:2200])
-    assert bulk(tar, tmp_path / "out").sentence.startswith(f"{tar}: is damaged, cut short or no plain tar")
+    assert bulk(tar, tmp_path / "out").sentence.startswith(f"{tar}: is damaged, truncated or not an uncompressed tar")
 
 
 def test_which_column_holds_the_images(bulk, tmp_path):
@@ -264,21 +264,21 @@ def test_which_column_holds_the_images(bulk, tmp_path):
     pq.write_table(pa.table({"front": one, "back": one, "id": [1]}), tmp_path / "t.parquet")
     table = tmp_path / "t.parquet"
     assert bulk(table, tmp_path / "o").sentence.endswith(
-        "which column holds the images? give --column, one of front, back"
+        "several columns may hold the images; choose one with --column: front, back"
     )
     assert bulk(table, tmp_path / "o", "--column", "id").sentence.startswith(f"{table}: has no column `id` of bytes")
     assert bulk(table, tmp_path / "o", "--column", "back").code == 0
     pq.write_table(pa.table({"id": [1]}), table)
     assert bulk(table, tmp_path / "p").sentence.startswith(f"{table}: has no column `image` of bytes")
     table.write_bytes(b"PAR1 no")
-    assert bulk(table, tmp_path / "p").sentence.startswith(f"{table}: is damaged or no Parquet file")
+    assert bulk(table, tmp_path / "p").sentence.startswith(f"{table}: is damaged or not a Parquet file")
 
 
 def test_mistakes_in_the_options(photos, bulk, tmp_path):
     output = tmp_path / "out"
-    assert bulk(photos, output, form="csv").sentence == f"--format csv: there are {', '.join(FORMATS)}"
-    assert bulk(photos, output, "--engine", "spark").sentence == "--engine spark: there are plain and ray"
-    assert bulk(photos, output, "--workers", 2).sentence.startswith("--workers goes with --engine ray")
+    assert bulk(photos, output, form="csv").sentence == f"--format csv: is unknown; use {', '.join(FORMATS)}"
+    assert bulk(photos, output, "--engine", "spark").sentence == "--engine spark: is unknown; use plain or ray"
+    assert bulk(photos, output, "--workers", 2).sentence.startswith("--workers needs --engine ray")
     assert bulk(photos, output, "--shard", "3/2").sentence.startswith("--shard 3/2: write i/n")
     assert "--format parquet or coco" in bulk(photos, output, "--shard", "1/2", form="pictures").sentence
 

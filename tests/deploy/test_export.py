@@ -193,17 +193,17 @@ def test_what_finds_something_else_is_not_kept(trained, tmp_path, command, ready
     weights = {key: value * (0.5 if "regressor" in key else 1) for key, value in checkpoint.weights.items()}
     save_checkpoint(tmp_path / "other.safetensors", checkpoint.config, checkpoint.categories, weights, {})
     sentence = command("export", tmp_path / "other.safetensors", "-o", tmp_path / "a.onnx").sentence
-    assert sentence.startswith(f"{tmp_path / 'a.onnx'} was not written: it finds something else than the checkpoint")
+    assert sentence.startswith(f"{tmp_path / 'a.onnx'} was not written: it finds other detections than the checkpoint")
     assert [file.name for file in tmp_path.iterdir()] == ["other.safetensors"]
 
 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("-o", "a.onnx", "--format", "openvino"), "a.onnx: the file to write must end in .xml"),
-        (("-o", "a.pt"), "a.pt: the file to write must end in .onnx, or in .xml for OpenVINO"),
-        (("-o", "a.onnx", "--format", "tflite"), "--format tflite: is not known; use onnx or openvino"),
-        (("-o", "a.onnx", "--int8", "data"), "a.onnx: int8 is written for OpenVINO alone; give a file that ends in"),
+        (("-o", "a.onnx", "--format", "openvino"), "a.onnx: the output file must end in .xml"),
+        (("-o", "a.pt"), "a.pt: the output file must end in .onnx, or in .xml for OpenVINO"),
+        (("-o", "a.onnx", "--format", "tflite"), "--format tflite: is unknown; use onnx or openvino"),
+        (("-o", "a.onnx", "--int8", "data"), "a.onnx: int8 is available only for OpenVINO; give a file that ends in"),
         (("-o", "a.onnx", "--images", "none.jpg"), "none.jpg: no image found there"),
     ],
 )
@@ -230,11 +230,11 @@ def test_without_the_runtime(files, dataset, monkeypatch, command, kind, module)
 def test_what_an_exported_file_cannot_do(trained, files, dataset, command, kind):
     path = files[kind]
     outcome = command("predict", path, dataset / "test", "--precision", "bf16")
-    assert outcome.sentence.startswith(f"{path}: was exported in its own precision")
+    assert outcome.sentence.startswith(f"{path}: its precision was fixed at export")
     for words in (("analyze", path, dataset), ("benchmark", "owners", path, dataset)):
-        assert command(*words).sentence == f"{path}: was exported and cannot be looked into; give its checkpoint"
+        assert command(*words).sentence == f"{path}: is exported and cannot be inspected; give its checkpoint"
     sentence = command("train", dataset, "--model", path).sentence
-    assert "is exported, for `predict` and `evaluate` alone; give its checkpoint" in sentence
+    assert "is exported and works only with `predict` and `evaluate`; give its checkpoint" in sentence
     with pytest.raises(DoubleheadError, match="--device cpu"):
         doublehead.load(path, "cuda:0")
 
@@ -305,7 +305,7 @@ def test_damaged_and_foreign_files(files, dataset, tmp_path, command):
     value = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
     foreign = onnx.helper.make_model(onnx.helper.make_graph([node], "g", value[:1], value[1:]), ir_version=10)
     contents = {
-        "is damaged or no ONNX model": (whole[: len(whole) // 2], b"", np.random.default_rng(0).bytes(3000)),
+        "is damaged or not an ONNX model": (whole[: len(whole) // 2], b"", np.random.default_rng(0).bytes(3000)),
         "is a model, but not one that `doublehead export` wrote": (foreign.SerializeToString(),),
     }
     for start, several in contents.items():
@@ -314,9 +314,9 @@ def test_damaged_and_foreign_files(files, dataset, tmp_path, command):
             assert sentence("a.onnx").startswith(f"{tmp_path / 'a.onnx'}: {start}")
     assert "there is no such file" in sentence("none.xml")
     (tmp_path / "a.xml").write_bytes(files["openvino"].read_bytes())
-    assert "its weights, a.bin, do not lie beside it" in sentence("a.xml")
+    assert "its weights, a.bin, are missing beside it" in sentence("a.xml")
     (tmp_path / "a.bin").write_bytes(b"")
-    assert "is damaged or no OpenVINO model" in sentence("a.xml")
+    assert "is damaged or not an OpenVINO model" in sentence("a.xml")
 
 
 def test_an_exported_file_sees_tiles_and_mirrored_images(files, dataset):

@@ -170,7 +170,7 @@ def test_from_a_repository_once_and_then_offline(checkpoint, photo, tmp_path, st
     where = {"cache_dir": tmp_path / "cache", "device": "cpu"}
     expected = HubPredictor(checkpoint, device="cpu").predict(photo)
     assert HubPredictor.from_pretrained("me/pets", revision="v1", **where).predict(photo) == expected
-    with pytest.raises(doublehead.DoubleheadError, match="me/pets: the Hugging Face Hub did not help"):
+    with pytest.raises(doublehead.DoubleheadError, match="me/pets: the Hugging Face Hub request failed"):
         HubPredictor.from_pretrained("me/pets", revision="v2", **where)
     stub.shutdown()
     stub.server_close()
@@ -180,7 +180,7 @@ def test_from_a_repository_once_and_then_offline(checkpoint, photo, tmp_path, st
 
 @pytest.mark.parametrize(
     ("name", "sentence"),
-    [("me/pets", "me/pets: the Hugging Face Hub did not help"), ("no where", "no where: the Hugging Face Hub")],
+    [("me/pets", "me/pets: the Hugging Face Hub request failed"), ("no where", "no where: the Hugging Face Hub")],
 )
 def test_offline_and_unknown_names_end_in_a_sentence(tmp_path, name, sentence):
     with pytest.raises(doublehead.DoubleheadError, match=sentence):

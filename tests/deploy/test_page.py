@@ -155,7 +155,9 @@ def test_a_broken_file_gives_the_message(opened, address):
     assert page.locator("#problem").inner_text().startswith("half.png: is damaged or cut short")
     assert page.locator("#boxes g.frame").count() == 0
     choose(page, b"no image", "notes.txt")
-    page.wait_for_function("() => document.getElementById('problem').textContent.startsWith('notes.txt: is no image')")
+    page.wait_for_function(
+        "() => document.getElementById('problem').textContent.startsWith('notes.txt: is not an image')"
+    )
     choose(page, encoded(picture(), "PNG"))
     assert boxes(page)
     assert page.locator("#problem").is_hidden()

@@ -100,7 +100,7 @@ def test_candidates_suppressed_by_the_client_are_the_servers_answer(client):
     [
         ("scores=conv", "scores=conv: this model's conv-head never learnt to classify; choose fc"),
         ("boxes=fc", "boxes=fc: this model's fc-head never learnt to regress boxes; choose conv"),
-        ("scores=fused", "scores=fused: there is nothing to fuse, since the fc-head alone classifies in this model"),
+        ("scores=fused", "scores=fused: there is nothing to fuse: only the fc-head classifies in this model"),
         ("boxes=fused", "boxes=fused: this model has no such head; choose conv"),
     ],
 )

@@ -260,8 +260,8 @@ def test_a_missing_extra_is_named(weights, command, monkeypatch, module):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("--host", "256.0.0.1"), "256.0.0.1:8000: cannot be listened on"),
-        (("--queue", 2, "--max-images", 4), "max_images 4 would never fit into a queue of 2"),
+        (("--host", "256.0.0.1"), "256.0.0.1:8000: the server cannot listen there"),
+        (("--queue", 2, "--max-images", 4), "max_images 4 must not exceed the queue of 2"),
         (("--api-key", ""), "the server's settings: `api_key`"),
         (("--formats", "jpeg,pdf"), "the server's settings: `formats.1`"),
     ],
@@ -274,7 +274,7 @@ def test_a_port_in_use(weights, command):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         sentence = command("serve", weights, "--port", port).sentence
-    assert sentence.startswith(f"127.0.0.1:{port}: cannot be listened on (Address already in use)")
+    assert sentence.startswith(f"127.0.0.1:{port}: the server cannot listen there (Address already in use)")
 
 
 def test_closing_finishes_what_was_taken(weights):

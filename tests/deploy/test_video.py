@@ -112,8 +112,8 @@ def test_what_was_done_of_a_broken_video_is_kept(checkpoint, tmp_path, command, 
     outcome = command("predict", checkpoint, path, "-o", tmp_path / "out", "--device", "cpu")
     done = len(frames(tmp_path / "out" / "clip.mp4"))
     assert 1 <= done < FRAMES
-    assert outcome.sentence.startswith(f"{path}: breaks off")
-    assert outcome.sentence.endswith(f"; the {done} frames before are done")
+    assert outcome.sentence.startswith(f"{path}: ends early")
+    assert outcome.sentence.endswith(f"; the {done} frames before it are saved")
     assert len(json.loads((tmp_path / "out" / "clip.json").read_text())["images"]) == done
 
 
@@ -121,7 +121,7 @@ def test_no_video_is_named_and_the_others_are_done(checkpoint, tmp_path, command
     bad, good, namesake = tmp_path / "bad.mp4", film(tmp_path / "good.mp4"), film(tmp_path / "good.mkv")
     bad.write_text("no video")
     outcome = command("predict", checkpoint, bad, good, namesake, "-o", tmp_path / "out", "--device", "cpu")
-    assert outcome.sentence.startswith(f"{bad}: is no video that can be read")
+    assert outcome.sentence.startswith(f"{bad}: is not a video that can be read")
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
         "good-2.json",
         "good-2.mp4",
@@ -137,8 +137,8 @@ def test_mistakes(checkpoint, tmp_path, command, monkeypatch):
     assert outcome.sentence == f"{tmp_path}: holds the video to predict on; give another --output"
     assert path.read_bytes() == before
     words = ("predict", checkpoint, path, "-o", tmp_path / "out", "--device", "cpu")
-    assert command(*words, "--format", "parquet").sentence.startswith("videos go one after the other")
-    assert command(*words, "photo.jpg").sentence.startswith("videos go one after the other")
+    assert command(*words, "--format", "parquet").sentence.startswith("videos need --format pictures or coco")
+    assert command(*words, "photo.jpg").sentence.startswith("videos need --format pictures or coco")
     monkeypatch.setitem(sys.modules, "av", None)
     assert command(*words).sentence.endswith("pip install 'doublehead[video]'")
 

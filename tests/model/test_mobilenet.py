@@ -73,7 +73,7 @@ def test_presets_and_other_models_take_its_pyramid_of_three_levels() -> None:
     assert resolve("double-head-mobilenet", backbone="resnet18").model.rpn.anchor_sizes == (32, 64, 128, 256, 512)
     with pytest.raises(DoubleheadError, match=r"rpn\.anchor_sizes: .* mobilenet_v3_large has 3 levels.* for 5"):
         resolve("double-head-mobilenet", settings={"model.rpn.anchor_sizes": [32, 64, 128, 256, 512]})
-    with pytest.raises(DoubleheadError, match="give each level as many sizes"):
+    with pytest.raises(DoubleheadError, match="give each level the same number of sizes"):
         resolve("double-head-mobilenet", settings={"model.rpn.anchor_sizes": [[32, 64], [128], [256]]})
     with pytest.raises(DoubleheadError, match=r"model\.backbone\.norm=group"):
         body("group")

@@ -71,7 +71,7 @@ def test_a_callback_needs_only_the_methods_it_uses(dataset, tmp_path):
 
 @pytest.mark.parametrize("wrong", [object(), print, Diary])
 def test_what_is_no_callback_is_refused(dataset, tmp_path, wrong):
-    with pytest.raises(DoubleheadError, match=r"^callbacks: .* is no callback"):
+    with pytest.raises(DoubleheadError, match=r"^callbacks: .* is not a callback"):
         doublehead.train(dataset, MODEL, tmp_path / "run", settings=RUN, callbacks=[wrong])
     assert not (tmp_path / "run").exists()
 

@@ -109,10 +109,8 @@ def test_out_of_memory(dataset, tmp_path, monkeypatch, command, exhaust):
         patch.setattr(Detector, "losses", exhaust)
         sentence = train(command, dataset, tmp_path / "run", settings).sentence
     assert sentence.startswith("out of memory (")
-    mend = (
-        "set train.accumulate to 2 in the run's config.yaml, for 3 images at a time in place of 6, or train anew with"
-    )
-    assert f"{mend} train.batch_size=3; then resume with: doublehead resume {tmp_path / 'run'}" in sentence
+    mend = "set train.accumulate to 2 in the run's config.yaml, for 3 images at a time instead of 6, or start a new run"
+    assert f"{mend} with train.batch_size=3; then resume with: doublehead resume {tmp_path / 'run'}" in sentence
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     config["train"]["accumulate"] = 2
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config))
@@ -122,7 +120,7 @@ def test_out_of_memory(dataset, tmp_path, monkeypatch, command, exhaust):
 def test_out_of_memory_with_one_image(dataset, tmp_path, monkeypatch, command):
     monkeypatch.setattr(Detector, "losses", gpu_memory)
     sentence = train(command, dataset, tmp_path / "run", NARROW | {"train.batch_size": 1}).sentence
-    assert "train anew with a smaller model.input.short_side" in sentence
+    assert "start a new run with a smaller model.input.short_side" in sentence
 
 
 def test_out_of_memory_while_measuring(dataset, trained, monkeypatch, command):
@@ -208,7 +206,7 @@ def test_a_loss_that_is_not_finite_names_the_images_and_keeps_them(dataset, tmp_
     files = sorted((dataset / "train").iterdir())
     folder = tmp_path / "run" / "not-finite" / "step-2"
     assert "the loss (fc_classify) is not finite at step 2" in outcome.sentence
-    assert outcome.sentence.endswith(f"look at the boxes of these images in {folder}")
+    assert outcome.sentence.endswith(f"check the boxes of these images in {folder}")
     expected = [str(files[i]) for i in keys[4:6]]
     assert {str(file) for file in files if str(file) in outcome.sentence} == set(expected)
     kept = json.loads((folder / "rank0.json").read_text())
@@ -226,7 +224,7 @@ def test_steps_without_a_finite_loss_are_left_out_up_to_a_limit(dataset, tmp_pat
     settings |= {"model.backbone.norm": "batch", "model.head_norm": "batch"}
     outcome = train(command, dataset, tmp_path / "run", settings)
     assert outcome.code == 0
-    assert outcome.err.count("left out: the loss (fc_classify) is not finite at step") == 2
+    assert outcome.err.count("skipped: the loss (fc_classify) is not finite at step") == 2
     assert [row["step"] for row in rows(tmp_path / "run" / "training.csv")] == [1, 3, 4, 6, 7, 8]
     checkpoint = load_checkpoint(tmp_path / "run" / "last.safetensors")
     assert checkpoint.notes["skipped"] == 2
@@ -307,7 +305,7 @@ def test_a_job_started_again_goes_on_with_its_own_run_alone(dataset, tmp_path, m
     """As torchrun and SLURM start it: with the same words."""
     stop_at(monkeypatch, 6, lambda: os.kill(os.getpid(), signal.SIGINT))
     assert train(command, dataset, tmp_path / "run").code == 130
-    assert "holds a run already" in train(command, dataset, tmp_path / "run").sentence
+    assert "already holds a run" in train(command, dataset, tmp_path / "run").sentence
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert "holds a run with other settings" in train(command, dataset, tmp_path / "run", SMALL).sentence
     assert train(command, dataset, tmp_path / "run").code == 0

@@ -70,7 +70,7 @@ def test_other_weights_are_other_data(own_dataset, tmp_path):
     content = json.loads(file.read_text())
     content["images"][0]["weight"] = 2
     file.write_text(json.dumps(content))
-    with pytest.raises(DoubleheadError, match="its train data is not what it was"):
+    with pytest.raises(DoubleheadError, match="its train data has changed"):
         doublehead.resume(run)
 
 

@@ -68,7 +68,7 @@ def test_without_a_val_split_the_last_weights_are_the_best(own_dataset, tmp_path
     (own_dataset / "annotations" / "instances_val.json").unlink()
     settings = SMALL | {"train.steps": 2}
     best = doublehead.train(own_dataset, "double-head-tiny", tmp_path / "run", settings=settings)
-    assert "no val split: nothing is measured" in capsys.readouterr().err
+    assert "no val split: training does not evaluate" in capsys.readouterr().err
     assert_same_weights(best, tmp_path / "run" / "last.safetensors")
     assert not (tmp_path / "run" / "validation.csv").exists()
 
@@ -117,5 +117,5 @@ def test_accumulation_sees_the_same_images(dataset, tmp_path, monkeypatch):
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused(dataset, tmp_path):
-    with pytest.raises(DoubleheadError, match=r"train.batch_size 2 cannot be shared .* train.accumulate 4"):
+    with pytest.raises(DoubleheadError, match=r"train.batch_size 2 cannot be divided .* train.accumulate 4"):
         doublehead.train(dataset, "single-fc-tiny", tmp_path / "run", settings=SMALL | {"train.accumulate": 4})

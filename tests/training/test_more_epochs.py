@@ -100,7 +100,7 @@ def power_cut():
         ({"model.roi.sampled": 8}, "model.roi.sampled: cannot change when a run resumes"),
         ({"train.seed": 1}, "train.seed: cannot change"),
         ({"train.epoch": 1}, "train.epoch: cannot change"),
-        ({"train.epochs": 1}, "has come to step 4, epoch 2.0; give a train.epochs"),
+        ({"train.epochs": 1}, "has already reached step 4, epoch 2.0; give a train.epochs"),
         ({"train.epochs": -1}, "`train.epochs`"),
         ({"train.epochs": 4, "train.steps": 8}, "as steps or as epochs"),
     ],

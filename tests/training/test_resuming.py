@@ -224,9 +224,12 @@ def noise(path):
     ("spoil", "said"),
     [
         (noise, "last.safetensors: is damaged (its checksum differs)"),
-        (lambda last: last.write_bytes(last.read_bytes()[:-1]), "last.safetensors: is damaged or no safetensors file"),
-        (lambda last: last.write_bytes(b""), "last.safetensors: is damaged or no safetensors file"),
-        (lambda last: last.unlink(), "last.safetensors: is not there"),
+        (
+            lambda last: last.write_bytes(last.read_bytes()[:-1]),
+            "last.safetensors: is damaged or not a safetensors file",
+        ),
+        (lambda last: last.write_bytes(b""), "last.safetensors: is damaged or not a safetensors file"),
+        (lambda last: last.unlink(), "last.safetensors: is missing"),
     ],
 )
 def test_without_a_whole_last_checkpoint_it_goes_on_from_the_one_before(
@@ -237,7 +240,7 @@ def test_without_a_whole_last_checkpoint_it_goes_on_from_the_one_before(
     outcome = command("resume", run)
     assert outcome.code == 0
     assert said in outcome.err
-    assert "going on from the one before, previous.safetensors of step 4" in outcome.err
+    assert "resuming from the previous checkpoint, previous.safetensors of step 4" in outcome.err
     assert_same_run(run, never_stopped(NARROW))
 
 
@@ -247,7 +250,7 @@ def test_without_any_whole_checkpoint_the_run_says_so(dataset, tmp_path, monkeyp
         noise(run / f"{name}.safetensors")
     sentence = command("resume", run).sentence
     assert sentence.startswith(f"{run / 'last.safetensors'}: is damaged")
-    assert "no other checkpoint is left to go on from: train again" in sentence
+    assert "there is no other checkpoint to resume from: train again" in sentence
 
 
 def test_stopped_before_anything_was_saved_it_begins_anew(dataset, tmp_path, monkeypatch, command, never_stopped):
@@ -258,7 +261,7 @@ def test_stopped_before_anything_was_saved_it_begins_anew(dataset, tmp_path, mon
     with pytest.raises(RuntimeError, match="power cut"):
         doublehead.train(dataset, MODEL, tmp_path / "run", settings=NARROW)
     outcome = command("resume", tmp_path / "run")
-    assert "nothing was saved yet; beginning anew" in outcome.err
+    assert "nothing was saved yet; starting from the beginning" in outcome.err
     assert_same_run(tmp_path / "run", never_stopped(NARROW))
 
 
@@ -318,10 +321,8 @@ def test_other_data_is_refused_unless_asked_for(own_dataset, tmp_path, monkeypat
         val.write_text(val.read_text().replace(json.loads(val.read_text())["categories"][0]["name"], "other"))
     annotations.write_text(json.dumps(content))
     sentence = command("resume", run).sentence
-    assert sentence.startswith(
-        f"{run}: its {'train and val' if change == 'a class' else 'train'} data is not what it was"
-    )
-    assert sentence.endswith(f"go on with `doublehead resume {run} --other-data`")
+    assert sentence.startswith(f"{run}: its {'train and val' if change == 'a class' else 'train'} data has changed")
+    assert sentence.endswith(f"resume with `doublehead resume {run} --other-data`")
     outcome = command("resume", run, "--other-data")
     if change == "a class":
         assert "different classes" in outcome.sentence

@@ -106,7 +106,10 @@ def test_which_measurements_improve(name, values, kept):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"train.metric": "dog"}, "train.metric dog: is no figure and no class of the data; use one of AP, AP50, AP75"),
+        (
+            {"train.metric": "dog"},
+            "train.metric dog: is neither a metric nor a class of the data; use one of AP, AP50, AP75",
+        ),
         ({"train.patience": 2, "data.val_split": None}, "train.patience needs a val split"),
     ],
 )

@@ -23,7 +23,7 @@ from doublehead.config import TrainConfig
 # What torch says, in RuntimeErrors without a type of their own.
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 _NO_DEVICE = ("CUDA error", "HIP error", "device-side assert")
-_MORE_FILES = "raise the limit, such as `ulimit -n 4096`, or set data.workers lower"
+_MORE_FILES = "raise the limit, such as `ulimit -n 4096`, or lower data.workers"
 _NO_FILE = ("Too many open files", "received 0 items of ancdata")
 _NO_PEER = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
 
@@ -88,11 +88,13 @@ def less_memory(settings: TrainConfig, world: int) -> str:
     share = settings.batch_size // world
     at_once = share // settings.accumulate
     if at_once <= 1:
-        return "one image at a time is too much already: train anew with a smaller model.input.short_side and long_side"
+        return (
+            "even one image at a time is too much: start a new run with a smaller model.input.short_side and long_side"
+        )
     parts = next(parts for parts in range(settings.accumulate + 1, share + 1) if share % parts == 0)
     return (
-        f"set train.accumulate to {parts} in the run's config.yaml, for {share // parts} images at a time in place of "
-        f"{at_once}, or train anew with train.batch_size={settings.batch_size // 2}"
+        f"set train.accumulate to {parts} in the run's config.yaml, for {share // parts} images at a time instead of "
+        f"{at_once}, or start a new run with train.batch_size={settings.batch_size // 2}"
     )
 
 
@@ -111,13 +113,13 @@ def _sentence(error: Exception, memory: str) -> str | None:
         return f"too many open files ({cause.split('. ')[0]}): {_MORE_FILES}"
     if "DataLoader worker" in text:
         return (
-            f"a process that loads images ended ({cause}), often for want of memory: set data.workers lower, or to 0, "
-            "which shows its own error"
+            f"a process that loads images ended ({cause}), often because memory ran out: lower data.workers, or set "
+            "it to 0 to see its own error"
         )
     if isinstance(error, dist.DistError) or any(words in text for words in _NO_PEER):
         cause = cause.split(". ")[0]
         return (
-            f"lost another process of this run ({cause}): what ended it says so itself, unless it was killed or its "
-            "machine or the network between is down"
+            f"lost another process of this run ({cause}): it reports its own error, unless it was killed, or its "
+            "machine or the network is down"
         )
     return None

@@ -23,7 +23,7 @@ def run_benchmark(words: Sequence[str]) -> None:
             break
     else:
         raise DoubleheadError(
-            "`doublehead benchmark` needs a checkout of the source, which the installed package is not: clone the "
-            "repository and run the command there"
+            "`doublehead benchmark` needs a checkout of the source, not the installed package: clone the repository "
+            "and run the command there"
         )
     importlib.import_module("benchmarks.cli").benchmark(list(words), prog_name="doublehead benchmark")

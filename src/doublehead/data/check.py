@@ -110,5 +110,5 @@ def _same_size(record: Record, size: tuple[int, int]) -> None:
     if (height, width) == (record.width, record.height):
         message += "; they were likely drawn before its EXIF orientation turned it: turn the file or the annotations"
     else:
-        message += "; put back the image that was annotated, or mend the size and the boxes"
+        message += "; restore the annotated image, or correct the size and the boxes"
     raise DoubleheadError(message, "images of another size than annotated")

@@ -153,7 +153,7 @@ def _categories(path: Path, content: dict[str, list[Entry]], findings: Findings)
         if first["id"] == second["id"]:
             raise DoubleheadError(f"{path}: two categories have the id {first['id']}; give each its own")
     if _is_placeholder(entries[0], entries[1:], content["annotations"]):
-        findings.warn("placeholder category left out", f"category 0 `{entries[0]['name']}` in {path.name}")
+        findings.warn("placeholder category ignored", f"category 0 `{entries[0]['name']}` in {path.name}")
         entries = entries[1:]
     elif entries[0]["id"] == 0:
         findings.warn("category id 0, which some programs take for the background", f"`{entries[0]['name']}`")

@@ -61,7 +61,7 @@ def _items(folder: Folder, nodes: list[tuple[str, Any]], findings: Findings) -> 
             item = Item([name], where, Path(file).parent.as_posix(), size_of(node.get("width"), node.get("height")))
             for shape in node:
                 if shape.tag in _NOT_OBJECTS:
-                    findings.warn(f"annotations without a box left out ({shape.tag})", f"image `{name}` in {file}")
+                    findings.warn(f"annotations without a box ignored ({shape.tag})", f"image `{name}` in {file}")
                     continue
                 with findings.collect("boxes that cannot be read"):
                     item.things.append(_thing(shape, where))
@@ -91,7 +91,7 @@ def _thing(shape: Any, where: str) -> Thing:
         case "mask":
             x, y = value("left"), value("top")
             return Thing(label, (x, y, x + value("width"), y + value("height")), reduced=MASKS)
-    raise DoubleheadError(f"{where} has a <{shape.tag}>, which is not known; export it as a box")
+    raise DoubleheadError(f"{where} has a <{shape.tag}>, which is not supported; export it as a box")
 
 
 def _turned(label: str, box: Box, shape: Any, where: str) -> Thing:

@@ -265,7 +265,7 @@ def _from_yaml(path: Path) -> Dataset:
         raise DoubleheadError(f"{path}: {sentence(error)}") from error
     root = path.parent / os.path.expanduser(description.root)
     if not os.path.isdir(root):
-        raise DoubleheadError(f"{path}: `root` names {root}, which is no folder")
+        raise DoubleheadError(f"{path}: `root` names {root}, which is not a folder")
     shares = description.split or SplitConfig()
     if not isinstance(description, _CocoYaml | _VocYaml):
         return replace(_from_folder(root), path=path, shares=shares)

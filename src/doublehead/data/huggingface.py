@@ -122,7 +122,7 @@ def _rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
         raise DoubleheadError(f"{path}: cannot be read as JSON lines or CSV ({error})") from error
     for line, row in rows:
         if not isinstance(row, dict):
-            raise DoubleheadError(f"{path}: line {line} is no mapping with `file_name` and `objects`")
+            raise DoubleheadError(f"{path}: line {line} is not a mapping with `file_name` and `objects`")
     return rows
 
 

@@ -157,8 +157,8 @@ def unreadable(path: Path | str, error: Exception) -> DoubleheadError:
         return DoubleheadError(f"{path}: {error}", "images with 32-bit values")
     if isinstance(error, Image.UnidentifiedImageError):
         return DoubleheadError(
-            f"{path}: is not an image that can be read ({', '.join(FORMATS)}); convert the file or leave it out",
-            "files that are no images",
+            f"{path}: is not an image that can be read ({', '.join(FORMATS)}); convert or remove the file",
+            "files that are not images",
         )
     if isinstance(error, Image.DecompressionBombError):
         return DoubleheadError(
@@ -166,5 +166,5 @@ def unreadable(path: Path | str, error: Exception) -> DoubleheadError:
         )
     cause = (str(error).splitlines() or [type(error).__name__])[0]
     return DoubleheadError(
-        f"{path}: is damaged or cut short ({cause}); replace the file or leave it out", "images damaged or cut short"
+        f"{path}: is damaged or cut short ({cause}); replace or remove the file", "images damaged or cut short"
     )

@@ -144,7 +144,9 @@ def _channels_last(image: Any, name: str) -> np.ndarray:
         array = array[:, :, 0] if array.shape[2] == 1 else array
     if array.size == 0 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in CHANNELS):
         wanted = "(3, H, W)" if isinstance(image, Tensor) else "(H, W, 3)"
-        raise DoubleheadError(f"{name}: an image must be {wanted}, not of shape {shape}; grey and RGBA are taken too")
+        raise DoubleheadError(
+            f"{name}: an image must be {wanted}, not of shape {shape}; grey and RGBA are accepted too"
+        )
     return array
 
 

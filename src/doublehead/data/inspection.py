@@ -70,7 +70,7 @@ class Inspection:
     def verdict(self) -> str:
         """One line."""
         if self.errors:
-            return f"errors to mend before training: {self.errors}; warnings: {self.warnings}"
+            return f"errors to fix before training: {self.errors}; warnings: {self.warnings}"
         return f"no errors: this can be trained on; warnings: {self.warnings}"
 
     def table(self) -> Table:
@@ -188,7 +188,7 @@ def _training(path: str | Path, dataset: Dataset, splits: list[Split], findings:
         elif not dataset.has("train"):
             dataset.look("train")  # says what is missing
     if not dataset.has("val"):
-        findings.warn("splits missing", "no val split: nothing is measured during training")
+        findings.warn("splits missing", "no val split: training does not evaluate")
 
 
 def _boxes_per_image(split: Split) -> dict[int, int]:
@@ -213,13 +213,13 @@ def _look(record: Record) -> _Look:
         return _Look(error)
     notes = []
     if picture.orientation not in (0, 1):
-        notes.append(("images turned upright by their EXIF orientation", f" (orientation {picture.orientation})"))
+        notes.append(("images rotated upright by their EXIF orientation", f" (orientation {picture.orientation})"))
     if picture.mode != "RGB":
-        notes.append(("images of other colours, turned into RGB", f" ({picture.mode})"))
+        notes.append(("images of other colour modes, converted to RGB", f" ({picture.mode})"))
     if picture.several:
         notes.append(("images of several frames or pages, the first one read", ""))
     if not np.ptp(picture.rgb.getextrema(), axis=-1).any():
-        notes.append(("images of one colour alone", ""))
+        notes.append(("images of a single colour", ""))
     size = struct.pack("2q", *picture.rgb.size)
     digest = hashlib.blake2b(picture.rgb.tobytes(), digest_size=16, person=size).digest()
     return _Look(None, tuple(notes), digest, perceptual_hash(picture.rgb))

@@ -59,7 +59,7 @@ class EmbeddedImage:
         try:
             return base64.b64decode(_load(self.path)["imageData"], validate=True)
         except (KeyError, TypeError, ValueError) as error:
-            raise DoubleheadError(f"{self.path}: `imageData` is no base64 ({error})") from error
+            raise DoubleheadError(f"{self.path}: `imageData` is not base64 ({error})") from error
 
 
 def _has_shapes(path: Path) -> bool:
@@ -113,7 +113,7 @@ def _thing(path: Path, shape: Any, findings: Findings) -> Thing | None:
     if not isinstance(kind, str):
         raise DoubleheadError(f"{path}: `shape_type` of `{label}` must be a word such as rectangle, not {brief(kind)}")
     if kind in _NOT_OBJECTS:
-        findings.warn(f"annotations without a box left out ({kind})", f"`{label}` in {path.name}")
+        findings.warn(f"annotations without a box ignored ({kind})", f"`{label}` in {path.name}")
         return None
     what = f"{path}: a point of `{label}`"
     points = shape.get("points")

@@ -203,7 +203,7 @@ def training_loader(
         raise DoubleheadError("the training split holds no images")
     if batch_size % (world * micro_batch):
         raise DoubleheadError(
-            f"train.batch_size {batch_size} cannot be shared among {world} processes in pieces of {micro_batch}; "
+            f"train.batch_size {batch_size} cannot be divided among {world} processes in parts of {micro_batch}; "
             f"make it a multiple of {world * micro_batch}"
         )
     plan = _BatchSchedule(dataset, batch_size, micro_batch, rank, world, seed, start_step, steps, factors)

@@ -47,10 +47,10 @@ def own_dataset(data: Any, classes: Sequence[str] | None = None) -> Dataset:
     """
     splits = dict(data) if isinstance(data, Mapping) else {"train": data}
     if not splits:
-        raise DoubleheadError("the dataset given is empty: give a sequence of (image, target), or one for each split")
+        raise DoubleheadError("the dataset is empty: give a sequence of (image, target), or one for each split")
     named = {canonical(str(name)): items for name, items in splits.items()}
     if len(named) < len(splits):
-        raise DoubleheadError(f"the dataset given has a split twice ({', '.join(map(str, splits))}): give each once")
+        raise DoubleheadError(f"the dataset has a split twice ({', '.join(map(str, splits))}): give each once")
     first = next(iter(named.values()))
     readers = {
         name: partial(own_split, name, items, (_own_names(items) or _own_names(first)) if classes is None else classes)
@@ -136,7 +136,7 @@ def _read(items: Any, number: int, where: str) -> tuple[Image.Image, _Target]:
     try:
         item = items[number]
     except Exception as error:  # whatever the user's code raises
-        raise DoubleheadError(f"{where}: the dataset raised {error!r}; correct the item or leave it out") from error
+        raise DoubleheadError(f"{where}: the dataset raised {error!r}; correct or remove the item") from error
     try:
         image, target = item
         boxes, labels = target["boxes"], target["labels"]
@@ -219,7 +219,7 @@ def _checked_names(classes: Sequence[str]) -> tuple[str, ...]:
     names = tuple(str(name) for name in classes)
     if not [name for name in names if name.lower() not in BACKGROUND]:
         raise DoubleheadError(
-            "the dataset given has no class names: give it an attribute `classes`, or pass classes=['cat', 'dog']"
+            "the dataset has no class names: give it an attribute `classes`, or pass classes=['cat', 'dog']"
         )
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:

@@ -113,7 +113,7 @@ class Place:
 class Finding:
     """One kind of thing found amiss. An error keeps a split from training or evaluation; a warning does not."""
 
-    kind: str  # in the plural: "boxes without area left out"
+    kind: str  # in the plural: "boxes without area ignored"
     error: bool
     count: int = 0
     places: list[Place] = field(default_factory=list)  # the first `KEPT`
@@ -170,10 +170,10 @@ def note_box(box: Box, width: float, height: float, where: str, image: Path, fin
     """
     x1, y1, x2, y2 = box
     if x2 <= x1 or y2 <= y1:
-        findings.warn("boxes without area left out", where, image, box)
+        findings.warn("boxes without area ignored", where, image, box)
         return False
     if min(x2, width) <= max(x1, 0) or min(y2, height) <= max(y1, 0):
-        findings.warn("boxes outside the image left out", where, image, box)
+        findings.warn("boxes outside the image ignored", where, image, box)
         return False
     if x1 < -0.5 or y1 < -0.5 or x2 > width + 0.5 or y2 > height + 0.5:
         findings.warn("boxes past the image's edge clipped for training", where, image, box)

@@ -44,12 +44,12 @@ def sampling_factors(records: Sequence[Record], threshold: float | None, weights
     if wrong:
         raise DoubleheadError(
             f"{wrong[0].path}: its `weight` must be a number from 0 to a million; correct it in the annotations, or "
-            "leave data.image_weights out"
+            "omit data.image_weights"
         )
     if not own.any() or (own == 1).all():
         raise DoubleheadError(
             "data.image_weights: no image has a `weight` in the annotations; add it to the images of the COCO file or "
-            "to the targets of the dataset, or leave data.image_weights out"
+            "to the targets of the dataset, or omit data.image_weights"
         )
     return factors * own
 

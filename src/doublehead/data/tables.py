@@ -200,7 +200,7 @@ def _items(
             if not name:
                 raise DoubleheadError(f"{where} names no image")
             if here and not here(name):
-                findings.warn("boxes of images that are not in the folder left out", f"{name} in {table.file}")
+                findings.warn("boxes of images that are not in the folder ignored", f"{name} in {table.file}")
                 continue
             size = size_of(table.cell(row, "width"), table.cell(row, "height"))
             beside = Path(table.file).parent.as_posix()

@@ -136,7 +136,7 @@ def _listed(folder: Folder, by_stem: dict[str, list[str]], list_file: str, findi
     for line in _lines(folder, list_file):
         with findings.collect("annotation files missing"):
             if ".." in line.replace("\\", "/").split("/"):
-                sentence = f"{path}: `{line}` lies outside the dataset's folder; write the name of the image alone"
+                sentence = f"{path}: `{line}` lies outside the dataset's folder; write only the image's name"
                 raise DoubleheadError(sentence, OUTSIDE)
             # VOC's lists per class put 1, 0 or -1 behind the name; a name may itself hold blanks
             plain = line if _stem(line) in by_stem else re.sub(r"\s+(-1|0|1)$", "", line)

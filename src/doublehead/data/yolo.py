@@ -205,7 +205,7 @@ def _object(where: str, fields: list[str], classes: int) -> tuple[int, Box]:
         if abs(value) > _PIXELS:
             raise DoubleheadError(
                 f"{where} holds {value:g}; coordinates are fractions of the image's size, not pixels",
-                "coordinates that are no fractions",
+                "coordinates that are not fractions",
             )
     if len(values) == 5:
         x, y, w, h = values[1:]
@@ -219,5 +219,5 @@ def _number(where: str, field: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise DoubleheadError(f"{where} holds `{field[:40]}`, which is no finite number")
+        raise DoubleheadError(f"{where} holds `{field[:40]}`, which is not a finite number")
     return value

@@ -71,7 +71,7 @@ def read_data_yaml(path: Path, folder: Folder | None = None, beside: str = "") -
         sources, beside = _found_sources(folder), ""
     elif len(sources) > 1 and all(source_of(folder, beside, text) is None for text in sources.get("test", (".",))):
         left_out = ", ".join(sources.pop("test"))  # which Roboflow names, and does not always export
-        notes.append(("splits without images left out", f"`test: {left_out}`"))
+        notes.append(("splits without images ignored", f"`test: {left_out}`"))
     if not sources:
         raise DoubleheadError(f"{path}: names no images; add `train` and `val`, such as `train: images/train`")
     return YoloData(path, folder, beside, sources, categories, notes)
@@ -166,7 +166,7 @@ def _sources(path: Path, values: dict[str, Any]) -> dict[str, tuple[str, ...]]:
         found = values.get(split)
         found = [found] if isinstance(found, str) else found
         if found is not None and not (isinstance(found, list) and all(isinstance(item, str) for item in found)):
-            raise DoubleheadError(f"{path}: `{split}` must be a folder or a list of such, not {brief(found)}")
+            raise DoubleheadError(f"{path}: `{split}` must be a folder or a list of folders, not {brief(found)}")
         found = [item for item in found or () if item not in ("", "null", "~", "None")]
         if found:
             sources[split] = tuple(found)
@@ -186,7 +186,7 @@ def _root(
         inside = os.path.realpath(named) == os.path.realpath(path.parent)
         return (own, beside) if inside else (Folder(named), "")
     if not any(own.find(item, beside, [*own.folders, *own.files]) for items in sources.values() for item in items):
-        raise DoubleheadError(f"{path}: `path` names {named}, which is no folder")
+        raise DoubleheadError(f"{path}: `path` names {named}, which is not a folder")
     return own, beside
 
 

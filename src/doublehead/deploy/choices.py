@@ -35,5 +35,5 @@ def models_and_sources(words: Sequence[str]) -> tuple[list[str], list[str]]:
     first, *others = words
     models = [first, *takewhile(is_model, others)]
     if len(models) == len(words):
-        raise DoubleheadError("only models were named; name images to predict on")
+        raise DoubleheadError("only models are given; add the images to predict on")
     return models, list(words[len(models) :])

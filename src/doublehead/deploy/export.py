@@ -95,8 +95,7 @@ def export(
     model, checkpoint = load_model(resolve(weights), settings)
     if checkpoint.config.roi.nms != "hard":
         raise DoubleheadError(
-            f"{weights}: soft-NMS repeats a step as often as there are detections, which cannot be exported; "
-            "add --set nms=hard"
+            f"{weights}: soft-NMS cannot be exported, because it takes one step per detection; add --set nms=hard"
         )
     graph = Graph(model, owners or checkpoint.config.rpn.proposals_inference)
     reference: Detects = graph if owners else for_inference(model, model.mean.device)
@@ -114,7 +113,7 @@ def export(
         write_onnx(graph, about, onnx)
         if output.suffix.lower() != ".onnx":
             by = f", in int8 by {len(calibration)} images" if calibration else ""
-            console.say(f"turning it into OpenVINO's format{by}")
+            console.say(f"converting it to OpenVINO's format{by}")
             write_openvino(onnx, about, unfinished, _tensors(calibration))
         pictures = _tensors(shown) if shown else _drawn(Path(name), checkpoint.config.input)
         exported, expected, found = open_exported(unfinished, "cpu"), list[RawDetections](), list[RawDetections]()
@@ -162,14 +161,14 @@ def variant(config: ModelConfig) -> str:
 def _require_format(output: Path, format: str | None, int8: str | Path | None) -> None:
     """Refuse a file's ending, a format and options that do not go together."""
     if format is not None and format not in FORMATS:
-        raise DoubleheadError(f"--format {format}: is not known; use {' or '.join(FORMATS)}")
+        raise DoubleheadError(f"--format {format}: is unknown; use {' or '.join(FORMATS)}")
     if output.suffix.lower() not in ((FORMATS[format],) if format else FORMATS.values()):
         wanted = FORMATS[format] if format else ".onnx, or in .xml for OpenVINO"
-        raise DoubleheadError(f"{output}: the file to write must end in {wanted}")
+        raise DoubleheadError(f"{output}: the output file must end in {wanted}")
     if output.suffix.lower() != ".onnx":
         require("openvino", "openvino")
     elif int8:
-        raise DoubleheadError(f"{output}: int8 is written for OpenVINO alone; give a file that ends in .xml")
+        raise DoubleheadError(f"{output}: int8 is available only for OpenVINO; give a file that ends in .xml")
     if int8:
         require("nncf", "openvino")
 

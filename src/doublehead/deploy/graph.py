@@ -69,8 +69,8 @@ def write_onnx(graph: Graph, about: Mapping[str, str], path: Path) -> None:
             program = torch.export.export(graph, (image,), dynamic_shapes=sizes, strict=False)
         except GuardOnDataDependentSymNode as error:
             raise DoubleheadError(
-                f"model.backbone: {graph.config.backbone.network} cannot be exported, for its steps depend on the size "
-                "of the image; export a model with another backbone, such as a ResNet, EfficientNet or ConvNeXt"
+                f"model.backbone: {graph.config.backbone.network} cannot be exported, because its steps depend on the "
+                "size of the image; export a model with another backbone, such as a ResNet, EfficientNet or ConvNeXt"
             ) from error
         written = torch.onnx.export(
             program,

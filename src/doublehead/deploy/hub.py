@@ -136,8 +136,8 @@ def _told(name: str) -> Iterator[None]:
     except (OSError, ValueError) as error:  # all of huggingface_hub's, and its HTTP client's, are among these
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DoubleheadError(
-            f"{name}: the Hugging Face Hub did not help ({said}): see whether it names a repository, or a "
-            "folder here, and whether the network, HF_HUB_OFFLINE and `hf auth login` are as they should be"
+            f"{name}: the Hugging Face Hub request failed ({said}): check that it names a repository or a local "
+            "folder, and check the network, HF_HUB_OFFLINE and `hf auth login`"
         ) from error
 
 
@@ -159,7 +159,7 @@ def _results(folder: Path) -> dict[str, dict[str, Any]]:
         try:
             found[path.parent.name.removeprefix("evaluation-")] = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise DoubleheadError(f"{path}: is damaged ({error}); measure again with `doublehead evaluate`") from error
+            raise DoubleheadError(f"{path}: is damaged ({error}); run `doublehead evaluate` again") from error
     return found
 
 

@@ -66,4 +66,4 @@ def require_parity(parity: Parity, name: str, mend: str) -> None:
         DoubleheadError: too few detections have a partner.
     """
     if not parity.holds:
-        raise DoubleheadError(f"{name} finds something else than the checkpoint ({parity}); {mend}")
+        raise DoubleheadError(f"{name} finds other detections than the checkpoint ({parity}); {mend}")

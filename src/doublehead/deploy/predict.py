@@ -69,17 +69,17 @@ def predict(
         DoubleheadError: a mistake in what was asked for, or what kept the work from being done.
     """
     if format not in FORMATS:
-        raise DoubleheadError(f"--format {format}: there are {', '.join(FORMATS)}")
+        raise DoubleheadError(f"--format {format}: is unknown; use {', '.join(FORMATS)}")
     alone = (shard, engine) == ("1/1", "plain")
     if format in (PICTURES, *ANNOTATORS) and not alone:
-        raise DoubleheadError("--shard and --engine share out parts: they go with --format parquet or coco")
+        raise DoubleheadError("--shard and --engine need --format parquet or coco")
     if workers > 1 and engine != "ray":
-        raise DoubleheadError("--workers goes with --engine ray; without it, --shard shares the work out")
+        raise DoubleheadError("--workers needs --engine ray; without Ray, distribute the work with --shard")
     score = _least_score(weights, settings) if score is None else score
     videos = [Path(source).suffix.lower() in VIDEO_SUFFIXES for source in sources]
     if any(videos):
         if not all(videos) or format not in (PICTURES, "coco") or not alone:
-            raise DoubleheadError("videos go one after the other, without images, to --format pictures or coco")
+            raise DoubleheadError("videos need --format pictures or coco, without images, --shard and --engine")
         return _predict_videos(load(weights, device, precision, settings), sources, output, format, score, batch_size)
     listing = Listing.of(sources, part_size, column)
     if format in ANNOTATORS:
@@ -115,7 +115,9 @@ def _least_score(weights: Sequence[str], settings: Mapping[str, Any] | None) -> 
     brought = decision_threshold(weights[0], settings) if len(weights) == 1 else None
     if brought is None:
         return USUAL_DECISION
-    Console().say(f"detections from a score of {brought:.2f} on, the decision threshold; --score changes it")
+    Console().say(
+        f"showing detections with a score of at least {brought:.2f}, the decision threshold; --score changes it"
+    )
     return brought
 
 

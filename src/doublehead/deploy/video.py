@@ -141,7 +141,7 @@ def _open(path: Path) -> Iterator[tuple[Any, Any]]:
             container.streams.video[0].thread_type = "AUTO"
             yield container, container.streams.video[0]
     except av.FFmpegError as error:
-        raise DoubleheadError(f"{path}: is no video that can be read ({error.strerror})") from error
+        raise DoubleheadError(f"{path}: is not a video that can be read ({error.strerror})") from error
 
 
 def _batches(path: Path, size: int) -> Iterator[list[tuple[int, float, Image.Image]]]:
@@ -165,7 +165,7 @@ def _batches(path: Path, size: int) -> Iterator[list[tuple[int, float, Image.Ima
     if not number:
         raise DoubleheadError(f"{path}: no frame of it can be read")
     if broken:
-        raise DoubleheadError(f"{path}: breaks off{broken}; the {number} frames before are done")
+        raise DoubleheadError(f"{path}: ends early{broken}; the {number} frames before it are saved")
 
 
 class _BreaksOffError(Exception):

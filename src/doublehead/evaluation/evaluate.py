@@ -216,6 +216,6 @@ def require_known_classes(model: Categories, data: Categories) -> None:
     unknown = [pair for pair in data.pairs if pair not in model.pairs]
     if unknown:
         raise DoubleheadError(
-            f"the weights know {some_classes(model.pairs)}, but of the data's classes not {some_classes(unknown)}: "
+            f"the weights have the classes {some_classes(model.pairs)}, but lack {some_classes(unknown)} of the data: "
             "use weights trained on these classes, or give both the same names and ids"
         )

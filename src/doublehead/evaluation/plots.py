@@ -321,7 +321,7 @@ def _write(figure: Figure, path: str | Path) -> Path:
     try:
         figure.savefig(path)
     except ValueError as error:
-        raise DoubleheadError(f"{path}: {path.suffix or 'no file ending'} is no picture format; use .png") from error
+        raise DoubleheadError(f"{path}: {path.suffix or 'no file ending'} is not a picture format; use .png") from error
     return path
 
 

@@ -163,7 +163,7 @@ class Detections:
     def _picture(self, image: Image.Image | None) -> Image.Image:
         picture = image if image is not None else self.image
         if picture is None:
-            raise DoubleheadError("these detections carry no picture: pass one, as in detections.draw(image)")
+            raise DoubleheadError("these detections have no picture: pass one, as in detections.draw(image)")
         return picture
 
     def _repr_png_(self) -> bytes | None:
@@ -297,7 +297,7 @@ class Detections:
 
     def _size(self, size: tuple[int, int] | None) -> tuple[int, int]:
         if size is None and self.image is None:
-            raise DoubleheadError("these detections carry no picture: pass its size, as in to_yolo((width, height))")
+            raise DoubleheadError("these detections have no picture: pass its size, as in to_yolo((width, height))")
         return size or self._picture(None).size
 
     def to_supervision(self) -> supervision.Detections:
@@ -364,7 +364,7 @@ def save_picture(picture: Image.Image, path: Path) -> None:
         picture.save(path, quality=92)
     except (ValueError, KeyError) as error:
         raise DoubleheadError(
-            f"{path}: {path.suffix or 'no file ending'} is no picture format; use .jpg or .png"
+            f"{path}: {path.suffix or 'no file ending'} is not a picture format; use .jpg or .png"
         ) from error
 
 

@@ -58,7 +58,7 @@ class Ensemble(Predictor):
         Raises:
             DoubleheadError: always.
         """
-        raise DoubleheadError("an ensemble cannot be looked into; give one model")
+        raise DoubleheadError("an ensemble cannot be inspected; give one model")
 
     def found(self, images: list[Tensor]) -> list[Found]:
         """As `Predictor.found`, fused."""

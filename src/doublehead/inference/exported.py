@@ -24,7 +24,7 @@ FORMAT_VERSION = 1
 SECTION = "doublehead"
 """Of OpenVINO's runtime information: what a file says of itself."""
 
-MEND = "write it again with `doublehead export`"
+MEND = "export it again with `doublehead export`"
 
 RunImage = Callable[[np.ndarray], list[np.ndarray]]
 """An image, uint8 (3, H, W), to what `OUTPUTS` names."""
@@ -92,7 +92,7 @@ def open_exported(path: Path, device: str = "auto", precision: str = "fp32") -> 
     if not path.is_file():
         raise missing_weights(path)
     if precision not in ("fp32", "auto"):
-        raise DoubleheadError(f"{path}: was exported in its own precision; leave out --precision {precision}")
+        raise DoubleheadError(f"{path}: its precision was fixed at export; omit --precision {precision}")
     start = _onnx if path.suffix.lower() == ".onnx" else _openvino
     run, about = start(path, device)
     try:
@@ -116,8 +116,8 @@ def _onnx(path: Path, device: str) -> tuple[RunImage, Mapping[str, str]]:
         wanted.insert(0, ("CUDAExecutionProvider", {"device_id": number}))
     elif device not in ("auto", "cpu"):
         raise DoubleheadError(
-            f"{path}: device {device} is not to be had with this onnxruntime, which has {', '.join(there)}; use "
-            "--device cpu, or pip install onnxruntime-gpu in its place"
+            f"{path}: device {device} is not available: this onnxruntime has only {', '.join(there)}; use --device "
+            "cpu, or pip install onnxruntime-gpu instead"
         )
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -134,9 +134,9 @@ def _openvino(path: Path, device: str) -> tuple[RunImage, Mapping[str, str]]:
     """A model compiled by OpenVINO."""
     openvino = require("openvino", "openvino")
     if device not in ("auto", "cpu"):
-        raise DoubleheadError(f"{path}: OpenVINO computes on the CPU here; use --device cpu")
+        raise DoubleheadError(f"{path}: OpenVINO models run only on the CPU; use --device cpu")
     if not path.with_suffix(".bin").is_file():
-        raise DoubleheadError(f"{path}: its weights, {path.with_suffix('.bin').name}, do not lie beside it")
+        raise DoubleheadError(f"{path}: its weights, {path.with_suffix('.bin').name}, are missing beside it")
     # By itself OpenVINO takes bf16 on CPUs that have it.
     settings: dict[str, Any] = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
     settings["PERFORMANCE_HINT"] = "LATENCY"  # images come one by one
@@ -174,4 +174,4 @@ def _about(model: Any) -> dict[str, str]:
 
 
 def _unreadable(path: Path, kind: str, error: Exception) -> DoubleheadError:
-    return DoubleheadError(f"{path}: is damaged or no {kind} model ({' '.join(str(error).split())[:200]}); {MEND}")
+    return DoubleheadError(f"{path}: is damaged or not an {kind} model ({' '.join(str(error).split())[:200]}); {MEND}")

@@ -129,9 +129,9 @@ class Predictor:
             DoubleheadError: it was exported, or the options show it images in tiles, mirrored or at several sizes.
         """
         if not isinstance(self.inside, Detector):
-            raise DoubleheadError(f"{self.inside}: was exported and cannot be looked into; give its checkpoint")
+            raise DoubleheadError(f"{self.inside}: is exported and cannot be inspected; give its checkpoint")
         if not self.options.plain:
-            raise DoubleheadError("a model can be looked into on whole images alone; leave out tiles, flip and scales")
+            raise DoubleheadError("a model can only be inspected on whole images; omit tiles, flip and scales")
         return self.inside
 
     @overload
@@ -188,7 +188,7 @@ def _of_one_model(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     given = option_names(settings)
     if given.get("model_weights") is not None:
-        raise DoubleheadError("model_weights are those of an ensemble: give as many models, or leave them out")
+        raise DoubleheadError("model_weights needs an ensemble: give several models, or omit it")
     return given
 
 

@@ -145,4 +145,4 @@ def fill(body: nn.Module, state: dict[str, Tensor], weights: str, network: str) 
         raise DoubleheadError(wrong) from error
     missing = [key for key in missing if not key.endswith(COUNTER)]
     if missing or unexpected:
-        raise DoubleheadError(f"{wrong} with this norm (missing: {missing[:3]}, left over: {unexpected[:3]})")
+        raise DoubleheadError(f"{wrong} with this norm (missing: {missing[:3]}, unexpected: {unexpected[:3]})")

@@ -33,7 +33,7 @@ FORMAT = "doublehead"
 FORMAT_VERSION = 3  # 1: without checksum; 2: one box head, whose keys had no number
 ONE_HEAD, FIRST_HEAD = "roi_heads.branches.", "roi_heads.heads.0.branches."
 TRAINING = "training/"
-MEND = "`doublehead convert` makes checkpoints of other programs' weights"
+MEND = "convert weights of other programs with `doublehead convert`"
 
 
 @dataclass(frozen=True)
@@ -130,21 +130,21 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     if not path.is_file():
         raise missing_weights(path)
     if path.suffix.lower() in EXPORTED:
-        raise DoubleheadError(f"{path}: is exported, for `predict` and `evaluate` alone; give its checkpoint")
+        raise DoubleheadError(f"{path}: is exported and works only with `predict` and `evaluate`; give its checkpoint")
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise DoubleheadError(f"{path}: is damaged or no safetensors file ({error}); {MEND}") from error
+        raise DoubleheadError(f"{path}: is damaged or not a safetensors file ({error}); {MEND}") from error
     if header.get("format") != FORMAT:
-        raise DoubleheadError(f"{path}: is a safetensors file, but no doublehead checkpoint; {MEND}")
+        raise DoubleheadError(f"{path}: is a safetensors file, but not a doublehead checkpoint; {MEND}")
     try:
         version = int(header["format_version"])
         if version > FORMAT_VERSION:
             raise of_newer_version(path, header["doublehead"])
         if version != 1 and checksum(header, tensors) != header["checksum"]:
-            raise DoubleheadError(f"{path}: is damaged (its checksum differs); take a copy of it, or train again")
+            raise DoubleheadError(f"{path}: is damaged (its checksum differs); restore a copy, or train again")
         if version < 3:
             tensors = {key.replace(ONE_HEAD, FIRST_HEAD): value for key, value in tensors.items()}
         config = ModelConfig.model_validate_json(header["model"])

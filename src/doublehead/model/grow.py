@@ -97,8 +97,8 @@ def grow(model: Detector, categories: Categories, source: str, partial: bool = F
     body = _part("backbone", model.backbone.body, donor.backbone.body)
     if body.new and not partial:
         raise DoubleheadError(
-            f"{source}: {body.new:,} parameters of its backbone do not fit the model's: leave model.backbone as the "
-            "source has it, or set train.partial_weights=true to train those layers from their initial values"
+            f"{source}: {body.new:,} parameters of its backbone do not fit the model's: keep the source's "
+            "model.backbone, or set train.partial_weights=true to train those layers from their initial values"
         )
     parts = [
         body,

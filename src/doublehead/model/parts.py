@@ -175,7 +175,7 @@ class BranchConfig(Strict):
     regress: NotNegative = Field(description="Weight of the box regression loss; 0: no such predictor.")
     roi_scale: Positive | None = Field(
         default=None,
-        description="Enlarges each RoI about its centre; None: the trunk's own, 1.0 for fc and 1.3 for conv.",
+        description="Scale of each RoI about its centre; null: the trunk's own, 1.0 for fc and 1.3 for conv.",
     )
     lr: Positive = Field(default=1.0, description="Factor of the learning rate for this branch.")
     negatives: Count | None = Field(
@@ -214,7 +214,7 @@ class BranchConfig(Strict):
     @model_validator(mode="after")
     def _own_negatives(self) -> BranchConfig:
         if self.negatives is not None and self.only_regresses:
-            raise ValueError("negatives: this branch does not classify, so it sees positives alone; set it to null")
+            raise ValueError("negatives: this branch does not classify, so it sees only positives; set it to null")
         if self.hard_negatives > (self.negatives or 0):
             raise ValueError("hard_negatives must not exceed negatives")
         return self

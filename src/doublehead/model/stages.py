@@ -74,7 +74,7 @@ class CascadeConfig(Strict):
         default=None,
         description="Branches of all stages but the last: a list, or fc, narrow or same; null: `model.branches`.",
     )
-    ious: tuple[Fraction, ...] = Field(min_length=1, description="Least IoU of a positive, stage by stage.")
+    ious: tuple[Fraction, ...] = Field(min_length=1, description="Minimum IoU of a positive, stage by stage.")
     deviations: tuple[Deviations, ...] = Field(
         description="Standard deviations of box deltas (x, y, width, height), stage by stage."
     )
@@ -113,7 +113,9 @@ class CascadeConfig(Strict):
     def _fits(self) -> CascadeConfig:
         for key in BY_STAGE:
             if len(getattr(self, key)) != len(self.ious):
-                raise ValueError(f"ious has {len(self.ious)} stages and {key} {len(getattr(self, key))}; give as many")
+                raise ValueError(
+                    f"ious has {len(self.ious)} stages and {key} {len(getattr(self, key))}; make them equal"
+                )
         if self.early is not None:
             require_both_tasks(self.early, "early")
             require_earlier_scores(self.early, "early")

@@ -60,11 +60,11 @@ def _unpickle(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         unsafe = re.search(r"GLOBAL (\S+) was not an allowed", str(error))
         if not unsafe:  # torch's own words are a page long
-            raise ValueError("it is damaged, or no file of torch.save") from error
+            raise ValueError("it is damaged, or not a file of torch.save") from error
         raise DoubleheadError(
             f"{path}: holds more than weights ({unsafe[1]}) and would have to run code, so it was not loaded; if you "
             "trust it, open it with torch.load(..., weights_only=False) where the program that wrote it is installed, "
-            "and torch.save its state dict alone"
+            "and torch.save only its state dict"
         ) from error
 
 

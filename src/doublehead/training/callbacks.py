@@ -107,8 +107,8 @@ class Callbacks:
         for callback in callbacks:
             if isinstance(callback, type) or not any(callable(getattr(callback, event, None)) for event in EVENTS):
                 raise DoubleheadError(
-                    f"callbacks: {callback!r} is no callback; give an object with a method begin, step, validation or "
-                    "end, such as one of a subclass of doublehead.Callback"
+                    f"callbacks: {callback!r} is not a callback; give an object with a method begin, step, validation "
+                    "or end, such as one of a subclass of doublehead.Callback"
                 )
         self.callbacks, self.run, self.processes = callbacks, run, processes
 

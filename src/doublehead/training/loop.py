@@ -115,7 +115,7 @@ class _Training:
         self.recorders = Recorders(settings.recorders if processes.leads else (), self.console.say)
         if settings.batch_size % (processes.world * settings.accumulate):
             raise DoubleheadError(
-                f"train.batch_size {settings.batch_size} cannot be shared among {processes.world} processes with "
+                f"train.batch_size {settings.batch_size} cannot be divided among {processes.world} processes with "
                 f"train.accumulate {settings.accumulate}: make it a multiple of their product"
             )
         require_start(config)
@@ -150,8 +150,8 @@ class _Training:
 
         if state.step > self.total:
             raise DoubleheadError(
-                f"{output}: has come to step {state.step}, epoch {run.epoch:.1f}; give a train.epochs or train.steps "
-                "that is not below it"
+                f"{output}: has already reached step {state.step}, epoch {run.epoch:.1f}; give a train.epochs or "
+                "train.steps that is not below it"
             )
 
         def write() -> None:
@@ -178,9 +178,9 @@ class _Training:
         for part in filter(None, (split, val)):
             self.console.say(summary(part))
         if val is None and self.config.train.patience:
-            raise DoubleheadError("train.patience needs a val split: name one as data.val_split, or leave patience out")
+            raise DoubleheadError("train.patience needs a val split: name one as data.val_split, or omit patience")
         if val is None:
-            self.console.say("no val split: nothing is measured during training, and `best` will be the last weights")
+            self.console.say("no val split: training does not evaluate, and `best` will be the last weights")
         records = split.records + (val.records if val else [])
 
         def check_all() -> None:

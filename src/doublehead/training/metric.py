@@ -31,7 +31,9 @@ class Metric:
             return cls(name)
         if name not in split.categories.names:
             known = ", ".join(("AP", "AP50", "AP75", LOSS, *split.categories.names))
-            raise DoubleheadError(f"train.metric {name}: is no figure and no class of the data; use one of {known}")
+            raise DoubleheadError(
+                f"train.metric {name}: is neither a metric nor a class of the data; use one of {known}"
+            )
         label = split.categories.names.index(name) + 1
         if not any((record.labels == label).any() for record in split.records):
             raise DoubleheadError(f"train.metric {name}: the {split.name} split has no box of this class")

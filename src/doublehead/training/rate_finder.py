@@ -123,7 +123,9 @@ def find_rate(
     settings = config.train
     lowest, highest = lowest or settings.lr * BELOW, highest or settings.lr * ABOVE
     if not 0 < lowest < highest:
-        raise DoubleheadError(f"rates from {lowest:g} to {highest:g}: the first must be positive and the lower one")
+        raise DoubleheadError(
+            f"rates from {lowest:g} to {highest:g}: the first must be positive and lower than the last"
+        )
     if Distribution.many():
         raise DoubleheadError("find-lr runs in one process: start it without torchrun")
     RunFolder(output).require_free()
@@ -136,7 +138,7 @@ def find_rate(
     finally:
         processes.stop()
     if not found.rates:
-        raise DoubleheadError(f"the loss is not finite at a rate of {lowest:g}: look at the data with doublehead check")
+        raise DoubleheadError(f"the loss is not finite at a rate of {lowest:g}: check the data with `doublehead check`")
     found.save(output)
     try:
         rate_sweep(found.rates, found.losses, found.smoothed, found.suggested, output / "sweep.png")

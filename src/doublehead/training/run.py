@@ -53,7 +53,7 @@ class RunFolder:
         """
         if self.config.exists():
             raise DoubleheadError(
-                f"{self.path}: holds a run already; go on with `doublehead resume {self.path}`, or give another "
+                f"{self.path}: already holds a run; resume it with `doublehead resume {self.path}`, or give another "
                 "--output"
             )
 
@@ -114,7 +114,7 @@ class RunFolder:
             return json.loads(self.environment.read_text(encoding="utf-8"))
         except ValueError as error:
             raise DoubleheadError(
-                f"{self.environment}: is damaged ({error}); remove it to go on, whether the data is the same or not"
+                f"{self.environment}: is damaged ({error}); remove it to resume without comparing the data"
             ) from error
 
     def require_data(self, data: Mapping[str, str]) -> None:
@@ -130,8 +130,8 @@ class RunFolder:
         other = sorted(split for split in {*known, *data} if known.get(split) != data.get(split))
         if other:
             raise DoubleheadError(
-                f"{self.path}: its {' and '.join(other)} data is not what it was (other files, boxes or classes): put "
-                f"it back, or go on with `doublehead resume {self.path} --other-data`"
+                f"{self.path}: its {' and '.join(other)} data has changed (other files, boxes or classes): "
+                f"restore it, or resume with `doublehead resume {self.path} --other-data`"
             )
 
     def newest(self, say: Callable[[str], object]) -> Checkpoint | None:
@@ -151,12 +151,13 @@ class RunFolder:
                 faults += [str(error)] if path.exists() else []
                 continue
             if path != self.last:
-                found = faults[0] if faults else f"{self.last}: is not there"
-                say(f"{found}; going on from the one before, {path.name} of step {checkpoint.notes.get('step')}")
+                found = faults[0] if faults else f"{self.last}: is missing"
+                step = checkpoint.notes.get("step")
+                say(f"{found}; resuming from the previous checkpoint, {path.name} of step {step}")
             return checkpoint
         if faults:
-            raise DoubleheadError(f"{faults[0]}; and no other checkpoint is left to go on from: train again")
-        say(f"{self.path}: nothing was saved yet; beginning anew")
+            raise DoubleheadError(f"{faults[0]}; there is no other checkpoint to resume from: train again")
+        say(f"{self.path}: nothing was saved yet; starting from the beginning")
         return None
 
     def stored_config(self) -> Config:

@@ -70,7 +70,7 @@ def train(
     resolved = resolve(model, recipe, Path(config) if config else None, flags | dict(settings or {}), backbone, from_)
     resolved = changed(resolved, _recorders(resolved, log))
     if output is None and Distribution.many():
-        raise DoubleheadError("give --output: all processes, and each of them started again, share one run folder")
+        raise DoubleheadError("give --output: all processes, also restarted ones, share one run folder")
     name = f"{Path(resolved.data.path).name or 'own'}-{resolved.model.preset}"
     folder = Path(output) if output else RunFolder.free(name)
     return run_training(resolved, folder, dataset=own, callbacks=callbacks)

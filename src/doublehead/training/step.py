@@ -166,9 +166,9 @@ class Stepper:
         found = f"{what} is not finite at step {step} on {', '.join(files)}"
         if self.state.skipped >= self.settings.skip_not_finite:
             raise DoubleheadError(
-                f"{found}: lower train.lr, set train.clip_norm, or look at the boxes of these images in {folder}"
+                f"{found}: lower train.lr, set train.clip_norm, or check the boxes of these images in {folder}"
             )
-        self.say(f"left out: {found}; see {folder}")
+        self.say(f"skipped: {found}; see {folder}")
 
     def _leave_out(self, buffers: list[Tensor]) -> None:
         """Forget a step: its gradients, and what it did to running statistics."""

@@ -138,7 +138,7 @@ def test_mistakes_are_answered_in_a_sentence(dataset, own_dataset, ext, tmp_path
     report = ("-o", tmp_path / "report")
     assert "no split `holiday`" in command("analyze", ext, dataset, "--split", "holiday", *report).sentence
     foreign = untrained(tmp_path / "foreign.safetensors", "double-head-tiny", Categories(("cat",), (1,)))
-    assert "of the data's classes not" in command("analyze", ext, foreign, dataset, *report).sentence
+    assert "of the data: use weights" in command("analyze", ext, foreign, dataset, *report).sentence
     assert "no such dataset" in command("analyze", ext, ext.with_name("data"), *report).sentence
     without_boxes(own_dataset, "val")
     assert "no annotated object" in command("analyze", ext, own_dataset, *report).sentence

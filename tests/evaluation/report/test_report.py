@@ -126,13 +126,13 @@ def test_training_leaves_the_best_threshold_in_its_weights(weights, dataset, tmp
     assert measured.metrics["best_threshold"] == pytest.approx(measured.threshold)
     images = dataset / "test"
     outcome = command("predict", weights, images, "-o", tmp_path / "own", "--device", "cpu")
-    assert f"detections from a score of {measured.threshold:.2f} on" in outcome.err
+    assert f"detections with a score of at least {measured.threshold:.2f}" in outcome.err
     other = command("predict", weights, images, "-o", tmp_path / "said", "--device", "cpu", "--score", 0)
-    assert "from a score" not in other.err
+    assert "with a score of at least" not in other.err
     changed = command(
         *("predict", weights, images, "-o", tmp_path / "set", "--device", "cpu", "--set", "decision_threshold=0.9")
     )
-    assert "from a score of 0.90 on" in changed.err
+    assert "with a score of at least 0.90" in changed.err
     scores = {
         name: [a["score"] for a in json.loads((tmp_path / name / "predictions.json").read_text())["annotations"]]
         for name in ("own", "said", "set")

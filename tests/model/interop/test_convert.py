@@ -92,7 +92,7 @@ def test_a_malicious_pickle_does_not_run(theirs, tmp_path, command, zipped) -> N
     source = saved(content, tmp_path / "evil.pth", _use_new_zipfile_serialization=zipped)
     sentence = command("convert", source, tmp_path / "b.safetensors").sentence
     assert sentence.startswith(f"{source}: holds more than weights (io.open) and would have to run code")
-    assert "torch.save its state dict alone" in sentence
+    assert "torch.save only its state dict" in sentence
     assert not marker.exists()
     assert not (tmp_path / "b.safetensors").exists()
 
@@ -124,8 +124,8 @@ def test_keys_missing_and_left_over_are_listed(theirs, tmp_path) -> None:
     del spoilt[f"{HEAD}conv_branch.1.conv2.weight"], spoilt["neck.fpn_convs.0.conv.bias"], spoilt[f"{HEAD}fc_cls.bias"]
     with pytest.raises(DoubleheadError) as error:
         loaded(saved(spoilt, tmp_path / "a.pth"))
-    first, _, second = str(error.value).partition("; left over: ")
-    assert first.startswith(f"{tmp_path / 'a.pth'}: is no whole Double-Head R-CNN of MMDetection: missing: ")
+    first, _, second = str(error.value).partition("; unexpected: ")
+    assert first.startswith(f"{tmp_path / 'a.pth'}: is an incomplete Double-Head R-CNN of MMDetection: missing: ")
     for key in (f"{HEAD}conv_branch.1.conv2.weight", "neck.fpn_convs.0.conv.bias", f"{HEAD}fc_cls.bias"):
         assert key in first
     assert second == "mask_head.conv.weight"
@@ -371,7 +371,7 @@ def test_models_that_compute_otherwise_are_not_written_for_another_program(tmp_p
     sentence = command("convert", path, tmp_path / "b.pth", "--to", "mmdetection").sentence
     assert "rpn.anchors=torchvision, Double-Head R-CNN of MMDetection with mmdetection" in sentence
     sentence = command("convert", path, tmp_path / "b.pth", "--to", "torchvision").sentence
-    assert "has what Faster R-CNN of torchvision has no place for: left over: roi_heads.heads.0.branches.1" in sentence
+    assert "has keys that Faster R-CNN of torchvision lacks: unexpected: roi_heads.heads.0.branches.1" in sentence
     sentence = command("convert", path, tmp_path / "b.pth", "--to", "darknet").sentence
     assert sentence == "unknown program `darknet`: choose mmdetection, detectron2, authors, torchvision"
     assert not (tmp_path / "b.pth").exists()

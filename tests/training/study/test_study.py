@@ -235,15 +235,15 @@ def test_a_run_that_fails_does_not_stop_the_others(plan, dataset, tmp_path, comm
     ("changes", "words"),
     [
         ({"rows": {"a": {"model": "double-head-tiny"}}}, "no row is called `single-fc`"),
-        ({"rows": {"single-fc": {}}}, "give `model` or `of`"),
+        ({"rows": {"single-fc": {}}}, "give either `model` or `of`"),
         ({"rows": ROWS | {"b": {"of": "c"}}}, "rows.b: `of` must name a row that is trained, not `c`"),
         (
             {"rows": ROWS | {"b": {"of": "ext", "settings": {"train.lr": 1}}}},
             "can change only model.roi.*, not train.lr",
         ),
-        ({"rows": ROWS | {"a/b": {"model": "double-head-tiny"}}}, "`a/b` is no name for a folder"),
+        ({"rows": ROWS | {"a/b": {"model": "double-head-tiny"}}}, "`a/b` is not a valid folder name"),
         ({"rows": {"single-fc": {"model": "single-fc-tony"}}}, "did you mean single-fc-tiny"),
-        ({"seeds": [1, 1]}, "a seed is there twice"),
+        ({"seeds": [1, 1]}, "a seed is listed twice"),
         ({"split": "exam"}, "has no split `exam`"),
         ({"epochs": 3}, "unknown key `epochs`"),
     ],

@@ -103,7 +103,7 @@ class BulkFolder:
         if changed:
             words = "; ".join(_difference(key, value, getattr(plan, key)) for key, value in changed.items())
             raise DoubleheadError(
-                f"{self.path}: was begun with {words}: give what it was begun with to go on, or another --output"
+                f"{self.path}: was started with {words}: use the same to resume, or give another --output"
             )
 
 

@@ -72,7 +72,7 @@ def predict_bulk(
     require("pyarrow.parquet", "bulk")
     (place, shares), folder = parse_shard(shard), work.folder
     if engine not in ENGINES:
-        raise DoubleheadError(f"--engine {engine}: there are {' and '.join(ENGINES)}")
+        raise DoubleheadError(f"--engine {engine}: is unknown; use {' or '.join(ENGINES)}")
     folder.begin(BulkPlan.of(work.weights, listing, work.score, work.precision, work.format, work.settings))
     done = folder.finished(len(listing))
     mine = {number for number in range(place, len(listing), shares) if number not in done}
@@ -85,7 +85,7 @@ def predict_bulk(
             elif mine:
                 waited = _predict_plainly(work, todo, advance)
         except KeyboardInterrupt:
-            console.say(f"stopped; the same command goes on from the parts in {folder.parts}")
+            console.say(f"stopped; run the same command to resume from the parts in {folder.parts}")
             raise
     return _finish(work, listing, waited)
 

@@ -269,10 +269,10 @@ def _members(archive: Path, size: int) -> Iterator[Part]:
                     found = []
     except tarfile.TarError as error:
         raise DoubleheadError(
-            f"{archive}: is damaged, cut short or no plain tar ({error}); replace it, or leave it out"
+            f"{archive}: is damaged, truncated or not an uncompressed tar ({error}); replace or remove it"
         ) from error
     if none:
-        raise DoubleheadError(f"{archive}: holds no image; members are told by their suffixes, such as .jpg")
+        raise DoubleheadError(f"{archive}: holds no image; members are recognised by their suffixes, such as .jpg")
     if found:
         yield Members(str(archive), tuple(found))
 
@@ -281,7 +281,7 @@ def _rows(table: Path, size: int, column: str | None) -> Iterator[Part]:
     with open_parquet(str(table)) as file:
         chosen, rows = _column(table, file.schema_arrow, column), file.metadata.num_rows
     if not rows:
-        raise DoubleheadError(f"{table}: has no rows; leave it out")
+        raise DoubleheadError(f"{table}: has no rows; remove it from the sources")
     for first in range(0, rows, size):
         yield Rows(str(table), chosen, first, min(size, rows - first))
 
@@ -298,9 +298,11 @@ def _column(table: Path, schema: Any, said: str | None) -> str:
     able = [field.name for field in schema if holds_bytes(field.type)]
     chosen = said or ("image" if "image" in able or not able else able[0])
     if chosen not in able:
-        raise DoubleheadError(f"{table}: has no column `{chosen}` of bytes; --column says which one holds the images")
+        raise DoubleheadError(f"{table}: has no column `{chosen}` of bytes; name the column of images with --column")
     if not said and chosen != "image" and len(able) > 1:
-        raise DoubleheadError(f"{table}: which column holds the images? give --column, one of {', '.join(able)}")
+        raise DoubleheadError(
+            f"{table}: several columns may hold the images; choose one with --column: {', '.join(able)}"
+        )
     return chosen
 
 
@@ -317,6 +319,4 @@ def open_parquet(table: str) -> Iterator[Any]:
             yield file
     except (OSError, ValueError) as error:  # pyarrow's errors are among these
         cause = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DoubleheadError(
-            f"{table}: is damaged or no Parquet file ({cause}); replace it, or leave it out"
-        ) from error
+        raise DoubleheadError(f"{table}: is damaged or not a Parquet file ({cause}); replace or remove it") from error

@@ -119,7 +119,7 @@ class Batcher:
                 self.lost = Refused(503, "device_lost", f"the device failed ({cause}): restart the server")
                 return self.lost
             if len(batch) > 1:
-                log.warning("a batch of %d failed (%s), and is run image by image", len(batch), cause)
+                log.warning("a batch of %d failed (%s); running it image by image", len(batch), cause)
             else:
                 log.exception("an image of shape %s could not be answered", tuple(batch[0].image.shape))
             return RuntimeError(cause)

@@ -67,7 +67,7 @@ class Engine:
         if self.own is None:
             if named := [name for name, value in asked.items() if value is not None]:
                 raise DoubleheadError(
-                    f"`{named[0]}` is fixed {self.fixed}; leave it out, or serve one checkpoint on whole images"
+                    f"`{named[0]}` is fixed {self.fixed}; omit it, or serve one checkpoint on whole images"
                 )
             return None
         for task, name in (("scores", scores), ("boxes", boxes)):
@@ -105,7 +105,7 @@ class Engine:
         if name in able:
             return None
         if name == FUSED and task == "scores":
-            return f"there is nothing to fuse, since the {able[0]}-head alone classifies in this model"
+            return f"there is nothing to fuse: only the {able[0]}-head classifies in this model"
         if name in self.model.config.branch_names:
             learns = {"scores": "to classify", "boxes": "to regress boxes"}[task]
             return f"this model's {name}-head never learnt {learns}; choose {' or '.join(able)}"

@@ -117,7 +117,7 @@ def _opened(image: Sent, formats: Iterable[str]) -> Image.Image:
     except Image.UnidentifiedImageError as error:
         taken = ", ".join(formats).upper()
         raise Refused(
-            415, "unsupported_image", f"{image.name}: is no image of a kind that is taken here ({taken})"
+            415, "unsupported_image", f"{image.name}: is not an image of an accepted format ({taken})"
         ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise Refused(413, "too_many_pixels", str(unreadable(image.name, error))) from error

@@ -42,14 +42,14 @@ class Asked(Strict):
         default=None,
         ge=0,
         le=1,
-        description="Detections below this score are left out, else those below the model's decision_threshold; the "
-        "model gives none under its own score_threshold.",
+        description="Minimum score of a detection; default: the model's decision_threshold. The model gives none below "
+        "its own score_threshold.",
     )
     nms: float | None = Field(
         default=None,
         ge=0,
         le=1,
-        description="IoU above which hard NMS drops the lesser of two of a class; 1 keeps all. Else the model's NMS.",
+        description="IoU above which hard NMS drops the lesser of two of a class; 1 keeps all; null: the model's.",
     )
     limit: int | None = Field(default=None, ge=1, le=MOST, description="Most detections per image. Else the model's.")
     scores: str | None = Field(default=None, description="The head whose class scores count, or `fused`.")
@@ -108,14 +108,14 @@ class ModelInfo(BaseModel):
     device: str
     precision: str
     classes: list[Class]
-    scores: list[Head] = Field(description="For the parameter `scores`; empty where there is no choice.")
-    boxes: list[Head] = Field(description="For the parameter `boxes`; empty where there is no choice.")
-    fixed: str | None = Field(description="Where nothing can be chosen, such as `in an ensemble`; null: it can.")
+    scores: list[Head] = Field(description="Values of the parameter `scores`; empty if there is no choice.")
+    boxes: list[Head] = Field(description="Values of the parameter `boxes`; empty if there is no choice.")
+    fixed: str | None = Field(description="Why nothing can be chosen, such as `in an ensemble`; null if it can.")
     own: dict[str, str | float | int] | None = Field(
-        description="Its own `scores`, `boxes`, `nms` and `limit`; null where these cannot be chosen."
+        description="Its own `scores`, `boxes`, `nms` and `limit`; null if these cannot be chosen."
     )
-    score_threshold: float | None = Field(description="It gives no detection under it.")
-    decision_threshold: float = Field(description="Detections under it are left out unless `score` is given.")
+    score_threshold: float | None = Field(description="Minimum score of the model's detections.")
+    decision_threshold: float = Field(description="Minimum score unless `score` is given.")
 
 
 class Limits(BaseModel):
@@ -146,7 +146,7 @@ class Problem(BaseModel):
 
     status: int
     error: str = Field(description="A word that programs can rely on.")
-    detail: str = Field(description="A sentence with the mend.")
+    detail: str = Field(description="A sentence that says how to fix it.")
 
 
 TEXT: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}

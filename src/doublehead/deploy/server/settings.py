@@ -39,13 +39,13 @@ class ServerSettings(Strict):
     @classmethod
     def _fits_a_header(cls, key: SecretStr | None) -> SecretStr | None:
         if key is not None and not re.fullmatch("[!-~]+", key.get_secret_value()):
-            raise ValueError("must be letters, digits and signs of ASCII, without blanks")
+            raise ValueError("must be printable ASCII characters without spaces")
         return key
 
     @model_validator(mode="after")
     def _request_fits(self) -> ServerSettings:
         if self.max_images > self.queue:
-            raise ValueError(f"max_images {self.max_images} would never fit into a queue of {self.queue}")
+            raise ValueError(f"max_images {self.max_images} must not exceed the queue of {self.queue}")
         return self
 
     @property

@@ -72,7 +72,8 @@ def serve(
         Console().say(f"serving {app.state.service.name} at http://{address}:{port} - Ctrl-C stops")
         if predictor.options.decision_threshold is not None:
             threshold = predictor.decision_threshold
-            Console().say(f"detections from a score of {threshold:.2f} on, the decision threshold; ?score= changes it")
+            least = f"showing detections with a score of at least {threshold:.2f}, the decision threshold"
+            Console().say(f"{least}; ?score= changes it")
         if ready:
             ready(f"http://{address}:{port}")
         server.run(sockets=[sock])
@@ -87,6 +88,7 @@ def _listening(settings: ServerSettings) -> socket.socket:
         sock.bind((settings.host, settings.port))
     except OSError as error:
         raise DoubleheadError(
-            f"{settings.host}:{settings.port}: cannot be listened on ({error.strerror}); give another --port or --host"
+            f"{settings.host}:{settings.port}: the server cannot listen there ({error.strerror}); give another --port "
+            "or --host"
         ) from error
     return sock

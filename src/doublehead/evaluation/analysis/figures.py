@@ -131,7 +131,7 @@ def gains(rows: Sequence[tuple[str, dict[str, float]]]) -> str:
         values = [100 * gain[kind] for kind in KINDS]
         bars = axes.barh(at, values, width * 0.92, label=name, color=_BARS[place % len(_BARS)])
         axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
-    dress(axes, "what mending each kind would add", "points of AP50", "")
+    dress(axes, "gain from fixing each kind", "points of AP50", "")
     axes.set_yticks(np.arange(len(KINDS)), KINDS)
     axes.invert_yaxis()
     axes.margins(x=0.12)

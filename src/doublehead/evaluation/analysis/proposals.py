@@ -69,7 +69,7 @@ def choose(records: Sequence[Record], budget: Budget) -> tuple[list[Record], lis
     records = _some(records, budget.images)
     objects = _some([o for record in records for o in objects_of(record)], budget.objects)
     if not objects:
-        raise DoubleheadError("there is no annotated object to look at in these images; choose another split")
+        raise DoubleheadError("these images have no annotated objects; choose another split")
     return records, objects
 
 

@@ -169,7 +169,7 @@ def _figures(analysis: Analysis) -> dict[str, list[tuple[str, str]]]:
         "distance": [
             (figures.by_distance(correlations, models, partial(_of, analysis)), "Correlation by distance of positions")
         ],
-        "gains": [(figures.gains(gains), "Points of AP50 that mending each kind of error would add")],
+        "gains": [(figures.gains(gains), "Points of AP50 gained by fixing each kind of error")],
     }
 
 

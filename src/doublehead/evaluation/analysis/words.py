@@ -117,8 +117,8 @@ def errors(model: ModelAnalysis) -> str:
     else:
         told = "Wrong classes cost more than poor boxes"
     return (
-        f"Detections have AP50 {100 * breakdown.ap50:.1f}: most, {points[first]:.1f} points, would be gained by "
-        f"mending {MENDED[first]}, then {rest}. {told} ({boxes:.1f} and {classes:.1f} points)."
+        f"Detections have AP50 {100 * breakdown.ap50:.1f}. Fixing {MENDED[first]} would gain most "
+        f"({points[first]:.1f} points), then {rest}. {told} ({boxes:.1f} and {classes:.1f} points)."
     )
 
 

@@ -109,12 +109,14 @@ class Format:
         missing = [_renamed(key, back) or key for key in wanted if key not in ours]
         left_over = [key for key, name in names.items() if name not in wanted]
         if missing or left_over:
-            raise DoubleheadError(f"is no whole {self.name}: {_listed('missing', missing, 'left over', left_over)}")
+            raise DoubleheadError(
+                f"is an incomplete {self.name}: {_listed('missing', missing, 'unexpected', left_over)}"
+            )
         for key, name in names.items():
             assert name is not None
             if theirs[key].shape != wanted[name].shape:
                 shapes = f"{tuple(theirs[key].shape)} where {tuple(wanted[name].shape)} is wanted"
-                raise DoubleheadError(f"is no {self.name} that fits together: {key} has the shape {shapes}")
+                raise DoubleheadError(f"is an inconsistent {self.name}: {key} has the shape {shapes}")
         return config, classes, {key: ours[key] for key in wanted}
 
     def save(self, config: ModelConfig, weights: Weights) -> Weights:
@@ -127,14 +129,14 @@ class Format:
         names = {key: _renamed(key, back) for key in weights}
         left_over = [key for key, name in names.items() if name is None]
         if left_over:
-            raise DoubleheadError(f"has what {self.name} has no place for: {_listed('left over', left_over)}")
+            raise DoubleheadError(f"has keys that {self.name} lacks: {_listed('unexpected', left_over)}")
         result = self.laid_back({name: weights[key] for key, name in names.items() if name}, config)
         if not self.recognises(result):
-            raise DoubleheadError(f"is no {self.name}")
+            raise DoubleheadError(f"is not a {self.name}")
         try:
             read_again, *_ = self.load(result, {})
         except ValidationError as error:
-            raise DoubleheadError(f"is no {self.name}: {sentence(error)}") from error
+            raise DoubleheadError(f"is not a {self.name}: {sentence(error)}") from error
         for key in _flat(self.conventions):
             own, theirs = (_value(c.model_dump(mode="json"), key) for c in (config, read_again))
             if own != theirs:

@@ -58,7 +58,7 @@ def fetch(name: str) -> Path:
         DoubleheadError: no model has that name, the network or the server fails, or the file is not the published one.
     """
     if name not in PUBLISHED:
-        raise DoubleheadError(f"{name}: is no published model; there are {', '.join(PUBLISHED)}")
+        raise DoubleheadError(f"{name}: is not a published model; use one of {', '.join(PUBLISHED)}")
     published, folder = PUBLISHED[name], cache_folder()
     checkpoint = folder / f"{name}.safetensors"
     if checkpoint.is_file():
@@ -71,8 +71,8 @@ def fetch(name: str) -> Path:
             source, wrong = by_hand, _wrong_digest(published, by_hand)
             if wrong:
                 raise DoubleheadError(
-                    f"{by_hand}: is damaged or not the published file ({wrong}); remove it, or fetch {published.url} "
-                    "once more"
+                    f"{by_hand}: is damaged or not the published file ({wrong}); remove it, or download "
+                    f"{published.url} again"
                 )
         else:
             source = Path(unfinished, published.file_name)

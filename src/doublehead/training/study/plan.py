@@ -27,7 +27,7 @@ class StudyRow(Strict):
     @model_validator(mode="after")
     def _one(self) -> StudyRow:
         if (self.model is None) == (self.of is None):
-            raise ValueError("give `model` or `of`, one of the two")
+            raise ValueError("give either `model` or `of`")
         wrong = [key for key in self.settings if self.of and not key.startswith(AT_INFERENCE)]
         if wrong:
             raise ValueError(f"a row with `of` is not trained, and can change only {AT_INFERENCE}*, not {wrong[0]}")
@@ -74,7 +74,7 @@ class StudyPlan(Strict):
     @classmethod
     def _different(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
         if len(set(seeds)) < len(seeds):
-            raise ValueError("a seed is there twice")
+            raise ValueError("a seed is listed twice")
         return seeds
 
     @model_validator(mode="after")
@@ -83,7 +83,7 @@ class StudyPlan(Strict):
             raise ValueError(f"baseline: no row is called `{self.baseline}`")
         for name, row in self.rows.items():
             if "/" in name or name.startswith("."):
-                raise ValueError(f"rows: `{name}` is no name for a folder")
+                raise ValueError(f"rows: `{name}` is not a valid folder name")
             if row.of is not None and (row.of not in self.rows or self.rows[row.of].of is not None):
                 raise ValueError(f"rows.{name}: `of` must name a row that is trained, not `{row.of}`")
         return self

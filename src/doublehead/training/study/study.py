@@ -208,7 +208,7 @@ def _require_same_config(run: StudyRun, stored: Config, config: Config) -> None:
     changed = list(_differences(one, other))
     if changed:
         raise DoubleheadError(
-            f"{run.folder}: was done with {'; '.join(changed[:3])}: give another --output, or remove the folder"
+            f"{run.folder}: was run with {'; '.join(changed[:3])}: give another --output, or remove the folder"
         )
 
 
