@@ -10,8 +10,8 @@ PUBLIC := src/doublehead/__init__.py src/doublehead/common/errors.py src/doubleh
 demo: .venv/user
 	rm -rf demo
 	$(BIN)/doublehead synthesize demo/data
-	$(BIN)/doublehead train demo/data --model double-head-tiny --output demo/run \
-		--set train.epochs=5 --set train.evaluate_every=2.5 --set data.augment.colour=0 \
+	$(BIN)/doublehead train demo/data --model double-head-lite --output demo/run \
+		--set train.epochs=1.75 --set train.evaluate_every=2 --set data.augment.colour=0 \
 		--set model.input.short_side=160 --set model.input.long_side=240
 	$(BIN)/doublehead evaluate demo/run/best.safetensors demo/data --split test --output demo/evaluation
 	$(BIN)/doublehead predict demo/run/best.safetensors 'demo/data/test/00000*.jpg' --output demo/predictions
@@ -47,7 +47,7 @@ clean:
 
 .venv/user: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable ".[plots]"
+	$(BIN)/python -m pip install --quiet --editable ".[plots,lite]"
 	@touch $@
 
 .venv/dev: pyproject.toml

@@ -15,12 +15,16 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def commands(page: Path) -> list[list[str]]:
-    """The doublehead commands in a page's shell blocks, as words."""
+def shell_lines(page: Path) -> list[list[str]]:
+    """The lines of a page's shell blocks, as words."""
     blocks = re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    found = [shlex.split(line, comments=True) for line in lines]
-    return [words[words.index("doublehead") + 1 :] for words in found if "doublehead" in words[:1]]
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The doublehead commands among them, without their first word."""
+    return [words[1:] for words in shell_lines(page) if words[:1] == ["doublehead"]]
 
 
 def voc_dataset(folder: Path) -> Path:
@@ -62,6 +66,18 @@ def test_every_command_is_understood(page: Path) -> None:
             name, *words = words
             command = command.commands[name]
             context = command.make_context(name, [*words], parent=context)  # parses, and does not run
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_other_commands_name_what_exists(page: Path) -> None:
+    """Scripts, tests and targets of make are there."""
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for words in shell_lines(page):
+        for word in words:
+            if re.match(r"(benchmarks|studies|tests|packaging|examples)/\S", word):
+                assert (ROOT / word).exists(), word
+        if words[:1] == ["make"]:
+            assert set(words[1:]) <= set(targets)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

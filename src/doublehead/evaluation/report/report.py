@@ -40,7 +40,7 @@ class Cell:
     words: str
 
 
-def write_report(evaluations: Sequence[Evaluation], names: Sequence[str], folder: Path) -> list[str]:
+def write_report(evaluations: Sequence[Evaluation], names: Sequence[str], folder: str | Path) -> list[str]:
     """Write the report of one model into a folder, or of several into folders of their names, and compare them.
 
     Args:
@@ -54,6 +54,7 @@ def write_report(evaluations: Sequence[Evaluation], names: Sequence[str], folder
     Raises:
         DoubleheadError: the models were measured on other images, or an image can no longer be read.
     """
+    folder = Path(folder)
     if len(evaluations) == 1:
         return _write_one(measured(evaluations[0], names[0]), folder, None)
     taken: set[str] = set()
