@@ -16,7 +16,7 @@ benchmark = typer.Typer(help="Time and memory beside torchvision's Faster R-CNN.
 
 Size = Annotated[str, typer.Option(metavar="HxW", help="Height x width of the images in pixels.")]
 Repeats = Annotated[int, typer.Option(help="Rounds; each measures every case once.", min=1)]
-Threads = Annotated[int | None, typer.Option(help="Threads on the CPU; else as many as torch takes by itself.", min=1)]
+Threads = Annotated[int | None, typer.Option(help="Threads on the CPU. Default: torch's own choice.", min=1)]
 Cases = Annotated[list[str] | None, typer.Option(metavar="NAME", help="Part of the name of a case wanted; repeatable.")]
 Owners = Annotated[int, typer.Option(help="Proposals per image that own a candidate detection.", min=0)]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there too.")]

@@ -91,7 +91,7 @@ def compare_exports(
         data: the dataset's folder or YAML.
         split: which of its splits.
         repeats: rounds of timing.
-        threads: of every runtime; None: as many as torch takes by itself.
+        threads: of every runtime; None: torch's own choice.
 
     Raises:
         DoubleheadError: a file, the data or the split has a mistake.

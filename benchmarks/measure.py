@@ -28,7 +28,7 @@ class BenchmarkSettings:
     size: str  # "height x width" in pixels, such as 800x1216
     batch: int = 1  # images that go through a model at once
     repeats: int = 7  # rounds; each measures every case once
-    threads: int | None = None  # of torch on the CPU; None: as many as it takes by itself
+    threads: int | None = None  # of torch on the CPU; None: its own choice
     device: str = "auto"
     cases: tuple[str, ...] = ()  # parts of the names of those wanted; empty: all
 

@@ -132,7 +132,7 @@ class Traffic(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Machine:
-    """What the machine reaches with the threads at hand, measured."""
+    """What the machine reaches with these threads, measured."""
 
     flops: Mapping[str, float]  # a second, in a product of matrices, by precision
     bandwidth: float  # bytes a second, read and written, in a copy

@@ -114,7 +114,7 @@ def compare_tiles(
         tiling: of all ways that cut.
         mosaic: each image is made of so many by so many images of the split; the rest is left out. 1: as they are.
         detections: most in an image, in every way, and in each tile.
-        threads: of torch on the CPU; None: as many as it takes by itself.
+        threads: of torch on the CPU; None: its own choice.
         device: where to compute.
 
     Raises:

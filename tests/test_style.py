@@ -50,6 +50,22 @@ def test_pages(page):
     assert not [match[0] for match in HABIT.finditer(prose(page))]
 
 
+SOURCES = [
+    ROOT / "CHANGELOG.md",
+    *(path for kind in ("py", "html", "md") for path in sorted((ROOT / "src").rglob(f"*.{kind}"))),
+    *sorted((ROOT / "benchmarks").glob("*.py")),
+    *sorted((ROOT / "studies").glob("*.[py]*")),
+    *sorted((ROOT / "examples").rglob("*.ipynb")),
+]
+
+
+def test_code_comments_and_messages():
+    """Docstrings, comments, messages and templates: all that a user or a contributor reads beside the pages."""
+    found = [(path.name, match[0]) for path in SOURCES for match in HABIT.finditer(path.read_text())]
+    assert len(SOURCES) > 150
+    assert not found
+
+
 def help_texts() -> Iterator[str]:
     for name, command in typer.main.get_command(cli.app).commands.items():
         yield f"{name}: {command.help}"

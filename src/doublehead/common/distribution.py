@@ -146,7 +146,7 @@ class Distribution:
                 dist.broadcast(buffer, 0)
 
     def stop(self) -> None:
-        """Leave the other processes, unless something around this goes on with them."""
+        """Leave the other processes, unless an enclosing block continues with them."""
         if self.joined:
             dist.destroy_process_group()
 

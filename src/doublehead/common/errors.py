@@ -1,4 +1,4 @@
-"""What a user's mistake, or the machine's fault, raises: a sentence that names what is wrong and the mend."""
+"""Errors of the user or the machine: one sentence that names what is wrong and the fix."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class DoubleheadError(Exception):
     """A mistake in the input, told in one sentence. The command line prints it and exits with code 2.
 
     Args:
-        sentence: names the file, field or image, and the mend.
+        sentence: names the file, field or image, and the fix.
         kind: what it is one of, in the plural, where many are counted.
     """
 

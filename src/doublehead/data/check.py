@@ -37,7 +37,7 @@ def read_for_training(
     dataset = path if isinstance(path, Dataset) else open_dataset(path, shares)
     split = dataset.read(train)
     measured = dataset.read(val) if val and dataset.has(val) else None
-    if measured and measured.made and not measured.records:  # a handful of images cannot be shared out
+    if measured and measured.made and not measured.records:  # too few images to split
         measured = None
     require_trainable(dataset.path, split, measured)
     return split, measured

@@ -56,7 +56,7 @@ class Dataset:
     """The splits found, none of them read yet.
 
     Splits go by `train`, `val` and `test` where they can: `train2017` and `Validation` are found as `train` and `val`.
-    A dataset without splits has its one split as `whole`: it is shared out to train, val and test (`shares.py`), and
+    A dataset without splits has its one split as `whole`: it is split into train, val and test (`shares.py`), and
     can also be read as `all`.
     """
 
@@ -74,7 +74,7 @@ class Dataset:
 
     @property
     def note(self) -> str:
-        """One line on how the images were shared out; "" where the dataset has splits of its own."""
+        """One line on how the images were split; "" where the dataset has splits of its own."""
         if not self.whole:
             return ""
         return f"{self.path}: no splits found; images are split {self.shares} by content (set data.split to change it)"

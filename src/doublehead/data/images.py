@@ -67,7 +67,7 @@ def read_picture(path: Path | str, data: bytes | None = None) -> Picture:
 
     Args:
         path: where it is.
-        data: its bytes, if they are at hand already; `path` then only names it.
+        data: its bytes, if they have been read already; `path` then only names it.
 
     Raises:
         DoubleheadError: the file is missing, damaged, cut short, no image, or larger than Pillow's pixel limit (about
@@ -96,7 +96,7 @@ def image_size(path: Path, data: bytes | None = None) -> tuple[int, int]:
 
     Args:
         path: where the file is.
-        data: its bytes, if they are at hand already; `path` then only names it.
+        data: its bytes, if they have been read already; `path` then only names it.
 
     Raises:
         DoubleheadError: the file is missing or its header is no image's.
@@ -150,7 +150,7 @@ def eight_bits(values: np.ndarray) -> np.ndarray:
 
 
 def unreadable(path: Path | str, error: Exception) -> DoubleheadError:
-    """What a decoder, or the disk, said of an image file, in one sentence with the mend."""
+    """The error of a decoder or the disk on an image file, as one sentence with the fix."""
     if isinstance(error, FileNotFoundError):
         return DoubleheadError(f"{path}: there is no such image file", "images missing")
     if isinstance(error, DoubleheadError):

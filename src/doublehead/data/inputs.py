@@ -155,7 +155,7 @@ def _as_uint8(array: np.ndarray, name: str) -> np.ndarray:
     if array.dtype.kind == "f":
         low, high = float(array.min()), float(array.max())
         if not (low >= 0 and high <= 1):
-            raise DoubleheadError(f"{name}: an image of floats must lie in 0..1, but {_mend(low, high)}")
+            raise DoubleheadError(f"{name}: an image of floats must lie in 0..1, but {_remedy(low, high)}")
         array = (array * 255).round()
     elif array.dtype.kind == "u" and array.dtype.itemsize == 2:
         array = eight_bits(array)
@@ -167,7 +167,7 @@ def _as_uint8(array: np.ndarray, name: str) -> np.ndarray:
     return np.ascontiguousarray(array, np.uint8)
 
 
-def _mend(low: float, high: float) -> str:
+def _remedy(low: float, high: float) -> str:
     """What floats lie in, and what to do with them."""
     if not (np.isfinite(low) and np.isfinite(high)):
         return "this one holds values that are not finite; replace them"
@@ -176,7 +176,7 @@ def _mend(low: float, high: float) -> str:
         return f"{said}: divide it by 255, or give uint8 for 0..255"
     if low >= -1 and high <= 1:
         return f"{said}: if it was scaled to -1..1, give (image + 1) / 2"
-    return f"{said}: undo its normalisation, or give the file itself; the model normalises by itself"
+    return f"{said}: undo its normalisation, or give the file itself; the model normalises images itself"
 
 
 def _fetch(address: str) -> bytes:

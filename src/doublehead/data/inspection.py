@@ -47,7 +47,7 @@ class Inspection:
     splits: list[Split]  # those that could be read, each with its findings
     findings: Findings  # of the dataset as a whole, and of splits that could not be read
     advice: Advice | None = None  # what would suit the training split better; None: nothing to look at
-    note: str = ""  # how a dataset without splits was shared out
+    note: str = ""  # how a dataset without splits was split
 
     @property
     def rows(self) -> list[tuple[str, Finding]]:

@@ -196,7 +196,7 @@ def training_loader(
     With `pin` they lie in pinned memory, from which a CUDA device copies without waiting.
 
     Raises:
-        DoubleheadError: there are no images, the batch cannot be shared out, or an image cannot be read.
+        DoubleheadError: there are no images, the batch cannot be divided among processes, or an image cannot be read.
         Fault: no batch came for `timeout` seconds.
     """
     if not len(dataset):
@@ -215,8 +215,8 @@ def evaluation_loader(
 ) -> Iterator[tuple[list[torch.Tensor], list[Record]]]:
     """Images, uint8 (3, H, W) in their original size, and their records; a rank takes each `world`-th batch.
 
-    They come by shape, from tall to wide, so that a batch needs little padding. Whole batches are shared out, since
-    the padding has a part in the last digits of what is detected: these shall not depend on the number of ranks.
+    They come by shape, from tall to wide, so that a batch needs little padding. Ranks take whole batches, since
+    padding affects the last digits of detections, and these must not depend on the number of ranks.
 
     Raises:
         DoubleheadError: an image cannot be read.

@@ -141,11 +141,11 @@ class Findings:
     def warn(
         self, kind: str, text: str, image: Path | None = None, box: Box | None = None, beside: Path | None = None
     ) -> None:
-        """Count one more of something that was mended, or that training can live with."""
+        """Count one more of something that was corrected, or that training tolerates."""
         self._add(kind, False, Place(printable(text), image, box, beside))
 
     def fault(self, kind: str, sentence: str, image: Path | None = None) -> None:
-        """Count one more of something that must be mended."""
+        """Count one more of something that must be fixed."""
         self._add(kind, True, Place(printable(sentence), image))
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""A dataset without splits, shared out to train, val and test by what its images hold."""
+"""Split a dataset without splits into train, val and test by the content of its images."""
 
 from __future__ import annotations
 

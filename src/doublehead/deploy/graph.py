@@ -90,7 +90,7 @@ def write_onnx(graph: Graph, about: Mapping[str, str], path: Path) -> None:
 
 
 def _class_nms() -> Any:
-    """ONNX's way of `postprocess.class_nms`: its NonMaxSuppression keeps classes apart by itself."""
+    """ONNX's way of `postprocess.class_nms`: its NonMaxSuppression treats classes separately."""
     op = require("onnxscript", "export").opset18
 
     def number(*values: int) -> Any:

@@ -59,11 +59,11 @@ def compare(expected: Sequence[RawDetections], found: Sequence[RawDetections]) -
     return Parity(len(expected), detections, matched, difference)
 
 
-def require_parity(parity: Parity, name: str, mend: str) -> None:
+def require_parity(parity: Parity, name: str, remedy: str) -> None:
     """Refuse what finds something else.
 
     Raises:
         DoubleheadError: too few detections have a partner.
     """
     if not parity.holds:
-        raise DoubleheadError(f"{name} finds other detections than the checkpoint ({parity}); {mend}")
+        raise DoubleheadError(f"{name} finds other detections than the checkpoint ({parity}); {remedy}")

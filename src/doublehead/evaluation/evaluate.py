@@ -66,7 +66,7 @@ def predict_split(
     timeout: float = LOADER_TIMEOUT,
     losses: SplitLosses | None = None,
 ) -> SplitDetections:
-    """Detections in a split, whose batches are shared out among the processes, if there are several.
+    """Detections in a split, whose batches are divided among the processes, if there are several.
 
     They are the same, and in the same order, for every number of processes. `progress` is told how many images this
     process has done. `losses` gathers the losses of the same images.
@@ -184,7 +184,7 @@ def measured_split(
     shares: SplitConfig | None = None,
     classes: Sequence[str] | None = None,
 ) -> Split:
-    """Read the split to measure. Data without splits is shared out as it was when the (first) weights were trained.
+    """Read the split to measure. Data without splits is split as it was when the (first) weights were trained.
 
     Raises:
         DoubleheadError: data or split have a mistake.

@@ -24,7 +24,7 @@ FORMAT_VERSION = 1
 SECTION = "doublehead"
 """Of OpenVINO's runtime information: what a file says of itself."""
 
-MEND = "export it again with `doublehead export`"
+REMEDY = "export it again with `doublehead export`"
 
 RunImage = Callable[[np.ndarray], list[np.ndarray]]
 """An image, uint8 (3, H, W), to what `OUTPUTS` names."""
@@ -137,7 +137,7 @@ def _openvino(path: Path, device: str) -> tuple[RunImage, Mapping[str, str]]:
         raise DoubleheadError(f"{path}: OpenVINO models run only on the CPU; use --device cpu")
     if not path.with_suffix(".bin").is_file():
         raise DoubleheadError(f"{path}: its weights, {path.with_suffix('.bin').name}, are missing beside it")
-    # By itself OpenVINO takes bf16 on CPUs that have it.
+    # By default OpenVINO uses bf16 on CPUs that have it.
     settings: dict[str, Any] = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
     settings["PERFORMANCE_HINT"] = "LATENCY"  # images come one by one
     if cache := cache_folder("openvino"):
@@ -174,4 +174,6 @@ def _about(model: Any) -> dict[str, str]:
 
 
 def _unreadable(path: Path, kind: str, error: Exception) -> DoubleheadError:
-    return DoubleheadError(f"{path}: is damaged or not an {kind} model ({' '.join(str(error).split())[:200]}); {MEND}")
+    return DoubleheadError(
+        f"{path}: is damaged or not an {kind} model ({' '.join(str(error).split())[:200]}); {REMEDY}"
+    )

@@ -33,7 +33,7 @@ FORMAT = "doublehead"
 FORMAT_VERSION = 3  # 1: without checksum; 2: one box head, whose keys had no number
 ONE_HEAD, FIRST_HEAD = "roi_heads.branches.", "roi_heads.heads.0.branches."
 TRAINING = "training/"
-MEND = "convert weights of other programs with `doublehead convert`"
+REMEDY = "convert weights of other programs with `doublehead convert`"
 
 
 @dataclass(frozen=True)
@@ -136,9 +136,9 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             header = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise DoubleheadError(f"{path}: is damaged or not a safetensors file ({error}); {MEND}") from error
+        raise DoubleheadError(f"{path}: is damaged or not a safetensors file ({error}); {REMEDY}") from error
     if header.get("format") != FORMAT:
-        raise DoubleheadError(f"{path}: is a safetensors file, but not a doublehead checkpoint; {MEND}")
+        raise DoubleheadError(f"{path}: is a safetensors file, but not a doublehead checkpoint; {REMEDY}")
     try:
         version = int(header["format_version"])
         if version > FORMAT_VERSION:

@@ -9,13 +9,13 @@ from torch.nn import functional
 from doublehead.config import RoIConfig
 
 RARE = 0.01
-"""Score of every class before training, where each class is scored by itself: most proposals are of none."""
+"""Score of every class before training, where each class has its own score: most proposals belong to none."""
 
 
 class Classification(nn.Module):
     """Scores of class logits, and their loss.
 
-    `softmax` has the classes and the background compete. With `sigmoid` each class is scored by itself, so that a
+    `softmax` has the classes and the background compete. With `sigmoid` each class has its own score, so that a
     proposal of one class does not teach the others' logits in proportion to their size; the background's logit is not
     used. With `focal_gamma` each loss is multiplied by (1 - p)^gamma, where p is the score of the right answer (Lin et
     al. 2017, without its alpha).

@@ -285,8 +285,8 @@ def class_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float) -> Tens
     """Indices kept by NMS within each class, best score first; boxes (K, 4), scores (K,) falling, labels (K,).
 
     Classes are moved apart by an offset and suppressed in one call. In float64 the offset leaves every IoU as it is,
-    which float32 would not: there, what is kept would depend on the largest coordinate at hand. It is an operator of
-    our own because other runtimes have one that keeps classes apart by itself.
+    which float32 would not: there, what is kept would depend on the largest coordinate. It is an operator of
+    our own because other runtimes have one that treats classes separately.
     """
     if len(boxes) == 0:
         return labels.new_empty(0, dtype=torch.int64)

@@ -27,7 +27,7 @@ VARIANTS: dict[str, tuple[BranchConfig, ...]] = {
     "double-head": (_fc(2.0, 0.0), _conv(0.0, 2.5)),
     "double-head-ext": (_fc(1.4, 0.6), _conv(0.5, 2.0)),
 }
-"""The paper's sections 4 and 5.1; weights are w_fc = 2.0 and w_conv = 2.5 shared out by l_fc and l_conv.
+"""The paper's sections 4 and 5.1; weights are w_fc = 2.0 and w_conv = 2.5 divided by l_fc and l_conv.
 
 `single-convfc` is not in the paper: it is the box head of torchvision's second Faster R-CNN and of detectron2's new
 baselines."""

@@ -63,9 +63,9 @@ def run_training(
 
     Args:
         config: the whole run; `data.path` names the dataset.
-        output: the run folder; a new one, or with `resume` that of the run to go on with.
+        output: the run folder; a new one, or with `resume` that of the run to resume.
         resume: go on from the newest whole checkpoint, or from the start where there is none. The weights will be those
-            of a run that was never stopped. A run that torchrun or SLURM starts again resumes by itself.
+            of a run that was never stopped. A run that torchrun or SLURM starts again resumes automatically.
         other_data: go on even if the data has changed since.
         dataset: in place of the one at `data.path`.
         callbacks: what the run calls; see `callbacks.Callback`.

@@ -1,4 +1,4 @@
-"""The run folder: what a run writes, where it stands, and how it goes on from there.
+"""The run folder: what a run writes, how far it is, and how it resumes.
 
 config.yaml           the resolved config; where it stands, a run has begun
 environment.json      versions, command, git state and data, for each time the run was started, and why it ended
@@ -58,7 +58,7 @@ class RunFolder:
             )
 
     def require_config(self, config: Config) -> None:
-        """Refuse to go on with a run of other settings.
+        """Refuse to resume a run of other settings.
 
         Raises:
             DoubleheadError: the run that is there has others.
@@ -118,7 +118,7 @@ class RunFolder:
             ) from error
 
     def require_data(self, data: Mapping[str, str]) -> None:
-        """Refuse to go on with other data than the run's.
+        """Refuse to resume with other data than the run's.
 
         Args:
             data: the fingerprint of each split.
@@ -161,7 +161,7 @@ class RunFolder:
         return None
 
     def stored_config(self) -> Config:
-        """The config of the run that is there, to go on with.
+        """The config of the existing run, to resume it.
 
         Raises:
             DoubleheadError: no run is there, or its config has a mistake.

@@ -1,4 +1,4 @@
-"""What a user calls: begin a run, or go on with one."""
+"""The public entry points: begin a run, or resume one."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ class BulkFolder:
         return {number for number in range(many) if self.part(number).name in there}
 
     def begin(self, plan: BulkPlan) -> None:
-        """Make the folder, or go on with what was begun there.
+        """Create the folder, or resume the job that was begun there.
 
         Raises:
             DoubleheadError: what was begun there is something else.

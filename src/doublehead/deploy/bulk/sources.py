@@ -106,7 +106,7 @@ class Rows:
         return self.rows
 
     def items(self) -> Iterator[Item]:
-        """One for each row; the bytes are at hand by then."""
+        """One for each row, with its bytes."""
         rows = self._rows()
         for number in range(self.first, self.first + self.rows):
             value = next(rows, None)
@@ -163,7 +163,7 @@ def parts(sources: Iterable[str], size: int, column: str | None = None) -> Itera
     Args:
         sources: see `find_files`.
         size: images in a part.
-        column: of Parquet files, the one with the images; None: the one that can be it.
+        column: of Parquet files, the one with the images; None: the only one that qualifies.
 
     Raises:
         DoubleheadError: a source names no image, or an archive is damaged.
@@ -254,7 +254,7 @@ def _within(folder: Path) -> Iterator[Path]:
 
 
 def _members(archive: Path, size: int) -> Iterator[Part]:
-    """The images of a tar by their suffixes; all else, such as a WebDataset's annotations, is passed over."""
+    """The images of a tar by their suffixes; other files, such as a WebDataset's annotations, are skipped."""
     found: list[tuple[str, int, int]] = []
     none = True
     try:

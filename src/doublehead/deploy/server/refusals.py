@@ -26,7 +26,7 @@ class Refused(Exception):
     Args:
         status: of HTTP.
         error: a word that programs can rely on, such as `too_large`.
-        detail: a sentence with the image, field or limit, and the mend.
+        detail: a sentence with the image, field or limit, and the fix.
         retry_after: seconds after which it is worth another try.
     """
 

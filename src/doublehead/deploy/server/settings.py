@@ -22,7 +22,9 @@ class ServerSettings(Strict):
     api_key: SecretStr | None = Field(default=None, description="What /v1 and /metrics ask for; null: nothing.")
     batch_size: int = Field(default=4, ge=1, description="Most images that go through the model at once.")
     batch_wait: float = Field(default=10.0, ge=0, description="Milliseconds an image waits for others to join it.")
-    queue: int = Field(default=64, ge=1, description="Images taken and not yet answered; more are turned away.")
+    queue: int = Field(
+        default=64, ge=1, description="Maximum images accepted and not yet answered; further ones are rejected."
+    )
     max_megabytes: float = Field(default=20.0, gt=0, description="Of a request's body.")
     max_megapixels: float = Field(default=40.0, gt=0, description="Of all images of a request together.")
     max_images: int = Field(default=16, ge=1, description="In a request.")

@@ -41,7 +41,7 @@ def serve(
         ready: called with the server's address once it listens.
 
     Raises:
-        DoubleheadError: the extra `serve` is missing, the weights cannot be loaded, or the port is not to be had.
+        DoubleheadError: the extra `serve` is missing, the weights cannot be loaded, or the port is not available.
     """
     for module in ("fastapi", "python_multipart", "prometheus_client"):
         require(module, "serve")

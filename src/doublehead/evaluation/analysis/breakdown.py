@@ -1,7 +1,7 @@
 """What kinds of errors cost how much AP, by the method of TIDE (Bolya et al., ECCV 2020).
 
 Each false detection is of one kind, by its overlap with the objects of its image; each object that no detection found,
-and none would find whose class or box were mended, is missed. What a kind costs is the AP gained by mending it alone.
+and none would find whose class or box were fixed, is missed. What a kind costs is the AP gained by fixing it alone.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Judged:
     scores: np.ndarray  # (D,)
     labels: np.ndarray  # (D,) 1..C of the data
     kinds: list[str]  # (D,) hit, ignored (on a crowd) or one of KINDS
-    objects: np.ndarray  # (D,) the object that each hits, or would if its class or box were mended; -1: none
+    objects: np.ndarray  # (D,) the object that each hits, or would if its class or box were fixed; -1: none
     missed: np.ndarray  # (M,)
 
     @property
@@ -45,7 +45,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Breakdown:
-    """AP at IoU 0.5, mean of the classes, in 0..1; what mending each kind would add to it; how often each occurs."""
+    """AP at IoU 0.5, mean of the classes, in 0..1; what fixing each kind would add to it; how often each occurs."""
 
     ap50: float
     gains: dict[str, float]
@@ -86,8 +86,8 @@ def judge(record: Record, boxes: np.ndarray, scores: np.ndarray, labels: np.ndar
 def break_down(images: Sequence[Judged]) -> Breakdown:
     """What each kind of error costs over all images.
 
-    Mending a detection's class or box makes it a hit, unless its object is found already or a better one of the same
-    kind would find it: then, and for the other kinds, mending takes it away. Mending what is missed takes the missed
+    Fixing a detection's class or box makes it a hit, unless its object is found already or a better one of the same
+    kind would find it: then, and for the other kinds, fixing takes it away. Fixing what is missed takes the missed
     objects out of the number to find.
     """
     classes = sorted({int(label) for image in images for label in image.record.labels[~image.record.crowd]})
@@ -97,7 +97,7 @@ def break_down(images: Sequence[Judged]) -> Breakdown:
     wanted = Counter(int(label) for image in images for label in image.record.labels[~image.record.crowd])
     missed = Counter(int(image.record.labels[i]) for image in images for i in image.missed)
     ap50 = _mean_ap(rows, wanted, classes)
-    gains = {kind: _mean_ap(_mended(rows, kind, found), wanted, classes) - ap50 for kind in KINDS[:-1]}
+    gains = {kind: _mean_ap(_fixed(rows, kind, found), wanted, classes) - ap50 for kind in KINDS[:-1]}
     gains["missed"] = _mean_ap(rows, wanted - missed, classes) - ap50
     counts = Counter(row.kind for row in rows if row.kind in KINDS)
     return Breakdown(ap50, gains, {kind: counts[kind] for kind in KINDS[:-1]} | {"missed": missed.total()})
@@ -111,7 +111,7 @@ class _ScoredDetection:
     score: float
     kind: str
     target: tuple[int, int]  # image and object; object -1: none
-    mended_label: int
+    fixed_label: int
 
 
 def _rows(number: int, image: Judged) -> list[_ScoredDetection]:
@@ -125,15 +125,15 @@ def _rows(number: int, image: Judged) -> list[_ScoredDetection]:
     ]
 
 
-def _mended(rows: list[_ScoredDetection], kind: str, found: set[tuple[int, int]]) -> list[_ScoredDetection]:
-    """The detections, best first, with one kind of error mended."""
+def _fixed(rows: list[_ScoredDetection], kind: str, found: set[tuple[int, int]]) -> list[_ScoredDetection]:
+    """The detections, best first, with one kind of error fixed."""
     taken, result = set(found), []
     for row in rows:
         if row.kind != kind:
             result.append(row)
         elif kind in ("classification", "localisation") and row.target not in taken:
             taken.add(row.target)
-            result.append(_ScoredDetection(row.mended_label, row.score, HIT, row.target, row.mended_label))
+            result.append(_ScoredDetection(row.fixed_label, row.score, HIT, row.target, row.fixed_label))
     return result
 
 
@@ -166,7 +166,7 @@ def covered(boxes: np.ndarray, crowds: np.ndarray) -> np.ndarray:
 
 
 def _kind(overlaps: np.ndarray, same: np.ndarray) -> tuple[str, int]:
-    """The kind of a false detection, and the object it would hit if its class or box were mended (-1: none)."""
+    """The kind of a false detection, and the object it would hit if its class or box were fixed (-1: none)."""
     own, other = np.where(same, overlaps, 0), np.where(same, 0, overlaps)
     if BACKGROUND <= own.max(initial=0) < FOREGROUND:
         return "localisation", int(own.argmax())

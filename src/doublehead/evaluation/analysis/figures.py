@@ -122,7 +122,7 @@ def by_distance(correlations: Sequence[Correlation], models: list[str], name: Ca
 
 
 def gains(rows: Sequence[tuple[str, dict[str, float]]]) -> str:
-    """Points of AP50 that mending each kind of error would add, a group of bars for each kind."""
+    """Points of AP50 that fixing each kind of error would add, a group of bars for each kind."""
     figure = new_figure(PANEL[0] + 0.6, 3.9)
     axes = figure.subplots()
     width = 0.8 / len(rows)

@@ -10,7 +10,7 @@ from doublehead.evaluation.analysis.look import ModelAnalysis
 from doublehead.evaluation.analysis.result import Analysis
 from doublehead.evaluation.analysis.spatial import Correlation
 
-MENDED = {
+REMEDIES = {
     "classification": "wrong classes",
     "localisation": "poor boxes",
     "both": "poor boxes of wrong classes",
@@ -18,7 +18,7 @@ MENDED = {
     "background": "detections on the background",
     "missed": "missed objects",
 }
-"""What mending a kind of error mends."""
+"""What fixing a kind of error means, in words."""
 
 
 def head_name(analysis: Analysis, model: str, branch: str) -> str:
@@ -108,7 +108,7 @@ def errors(model: ModelAnalysis) -> str:
     breakdown = model.combinations[0].breakdown
     points = {kind: 100 * gain for kind, gain in breakdown.gains.items()}
     first, *others = sorted(points, key=lambda kind: -points[kind])
-    rest = _listed(f"{MENDED[kind]} ({points[kind]:.1f})" for kind in others[:2])
+    rest = _listed(f"{REMEDIES[kind]} ({points[kind]:.1f})" for kind in others[:2])
     boxes, classes = points["localisation"], points["classification"]
     if f"{boxes:.1f}" == f"{classes:.1f}":
         told = "Poor boxes and wrong classes cost the same"
@@ -117,7 +117,7 @@ def errors(model: ModelAnalysis) -> str:
     else:
         told = "Wrong classes cost more than poor boxes"
     return (
-        f"Detections have AP50 {100 * breakdown.ap50:.1f}. Fixing {MENDED[first]} would gain most "
+        f"Detections have AP50 {100 * breakdown.ap50:.1f}. Fixing {REMEDIES[first]} would gain most "
         f"({points[first]:.1f} points), then {rest}. {told} ({boxes:.1f} and {classes:.1f} points)."
     )
 

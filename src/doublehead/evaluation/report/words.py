@@ -83,7 +83,7 @@ def _calibration(one: Measured) -> str:
     said = f"Scores are {lean} the share of right detections; expected calibration error {_percent(error)}%"
     if one.uncalibrated:
         return f"{said}, {_percent(one.uncalibrated.error)}% before calibration."
-    return f"{said}. `doublehead calibrate` mends this on a val split."
+    return f"{said}. `doublehead calibrate` corrects this on a val split."
 
 
 def _percent(value: float) -> str:

@@ -203,7 +203,7 @@ def _require_same(run: StudyRun, config: Config) -> None:
 
 
 def _require_same_config(run: StudyRun, stored: Config, config: Config) -> None:
-    """Refuse to go on with a run of other settings."""
+    """Refuse to resume a run of other settings."""
     one, other = (names_only(c.model_dump(mode="json", exclude=SECONDARY)) for c in (stored, config))
     changed = list(_differences(one, other))
     if changed:
