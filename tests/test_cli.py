@@ -166,7 +166,7 @@ def test_a_wrong_dataset_path(trained, tmp_path, command, command_words, path, s
 def test_a_mistake_in_training(dataset, tmp_path, command, words, sentence):
     outcome = command("train", dataset, "-o", tmp_path / "run", *words)
     assert sentence in outcome.sentence
-    assert not (tmp_path / "run").exists()  # so that the mended command runs
+    assert not (tmp_path / "run").exists()  # so that the fixed command runs
 
 
 def test_training_without_data(command, tmp_path):

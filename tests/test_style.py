@@ -52,10 +52,12 @@ def test_pages(page):
 
 SOURCES = [
     ROOT / "CHANGELOG.md",
-    *(path for kind in ("py", "html", "md") for path in sorted((ROOT / "src").rglob(f"*.{kind}"))),
+    *(path for kind in ("py", "html", "js", "md") for path in sorted((ROOT / "src").rglob(f"*.{kind}"))),
     *sorted((ROOT / "benchmarks").glob("*.py")),
     *sorted((ROOT / "studies").glob("*.[py]*")),
     *sorted((ROOT / "examples").rglob("*.ipynb")),
+    *sorted((ROOT / "examples").glob("*.py")),
+    *sorted(path for path in (ROOT / "tests").rglob("*.py") if path != Path(__file__)),
 ]
 
 

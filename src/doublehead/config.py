@@ -1,7 +1,7 @@
-"""Every setting of a run, with its meaning and its default. Unknown keys are refused.
+"""All settings of a run, with descriptions and defaults. Unknown keys are errors.
 
-A run is a `Config`: `model` (what is built), `data` (how images reach it) and `train` (how it learns).
-`model` travels in each checkpoint; the whole `Config` is written into the run folder.
+A run is a `Config`: `model` (architecture), `data` (dataset, augmentation and loading) and `train` (optimisation).
+Each checkpoint contains `model`; the run folder contains the whole `Config`.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from doublehead.training.recorders import RECORDERS
 Fusion = Literal["complementary", "average", "maximum"]
 
 LOADER_TIMEOUT = 300.0
-"""Seconds that loading one batch may take before the disk, or a process that loads, is taken to hang."""
+"""Maximum seconds for loading one batch; after that, the disk or a loader process counts as hanging."""
 
 
 class BackboneConfig(Sectioned):
-    """The body of the network: maps of strides 4, 8, 16 and 32. What only a ResNet has stands under `resnet`."""
+    """The backbone: feature maps of strides 4, 8, 16 and 32. ResNet-only settings are under `resnet`."""
 
     name: str = Field(
         default="resnet50",
@@ -61,13 +61,13 @@ class BackboneConfig(Sectioned):
 
     @property
     def own(self) -> Any:
-        """The settings that this backbone alone has."""
+        """Settings specific to this backbone."""
         section = BACKBONES[self.name].section
         return self.section(section) if section else Strict()
 
     @property
     def network(self) -> str:
-        """The network whose weights fit: the row, or timm's model without the tag of its weights."""
+        """Network whose weights fit: the row's name, or timm's model without the tag of its weights."""
         return getattr(self.own, "model", self.name).partition(".")[0]
 
 
@@ -111,7 +111,7 @@ class RPNConfig(Strict):
 
     @property
     def anchors_per_position(self) -> int:
-        """How many anchors each position of a map has."""
+        """Number of anchors per position of a feature map."""
         return len(self.sizes[0]) * len(self.aspect_ratios)
 
     @model_validator(mode="after")
@@ -131,7 +131,7 @@ NMS = Literal["hard", "linear", "gaussian"]
 
 
 class RoIConfig(Strict):
-    """Sampling of proposals, which of them a regress-only branch sees, and post-processing."""
+    """Sampling of proposals, the proposals passed to box-only branches, and post-processing."""
 
     sampled: Count = Field(default=512, description="Proposals sampled per image in training.")
     positive_fraction: Share = 0.25
@@ -203,7 +203,7 @@ class RoIConfig(Strict):
 
 
 class InputConfig(Strict):
-    """How an image becomes the network's input."""
+    """Preprocessing of images for the network."""
 
     short_side: int = Field(default=800, ge=32, lt=2**31, description="Shorter side after resizing.")
     long_side: int = Field(default=1333, ge=32, lt=2**31, description="Maximum longer side.")
@@ -218,13 +218,13 @@ MOVED: dict[str, tuple[str, ...]] = {
     "norm_eps": ("backbone", "resnet", "norm_eps"),
     "fpn_channels": ("fpn", "channels"),
 }
-"""Keys that stood under `model.backbone` in version 0.1, and where they are now."""
+"""Keys under `model.backbone` in version 0.1, with their current places."""
 
 
 def renewed(model: Any) -> Any:
-    """The values of a ModelConfig with the keys of earlier versions moved to where they are now.
+    """Move the keys of earlier versions in the values of a ModelConfig to their current places.
 
-    A key of an earlier version wins over the same setting under its new key: presets use new keys alone.
+    A key of an earlier version takes precedence over its new key, since presets only use new keys.
     """
     backbone = model.get("backbone") if isinstance(model, dict) else None
     if not isinstance(backbone, dict):
@@ -239,7 +239,7 @@ def renewed(model: Any) -> Any:
 
 
 class ModelConfig(Sectioned):
-    """What is built. `doublehead models` lists the presets. Each trunk's own settings stand under `<trunk>_head`."""
+    """The model. `doublehead models` lists the presets. Settings of each trunk are under `<trunk>_head`."""
 
     preset: str = Field(default="custom", description="The preset this came from, for people to read.")
     branches: tuple[BranchConfig, ...] = Field(min_length=1)
@@ -265,7 +265,7 @@ class ModelConfig(Sectioned):
 
     @model_validator(mode="after")
     def _brought_by_rows(self) -> ModelConfig:
-        """Check the sections of trunks, and take the backbone's mean, std and anchor sizes where none are given."""
+        """Check the sections of trunks, and default mean, std and anchor sizes to those of the backbone."""
         known = {f"{name}_head": row.config for name, row in TRUNKS.items()}
         self._check_sections(known, [f"{branch.trunk}_head" for stage in self.stages for branch in stage.branches])
         row = BACKBONES[self.backbone.name]
@@ -283,7 +283,7 @@ class ModelConfig(Sectioned):
 
     @property
     def strides(self) -> tuple[int, ...]:
-        """Of the maps that RoIs are pooled from."""
+        """Strides of the feature maps that RoIs are pooled from."""
         return BACKBONES[self.backbone.name].strides
 
     @model_validator(mode="after")
@@ -307,24 +307,24 @@ class ModelConfig(Sectioned):
 
     @property
     def branch_names(self) -> tuple[str, ...]:
-        """As `parts.branch_names`, of the branches that give the detections."""
+        """Names of the final box head's branches, as given by `parts.branch_names`."""
         return branch_names(self.branches)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """The box heads, first to last."""
+        """All box heads, first to last."""
         if self.cascade is None:
             roi = self.roi
             return (Stage(self.branches, roi.foreground_iou, beta=roi.beta, regress_iou=roi.regress_iou),)
         return self.cascade.stages(self.branches)
 
     def trunk(self, name: str) -> Any:
-        """The settings that a trunk of one of the branches has."""
+        """Settings of a trunk that one of the branches uses."""
         return self.section(f"{name}_head")
 
 
 class InferenceOptions(Strict):
-    """How a trained model is asked: thresholds, sizes, and whose scores and boxes count. See `inference_options`."""
+    """Inference options of a trained model: thresholds, sizes, and the heads in use. See `inference_options`."""
 
     score_threshold: Fraction = Field(description="Least score of a detection.")
     class_thresholds: tuple[tuple[Count, Fraction], ...] = Field(
@@ -390,12 +390,12 @@ class InferenceOptions(Strict):
 
     @property
     def plain(self) -> bool:
-        """Whether an image goes through the model once and whole."""
+        """Whether each image takes a single forward pass: no tiles, flip or scales."""
         return self.tiles is None and not self.flip and self.scales == (1.0,)
 
 
 USUAL_DECISION = 0.5
-"""Score from which detections are shown where a model has no `decision_threshold`."""
+"""Minimum score of shown detections for models without a `decision_threshold`."""
 
 IN_MODEL = {
     name: f"{part}.{name}"
@@ -403,22 +403,22 @@ IN_MODEL = {
     for part, settings in (("roi", RoIConfig), ("input", InputConfig))
     if name in settings.model_fields
 }
-"""Options whose defaults are settings of the model."""
+"""Options that default to settings of the model."""
 
 AROUND_MODEL = frozenset({"tiles", "overlap", "tile_batch", "tile_merge", "flip", "model_weights", "wbf_iou"})
-"""Options that say what a model is shown and how its answers are put together: any model can do them."""
+"""Options for the images a model sees and for merging its results: every model supports them, exported or not."""
 
 
 def with_options(model: ModelConfig, settings: Mapping[str, Any]) -> ModelConfig:
-    """A model's config with other defaults for its inference options.
+    """Return a model config with other defaults for the inference options.
 
     Args:
         model: the config.
-        settings: values by their names, such as {"score_threshold": 0.5}, or by their keys in the model, such as
+        settings: values by option name, such as {"score_threshold": 0.5}, or by key in the model, such as
             {"model.roi.score_threshold": 0.5}.
 
     Raises:
-        DoubleheadError: there is no such option, a model does not keep it, or a value does not fit.
+        DoubleheadError: an option is unknown or not stored in models, or a value is invalid.
     """
     given = option_names(settings)
     if others := [name for name in given if name not in IN_MODEL]:
@@ -430,7 +430,7 @@ def with_options(model: ModelConfig, settings: Mapping[str, Any]) -> ModelConfig
 
 
 def unfitted(model: ModelConfig) -> ModelConfig:
-    """A model's config without what was fitted to trained weights: calibration and the decision threshold."""
+    """Return a model config without values fitted to trained weights: calibration and the decision threshold."""
     fitted = {"temperature": 1.0, "background_offset": 0.0}
     branches = tuple(branch.model_copy(update=fitted) for branch in model.branches)
     roi = model.roi.model_copy(update={"decision_threshold": None})
@@ -438,10 +438,10 @@ def unfitted(model: ModelConfig) -> ModelConfig:
 
 
 def option_names(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Inference options by their names, whether they were given by these or by their keys in the model.
+    """Convert keys such as `model.roi.nms_iou` to the names of inference options; names stay unchanged.
 
     Raises:
-        DoubleheadError: there is no such option.
+        DoubleheadError: an option is unknown.
     """
     names = {key: name for name, key in IN_MODEL.items()}
     result = {names.get(key.removeprefix("model."), key): value for key, value in settings.items()}
@@ -455,15 +455,15 @@ def option_names(settings: Mapping[str, Any]) -> dict[str, Any]:
 def inference_options(
     model: ModelConfig, settings: Mapping[str, Any] | None = None, names: Sequence[str] = ()
 ) -> InferenceOptions:
-    """The options of a model, with some of them changed.
+    """Return the inference options of a model, with changes.
 
     Args:
-        model: whose settings are the defaults.
-        settings: as of `with_options`; `classes` is a list of names, `class_thresholds` a mapping from names.
-        names: of the model's classes.
+        model: the config with the defaults.
+        settings: as in `with_options`; `classes` is a list of names, `class_thresholds` a mapping from names.
+        names: class names of the model.
 
     Raises:
-        DoubleheadError: there is no such option or class, or a value does not fit.
+        DoubleheadError: an option or class is unknown, or a value is invalid.
     """
     given = option_names(settings or {})
     changed = with_options(model, {name: value for name, value in given.items() if name in IN_MODEL})
@@ -480,10 +480,10 @@ def inference_options(
 
 
 def _labels(classes: Any, names: Sequence[str]) -> tuple[int, ...]:
-    """The labels of named classes.
+    """Convert class names to labels.
 
     Raises:
-        DoubleheadError: the model does not know one of them.
+        DoubleheadError: a class is unknown to the model.
     """
     one = isinstance(classes, str) or not isinstance(classes, Iterable)
     wanted = [str(name) for name in ([classes] if one else classes)]  # YAML reads a class named 5 as a number
@@ -493,10 +493,10 @@ def _labels(classes: Any, names: Sequence[str]) -> tuple[int, ...]:
 
 
 def _by_label(thresholds: Any, names: Sequence[str]) -> tuple[tuple[int, Any], ...]:
-    """Thresholds by names of classes as pairs of label and threshold.
+    """Convert thresholds by class name to pairs of label and threshold.
 
     Raises:
-        DoubleheadError: they are no mapping, or the model does not know a class.
+        DoubleheadError: `thresholds` is not a mapping, or a class is unknown to the model.
     """
     if not isinstance(thresholds, Mapping):
         raise DoubleheadError('class_thresholds: give a mapping, such as {"car": 0.4, "bus": 0.6}')
@@ -504,7 +504,7 @@ def _by_label(thresholds: Any, names: Sequence[str]) -> tuple[tuple[int, Any], .
 
 
 def absolute(path: str) -> str:
-    """The path as it is from any folder, so that a run can be resumed from another one."""
+    """Make a path absolute, so that a run can be resumed from any working directory."""
     return str(Path(os.path.expanduser(path)).absolute())
 
 
@@ -541,7 +541,7 @@ class SplitConfig(Strict):
 
     @property
     def bounds(self) -> tuple[float, ...]:
-        """The ends of their shares on the way from 0 to 1: one more than there are names."""
+        """Cumulative shares from 0 to 1, one more than there are names."""
         ends = tuple(accumulate(share / sum(self.shares) for share in self.shares if share))
         return (0.0, *ends[:-1], 1.0)
 
@@ -553,7 +553,7 @@ class SplitConfig(Strict):
 
 
 class DataConfig(Strict):
-    """How images reach the model."""
+    """Dataset, augmentation and loading."""
 
     path: str = Field(default="", description="The dataset: a folder, or a YAML file that names its splits.")
     train_split: str = "train"
@@ -591,7 +591,7 @@ class DataConfig(Strict):
 
 
 class TrainConfig(Strict):
-    """How the model learns."""
+    """Optimisation, evaluation during training, and recording."""
 
     weights: str | None = Field(
         default=None, description="Checkpoint to start from; predictors of other classes are initialised at random."
@@ -707,7 +707,7 @@ class TrainConfig(Strict):
 
 
 class Config(Strict):
-    """A whole run."""
+    """All settings of a run."""
 
     model: ModelConfig
     data: DataConfig = DataConfig()
@@ -715,7 +715,7 @@ class Config(Strict):
 
 
 def parse_settings(assignments: Iterable[str]) -> dict[str, Any]:
-    """What --set was given, `a.b=c` each, as settings; c is read as YAML.
+    """Parse the assignments `a.b=c` of --set; c is read as YAML.
 
     Raises:
         DoubleheadError: an assignment has no `=`, or its value is not YAML.
@@ -733,10 +733,10 @@ def parse_settings(assignments: Iterable[str]) -> dict[str, Any]:
 
 
 def override(values: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of nested `values` with settings such as {"model.branches.0.roi_scale": 1.2} made.
+    """Return a copy of nested `values` with settings such as {"model.branches.0.roi_scale": 1.2} applied.
 
     Raises:
-        DoubleheadError: a key goes through a value that has no keys, or past the end of a list.
+        DoubleheadError: part of a key leads to a plain value, or past the end of a list.
     """
     result = copy.deepcopy(values)
     for key, value in settings.items():
@@ -752,7 +752,7 @@ def override(values: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, A
 
 
 def merge(values: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """Return `values` with `other` laid over it, key by key at every depth."""
+    """Merge two nested mappings; values of `other` take precedence."""
     result = dict(values)
     for key, value in other.items():
         both = isinstance(value, dict) and isinstance(result.get(key), dict)
@@ -761,10 +761,10 @@ def merge(values: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file that holds a mapping.
+    """Read a YAML file that contains a mapping.
 
     Raises:
-        DoubleheadError: the file is missing, is not YAML, or holds something else.
+        DoubleheadError: the file is missing, is not YAML, or does not contain a mapping.
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))

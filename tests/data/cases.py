@@ -24,7 +24,7 @@ Row = tuple[str, int, int, int, int]  # class, xyxy
 @dataclass(frozen=True)
 class Case:
     write: Callable[[Path], object]
-    splits: dict[str, tuple[int, ...]]  # split -> pictures; of `all`: shared out
+    splits: dict[str, tuple[int, ...]]  # split -> pictures; of `all`: split by share
     kinds: tuple[str, ...] = ()  # of findings that tell what was left out or changed
     names: tuple[str, ...] = NAMES
     crowds: int = 0

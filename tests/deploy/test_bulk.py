@@ -217,14 +217,14 @@ def test_a_part_that_is_there_is_not_done_again(photos, bulk, tmp_path, monkeypa
 def test_a_folder_of_something_else_is_refused(checkpoint, photos, bulk, tmp_path, command):
     output = tmp_path / "out"
     assert bulk(photos, output).code == 0
-    mend = ": use the same to resume, or give another --output"
-    assert bulk(photos, output, "--score", 0.2).sentence == f"{output}: was started with score 0.1, not 0.2{mend}"
+    remedy = ": use the same to resume, or give another --output"
+    assert bulk(photos, output, "--score", 0.2).sentence == f"{output}: was started with score 0.1, not 0.2{remedy}"
     other = bulk(photos, output, "--part-size", 5)
-    assert other.sentence == f"{output}: was started with part size 4, not 5{mend}"
+    assert other.sentence == f"{output}: was started with part size 4, not 5{remedy}"
     assert "other sources" in bulk(tar_of(tmp_path / "a.tar", MANY), output).sentence
     tampered = json.loads((output / "_plan.json").read_text()) | {"weights": "0"}
     (output / "_plan.json").write_text(json.dumps(tampered))
-    assert bulk(photos, output).sentence == f"{output}: was started with other weights{mend}"
+    assert bulk(photos, output).sentence == f"{output}: was started with other weights{remedy}"
     (output / "_plan.json").unlink()
     assert bulk(photos, output).sentence == f"{output}: has parts, but no _plan.json; give another --output"
 

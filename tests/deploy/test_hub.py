@@ -90,7 +90,7 @@ def test_nothing_that_is_shared_names_a_folder_of_the_machine(run, tmp_path, mon
 def test_without_a_run_the_card_says_what_it_does_not_know(checkpoint, tmp_path):
     HubPredictor(checkpoint).save_pretrained(tmp_path / "shared")
     text = (tmp_path / "shared" / "README.md").read_text()
-    for words in ("no run folder was beside them", "Not measured", "Not stated", "cat, dog"):
+    for words in ("no run folder was beside these weights", "Not measured", "Not stated", "cat, dog"):
         assert words in text
 
 

@@ -1,4 +1,4 @@
-"""Every way to hand in an image, and what is said of what is none."""
+"""Every way to hand in an image, and the errors for what is not an image."""
 
 from __future__ import annotations
 

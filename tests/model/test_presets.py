@@ -86,7 +86,7 @@ def test_every_variant_comes_in_every_size() -> None:
 
 
 def test_weights_of_the_variants_are_the_papers() -> None:
-    """w_fc = 2.0 and w_conv = 2.5 shared out by l_fc and l_conv (1 and 1; Ext: 0.7 and 0.8)."""
+    """w_fc = 2.0 and w_conv = 2.5 divided by l_fc and l_conv (1 and 1; Ext: 0.7 and 0.8)."""
     weights = {name: [(b.trunk, b.classify, b.regress) for b in row] for name, row in VARIANTS.items()}
     assert weights["double-head"] == [("fc", 2.0, 0.0), ("conv", 0.0, 2.5)]
     ext = [("fc", 2.0 * 0.7, 2.0 * 0.3), ("conv", 2.5 * 0.2, 2.5 * 0.8)]

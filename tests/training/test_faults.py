@@ -109,8 +109,8 @@ def test_out_of_memory(dataset, tmp_path, monkeypatch, command, exhaust):
         patch.setattr(Detector, "losses", exhaust)
         sentence = train(command, dataset, tmp_path / "run", settings).sentence
     assert sentence.startswith("out of memory (")
-    mend = "set train.accumulate to 2 in the run's config.yaml, for 3 images at a time instead of 6, or start a new run"
-    assert f"{mend} with train.batch_size=3; then resume with: doublehead resume {tmp_path / 'run'}" in sentence
+    cure = "set train.accumulate to 2 in the run's config.yaml, for 3 images at a time instead of 6, or start a new run"
+    assert f"{cure} with train.batch_size=3; then resume with: doublehead resume {tmp_path / 'run'}" in sentence
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     config["train"]["accumulate"] = 2
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config))

@@ -109,15 +109,15 @@ class Dataset:
 
 
 def open_dataset(path: str | Path, shares: SplitConfig | None = None) -> Dataset:
-    """Recognise a dataset from its folder, or from a YAML file that names its format and splits.
+    """Open a dataset: a folder, whose format is detected, or a YAML file that names format and splits.
 
     Args:
         path: the folder or YAML file.
-        shares: how to share out a dataset that has no splits; None: as the YAML says, else 80/10/10.
+        shares: how to split a dataset without splits; None: as the YAML says, else 80/10/10.
 
     Raises:
-        DoubleheadError: the path is missing, nothing known is found there, or the YAML has a mistake; or `shares` is
-            given and the dataset has splits of its own.
+        DoubleheadError: the path does not exist, its format is unknown, or the YAML is invalid; or `shares` is given
+            and the dataset already has splits.
     """
     path = Path(os.path.expanduser(path))
     if os.path.isfile(path):

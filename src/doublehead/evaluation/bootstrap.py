@@ -1,4 +1,4 @@
-"""How much AP depends on which images happened to be measured: AP over images drawn with replacement."""
+"""Bootstrap intervals of AP: AP over images drawn with replacement."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from doublehead.data.records import Record
 from doublehead.evaluation.coco import RECALLS, USUAL, truth
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
-"""COCO's, of IoU."""
+"""COCO's IoU thresholds."""
 
 CELLS = 2**20
-"""Weights of detections that are held at once: some 50 MB for any number of images, detections and draws."""
+"""Weights of detections in memory at a time: about 50 MB for any number of images, detections and draws."""
 
 
 @dataclass(frozen=True)
 class _ClassMatches:
-    """The detections of one class in all images, best score first, and how many objects each image has."""
+    """Detections of one class in all images, best first, and the number of objects per image."""
 
     image: np.ndarray  # (D,) place of the image
     right: np.ndarray  # (T, D) bool: matched to an object at each of COCO's thresholds
@@ -31,13 +31,13 @@ class _ClassMatches:
 
 
 class Matches:
-    """Detections of one model matched to the truth once, for AP under any weights of the images.
+    """Detections of a model, matched to the ground truth once, to compute AP under any weights of the images.
 
     Args:
-        records: as of `evaluate_detections`.
-        categories: the classes of the records.
-        results: the detections, in COCO's result format.
-        most: detections per image and class that count, the best ones; at least COCO's 100.
+        records: as in `evaluate_detections`.
+        categories: classes of the records.
+        results: detections in COCO's result format.
+        most: maximum detections per image and class, best first; at least COCO's 100.
     """
 
     def __init__(
@@ -61,34 +61,34 @@ class Matches:
         self.classes = [_joined(matches, place, most) if matches else None for matches in found.values()]
 
     def ap(self, weights: np.ndarray) -> np.ndarray:
-        """AP as COCO has it, with image i counted `weights[..., i]` times.
+        """Compute COCO's AP with image i counted `weights[..., i]` times.
 
         Args:
             weights: (W, images), whole numbers.
 
         Returns:
-            (W,), each in 0..1; NaN where no object is left.
+            (W,), each in 0..1; NaN if no objects remain.
         """
         return self.ap_by_iou(weights).mean(0)
 
     def ap_by_iou(self, weights: np.ndarray) -> np.ndarray:
-        """AP at each of COCO's thresholds, 0.50 to 0.95: as `ap`, but (10, W)."""
+        """As `ap`, at each of COCO's thresholds from 0.50 to 0.95: (10, W)."""
         return mean_known(self.by_class(weights))
 
     def by_class(self, weights: np.ndarray) -> np.ndarray:
-        """AP of each class at each of COCO's thresholds: (C, 10, W), NaN where a class has no object left."""
+        """AP of each class at each of COCO's thresholds: (C, 10, W), NaN if no objects of a class remain."""
         nothing = np.full((len(THRESHOLDS), len(weights)), np.nan)
         return np.stack([nothing if one is None else _class_ap(one, weights) for one in self.classes])
 
 
 def mean_known(values: np.ndarray) -> np.ndarray:
-    """The mean over the first axis, of what is not NaN; NaN where nothing is known."""
+    """Mean over the first axis of the values that are not NaN; NaN if all are."""
     known = ~np.isnan(values)
     return np.where(known.any(0), np.nansum(values, 0) / np.maximum(known.sum(0), 1), np.nan)
 
 
 def draws(images: int, number: int, rng: np.random.Generator) -> np.ndarray:
-    """How often each image is drawn, `number` times over: (number, images), each row summing to `images`."""
+    """Draw bootstrap samples: counts of each image (number, images), with rows summing to `images`."""
     result = np.empty((number, images), np.min_scalar_type(images))
     for row in result:
         row[:] = rng.multinomial(images, np.full(images, 1 / images))

@@ -1,4 +1,4 @@
-"""How much `analyze` looks at."""
+"""Numbers of images, objects and windows for `analyze`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from doublehead.common.errors import DoubleheadError
 
 BINS = 20
-"""Equal ranges of IoU."""
+"""Number of equal ranges of IoU."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How much is looked at; None: everything."""
+    """Numbers of images, objects and windows; None: all."""
 
     images: int | None
     objects: int | None
@@ -23,7 +23,7 @@ class Budget:
             raise DoubleheadError(f"{self.windows} windows: give at least {BINS}, one for each range of IoU")
 
     def changed(self, images: int | None, objects: int | None, windows: int | None) -> Budget:
-        """With those numbers that are given."""
+        """Return a budget with the given numbers replaced."""
         return Budget(images or self.images, objects or self.objects, windows or self.windows)
 
 

@@ -1,7 +1,7 @@
-"""Heads calibrated: scores that say how often a detection is right.
+"""Calibration: scores that match the share of correct detections.
 
 Temperature scaling (Guo et al., ICML 2017), with an offset of the background's logit. A head learns to classify
-proposals, but NMS leaves one for each object: what it leaves besides is background more often than the scores say.
+proposals, of which NMS keeps one per object. The others that it keeps are background more often than scores suggest.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from doublehead.model.interop.published import resolve
 from doublehead.model.postprocess import fuse
 
 TEMPERATURES, OFFSET = (0.05, 20.0), 20.0
-"""Bounds: detections that are all right, or all wrong, would ask for 0 or infinity."""
+"""Bounds: if all detections were correct, or all wrong, the fit would diverge to 0 or infinity."""
 
 FEWEST = 20
-"""Detections to fit on, right and wrong ones each at least a quarter of it."""
+"""Minimum detections for fitting. At least a quarter of this number must be correct, and a quarter wrong."""
 
 
 ToScores = Callable[[Tensor], Tensor]
@@ -48,7 +48,7 @@ def _softmax(logits: Tensor) -> Tensor:
 
 
 class Fitted(NamedTuple):
-    """How a head's logits are changed; by default not at all."""
+    """Calibration of a head's logits; the default is the identity."""
 
     temperature: float = 1.0
     background_offset: float = 0.0
@@ -56,7 +56,7 @@ class Fitted(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """Detections of a split before calibration, and what the heads said of their proposals."""
+    """Detections of a split before calibration, with the heads' logits of their proposals."""
 
     logits: dict[str, Tensor]  # of each branch whose scores count, (D, C + 1) with the background first
     labels: Tensor  # (D,) 1..C of the model
@@ -66,14 +66,14 @@ class Asked:
     to_scores: ToScores
 
     def scores(self, heads: Mapping[str, Fitted], fusion: str) -> np.ndarray:
-        """The fused score of each detection with heads calibrated so, (D,)."""
+        """Fused scores of the detections with calibrated heads, (D,)."""
         said = [(self.logits[name], *heads[name]) for name in self.logits]
         return _scores(said, self.labels, fusion, self.to_scores).numpy()
 
 
 @dataclass(frozen=True)
 class Calibrated:
-    """What was fitted, and where it is."""
+    """Fitted values, and the checkpoint with them."""
 
     path: Path
     heads: dict[str, Fitted]
@@ -104,20 +104,20 @@ def calibrate(
     device: str = "auto",
     progress: bool = False,
 ) -> Calibrated:
-    """Calibrate each head whose scores count, and write a checkpoint of it with the best threshold.
+    """Calibrate each head whose scores are used, and write a checkpoint with the best decision threshold.
 
     Args:
-        weights: a checkpoint or a published name; it stays as it is.
-        data: as of `evaluate`.
+        weights: checkpoint or published name; not modified.
+        data: as in `evaluate`.
         split: images that the model was not trained on.
-        output: the checkpoint to write; None: beside the weights, `best-calibrated.safetensors`.
-        batch_size: images that go through the model at once.
-        workers: processes that decode images; None: by the cores.
-        device: where to compute.
-        progress: whether to show a bar.
+        output: checkpoint to write; None: `best-calibrated.safetensors` beside the weights.
+        batch_size: images per forward pass.
+        workers: processes that decode images; None: chosen by the number of CPU cores.
+        device: auto, cpu, cuda or a card such as cuda:1.
+        progress: whether to show a progress bar.
 
     Raises:
-        DoubleheadError: weights, data or split have a mistake, the output exists, or there are too few detections.
+        DoubleheadError: weights, data or split are invalid, the output exists, or there are too few detections.
     """
     path = resolve(weights)
     destination = Path(output) if output else path.with_name(f"{path.stem}-calibrated.safetensors")
@@ -158,14 +158,14 @@ def calibrate(
 def fit(
     logits: Sequence[Tensor], labels: Tensor, right: Tensor, fusion: str, to_scores: ToScores = _softmax
 ) -> list[Fitted]:
-    """Temperature and offset of each head under which the fused scores have the least cross-entropy with what is right.
+    """Fit temperature and offset of each head by minimising the cross-entropy of fused scores with correctness.
 
     Args:
-        logits: of each head, (D, C + 1) with the background first.
-        labels: (D,) the class of each detection, 1..C.
-        right: (D,) bool, whether it is right.
-        fusion: how the heads' scores become one.
-        to_scores: how logits become scores.
+        logits: logits of each head, (D, C + 1), background first.
+        labels: (D,) class of each detection, 1..C.
+        right: (D,) bool, whether each detection is correct.
+        fusion: rule that fuses the heads' scores.
+        to_scores: converts logits to scores.
     """
     wide = [each.double() for each in logits]
     values = torch.zeros(len(wide), 2, dtype=torch.float64, requires_grad=True)
@@ -189,7 +189,7 @@ def fit(
 
 
 def ask_split(predictor: Predictor, split: Split, batch_size: int, workers: int, advance: Any) -> Asked:
-    """Detect in a split, and ask the heads whose scores count about the proposals that own the detections."""
+    """Detect objects in a split, and collect the heads' logits of the proposals that own the detections."""
     model, options = predictor.model, predictor.options
     logits: dict[str, list[Tensor]] = {}
     labels, results = list[Tensor](), list[dict[str, Any]]()
@@ -217,7 +217,7 @@ def ask_split(predictor: Predictor, split: Split, batch_size: int, workers: int,
 
 
 def with_heads(config: ModelConfig, heads: Mapping[str, Fitted], threshold: float) -> ModelConfig:
-    """The config with heads calibrated, by branch, and a decision threshold."""
+    """Return the config with calibrated heads, by branch, and a decision threshold."""
     branches = tuple(
         branch.model_copy(update=heads[name]._asdict()) if name in heads else branch
         for name, branch in zip(config.branch_names, config.branches, strict=True)
@@ -227,7 +227,7 @@ def with_heads(config: ModelConfig, heads: Mapping[str, Fitted], threshold: floa
 
 
 def _scores(said: Sequence[tuple[Tensor, Any, Any]], labels: Tensor, fusion: str, to_scores: ToScores) -> Tensor:
-    """The fused score of each detection's class, (D,), of heads' logits, temperatures and offsets."""
+    """Fused score of each detection's class, (D,), from the heads' logits, temperatures and offsets."""
     scores = fuse([to_scores(calibrated(*one)) for one in said], fusion)
     return scores[torch.arange(len(labels)), labels]
 

@@ -19,21 +19,21 @@ from doublehead.evaluation.matched import match
 from doublehead.evaluation.thresholds import sweep
 
 RECALLS = np.linspace(0, 1, 101)
-"""The recall at each point of a curve."""
+"""Recall at each point of a curve."""
 
 _AT_50, _AT_75 = 0, 5  # places of IoU 0.5 and 0.75 among COCO's thresholds 0.50, 0.55 ... 0.95
 _ALL, _SMALL, _MEDIUM, _LARGE = range(4)  # COCO's area ranges: all, below 32x32, up to 96x96, above
 _MOST = 2  # place of "100 detections per image and class" among COCO's limits 1, 10, 100
 USUAL = 100
-"""Detections of an image and class that count by COCO's rules."""
+"""COCO's maximum detections per image and class."""
 
 
 @dataclass(frozen=True)
 class PrecisionCurve:
     """Precision against `RECALLS` for one class at one IoU.
 
-    Both arrays are (101,) float64; precision 0 and score 0 where that recall is never reached, and NaN throughout
-    for a class without truth.
+    Both arrays are (101,) float64. Precision and score are 0 at recalls that are never reached, and NaN for a class
+    without ground truth.
     """
 
     precision: np.ndarray
@@ -42,7 +42,7 @@ class PrecisionCurve:
 
 @dataclass(frozen=True)
 class ClassMetrics:
-    """One class: its figures in 0..1 (NaN without truth), how many boxes there are, and its two curves."""
+    """Metrics of one class in 0..1 (NaN without ground truth), its number of boxes, and its two curves."""
 
     name: str
     category_id: int
@@ -57,10 +57,10 @@ class ClassMetrics:
 
 @dataclass(frozen=True)
 class Metrics:
-    """COCO's figures for one set of images.
+    """COCO's metrics for one set of images.
 
-    `totals` has the twelve: AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl, each in 0..1. A figure
-    without any truth to measure against is NaN here (-1 in COCO's own tools) and null in JSON.
+    `totals` contains AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm and ARl, each in 0..1. Metrics without
+    ground truth are NaN (-1 in COCO's own tools), and null in JSON.
     """
 
     totals: dict[str, float]
@@ -72,7 +72,7 @@ class Metrics:
     best_threshold: float = math.nan  # score of the highest F1 at IoU 0.5, all classes together
 
     def __getitem__(self, name: str) -> float:
-        """One of the twelve figures, such as metrics["AP50"]; or metrics["best_threshold"]."""
+        """Return one of the twelve metrics, such as metrics["AP50"], or metrics["best_threshold"]."""
         return self.best_threshold if name == "best_threshold" else self.totals[name]
 
     def to_json(self) -> dict[str, Any]:
@@ -104,7 +104,7 @@ class Metrics:
         }
 
     def table(self) -> Table:
-        """AP, AP50, AP75 and counts, in per cent and per class, the whole in the last line, for the console."""
+        """Table for the console: AP, AP50, AP75 in per cent and counts, by class, with the total in the last row."""
         title = f"{self.images} images, best {self.most} detections of each class"
         table = Table("class", title=title, show_footer=True)
         table.columns[0].footer = "all"
@@ -118,7 +118,7 @@ class Metrics:
         return table
 
     def totals_table(self) -> Table:
-        """The twelve figures in per cent, for the console."""
+        """Table for the console: the twelve metrics in per cent."""
         table = Table("", "all", "IoU 0.50", "IoU 0.75", "small", "medium", "large", title="average, in %")
         for column in table.columns[1:]:
             column.justify = "right"
@@ -137,18 +137,17 @@ def evaluate_detections(
     results: Sequence[dict[str, Any]],
     most: int = USUAL,
 ) -> Metrics:
-    """Measure detections as COCO does, to the last digit of pycocotools.
+    """Compute COCO's metrics, identical to pycocotools to the last digit.
 
     Args:
-        records: the annotated images; crowds are ignored as COCO ignores them, `areas` decide small, medium, large.
-        categories: the classes of the records.
-        results: COCO's result format, with the dataset's own category ids: what `Detections.to_coco` gives, for all
-            images together.
-        most: how many detections of an image and class count, the best ones; at least COCO's 100.
+        records: annotated images; crowds are ignored by COCO's rules, and `areas` determine small, medium, large.
+        categories: classes of the records.
+        results: detections of all images in COCO's result format, as from `Detections.to_coco`, with the dataset's
+            category ids.
+        most: maximum detections per image and class, best first; at least COCO's 100.
 
     Raises:
-        DoubleheadError: a result names an image or a category that the records do not have, or a score that is not
-            finite.
+        DoubleheadError: a result has an unknown image or category, or a score that is not finite.
     """
     annotated = truth(records, categories)
     _check(results, annotated)
@@ -191,18 +190,18 @@ def evaluate_detections(
 
 
 def average_precision(scores: np.ndarray, hits: np.ndarray, objects: int) -> float:
-    """COCO's AP at one IoU for one class, interpolated at 101 recalls, from detections already judged.
+    """COCO's AP at one IoU for one class, interpolated at 101 recalls, from matched detections.
 
     Args:
         scores: (N,) in any order.
-        hits: (N,) bool, whether each detection counts as found.
-        objects: how many there are to find, at least one.
+        hits: (N,) bool, whether each detection is a true positive.
+        objects: number of objects, at least one.
     """
     return float(hotcoco.metrics.average_precision(scores, hits, objects))
 
 
 def truth(records: Sequence[Record], categories: Categories) -> dict[str, Any]:
-    """The records as a COCO annotation file would have them."""
+    """Convert records to the content of a COCO annotation file."""
     annotations: list[dict[str, Any]] = []
     for record in records:
         x1, y1, x2, y2 = record.boxes.astype(np.float64).reshape(-1, 4).T
@@ -242,7 +241,7 @@ def _check(results: Sequence[dict[str, Any]], truth: dict[str, Any]) -> None:
 
 
 def _totals(precision: np.ndarray, recall: np.ndarray) -> dict[str, float]:
-    """COCO's twelve figures from its arrays of precision and recall."""
+    """COCO's twelve metrics from its arrays of precision and recall."""
     sizes = {"s": _SMALL, "m": _MEDIUM, "l": _LARGE}
     everything = precision[..., _ALL, _MOST]
     return {

@@ -1,4 +1,4 @@
-"""A model measured on a split of a dataset."""
+"""Evaluation of a model on one split of a dataset."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ from doublehead.model.checkpoint import read_notes
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured, and the detections it was measured on, in COCO's result format."""
+    """Metrics of a model on a split, with the detections in COCO's result format."""
 
     metrics: Metrics
-    results: list[dict[str, Any]]  # without calibration, as AP is measured
-    decided: list[dict[str, Any]]  # with the scores that decisions are taken by; `results` itself if uncalibrated
+    results: list[dict[str, Any]]  # uncalibrated; AP is computed from these
+    decided: list[dict[str, Any]]  # calibrated scores, for thresholds; `results` itself if uncalibrated
     split: Split
-    threshold: float | None  # the decision threshold of the weights or the settings, if there is one
-    waited: float  # share of the time in which the model stood idle, waiting for images
-    leads: bool = True  # under torchrun, whether this process is the one that speaks and writes
+    threshold: float | None  # decision threshold of the weights or the settings, if any
+    waited: float  # share of the time in which the model waited for images
+    leads: bool = True  # under torchrun, whether this process prints and writes
 
     def save(self, folder: Path) -> None:
         """Write metrics.json and predictions.json."""
@@ -49,11 +49,11 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class SplitDetections:
-    """Detections in a split, in COCO's result format, and how they came about."""
+    """Detections in a split, in COCO's result format, with timings."""
 
     results: list[dict[str, Any]]
-    seconds: float  # in all
-    waited: float  # seconds of waiting for images
+    seconds: float  # total
+    waited: float  # seconds spent waiting for images
 
 
 def predict_split(
@@ -66,10 +66,19 @@ def predict_split(
     timeout: float = LOADER_TIMEOUT,
     losses: SplitLosses | None = None,
 ) -> SplitDetections:
-    """Detections in a split, whose batches are divided among the processes, if there are several.
+    """Detect objects in a split, dividing its batches among the processes.
 
-    They are the same, and in the same order, for every number of processes. `progress` is told how many images this
-    process has done. `losses` gathers the losses of the same images.
+    The number of processes changes neither the detections nor their order.
+
+    Args:
+        predictor: the model.
+        split: the images.
+        batch_size: images per forward pass.
+        workers: processes that decode images; None: chosen by the number of CPU cores.
+        processes: the processes of the run; None: this one alone.
+        progress: called with the number of images that this process has finished.
+        timeout: maximum seconds for loading one batch.
+        losses: collects the losses of the same images.
     """
     results: list[dict[str, Any]] = []
     rank, world = (processes.rank, processes.world) if processes else (0, 1)
@@ -100,27 +109,29 @@ def evaluate(
     classes: Sequence[str] | None = None,
     shares: SplitConfig | None = None,
 ) -> Evaluation:
-    """Run a model over one split of a dataset and measure it as COCO does.
+    """Evaluate a model on one split of a dataset with COCO's metrics.
 
-    Under torchrun the processes share the images, and each returns all that was measured.
+    Under torchrun the processes divide the images, and each returns the complete result.
 
     Args:
-        weights: a checkpoint's path, a published name, or a model already loaded; several paths or names make an
-            ensemble.
-        data: the dataset's folder or YAML, or a dataset itself (see `data.own.own_dataset`); classes of the model that
-            it does not have are left out.
-        split: which of its splits.
-        batch_size: images that go through the model at once.
-        workers: processes that decode images; None: by the cores.
-        device: where to compute, if `weights` is a path.
-        progress: whether to show a bar.
-        precision: as of `load`, if `weights` is a path.
-        settings: inference options by their names; see `config.InferenceOptions`.
-        classes: names of the classes, if `data` is a dataset itself without `classes` of its own.
-        shares: how to share out data without splits; None: as `weights` were trained, else as the dataset says.
+        weights: checkpoint path, published name, or loaded model; several paths or names make an ensemble.
+        data: dataset folder or YAML, or a Python dataset (see `data.own.own_dataset`). Classes of the model that the
+            dataset lacks are ignored.
+        split: name of the split.
+        batch_size: images per forward pass.
+        workers: processes that decode images; None: chosen by the number of CPU cores.
+        device: device to load `weights` on; ignored for a loaded model.
+        progress: whether to show a progress bar.
+        precision: as in `load`; ignored for a loaded model.
+        settings: inference options by name; see `config.InferenceOptions`.
+        classes: class names, if `data` is a Python dataset without a `classes` attribute.
+        shares: how to split a dataset without splits; None: as in the training of `weights`, else as the dataset says.
+
+    Returns:
+        The metrics, and the detections they were computed from.
 
     Raises:
-        DoubleheadError: weights, data or split have a mistake, or the data has classes unknown to the weights.
+        DoubleheadError: weights, data or split are invalid, or the data has classes unknown to the weights.
         Fault: memory ran out, or a process of the run or of the loader was lost.
     """
     chosen = measured_split(weights, data, split, shares, classes)
@@ -158,18 +169,18 @@ def evaluate(
 
 
 def _calibrated(predictor: Predictor) -> bool:
-    """Whether calibration changes the scores, and can be left out."""
+    """Whether calibration changes the scores and can be turned off."""
     fitted = any(branch.calibrated for branch in predictor.inside.config.branches)
     return fitted and predictor.options.calibrated and not isinstance(predictor.inside, Exported)
 
 
 def _uncalibrated(predictor: Predictor) -> Predictor:
-    """The predictor as AP is measured: calibration would put some proposals in another order."""
+    """The predictor without calibration, which AP is measured with: calibration can reorder proposals."""
     return predictor.with_options(calibrated=False) if _calibrated(predictor) else predictor
 
 
 def for_classes(predictor: Predictor, categories: Categories) -> Predictor:
-    """The predictor looking for these classes alone, so that others take no place among an image's detections."""
+    """The predictor limited to these classes, so that others do not count towards an image's maximum of detections."""
     pairs, asked = predictor.categories.pairs, predictor.options.classes
     labels = [label for label, pair in enumerate(pairs, 1) if pair in categories.pairs]
     if len(labels) == len(pairs):
@@ -184,10 +195,10 @@ def measured_split(
     shares: SplitConfig | None = None,
     classes: Sequence[str] | None = None,
 ) -> Split:
-    """Read the split to measure. Data without splits is split as it was when the (first) weights were trained.
+    """Read the split to evaluate. Data without splits is split as in the training of the (first) weights.
 
     Raises:
-        DoubleheadError: data or split have a mistake.
+        DoubleheadError: data or split are invalid.
     """
     if is_own(data):
         one = not isinstance(data, Mapping)
@@ -202,16 +213,16 @@ def measured_split(
 
 
 def of_classes(results: Sequence[dict[str, Any]], categories: Categories) -> list[dict[str, Any]]:
-    """Those results, in COCO's format, whose classes are among these."""
+    """Filter results in COCO's format by class."""
     asked = set(categories.ids)
     return [result for result in results if result["category_id"] in asked]
 
 
 def require_known_classes(model: Categories, data: Categories) -> None:
-    """Refuse to measure a model on classes that it does not know.
+    """Reject data with classes that the model does not know.
 
     Raises:
-        DoubleheadError: a name with its id is not among the model's.
+        DoubleheadError: a pair of name and id is not among the model's.
     """
     unknown = [pair for pair in data.pairs if pair not in model.pairs]
     if unknown:

@@ -1,4 +1,4 @@
-"""The losses of a split, gathered while its images are searched for objects."""
+"""Validation losses, computed together with detections."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from doublehead.inference.predictor import Predictor
 
 
 class SplitLosses:
-    """Losses of a split's batches, of which every process has its share.
+    """Losses of a split's batches, which are divided among the processes.
 
-    Proposals are sampled with numbers that depend on the batch alone, so the mean is the same for every number of
-    processes and each time it is taken.
+    The seed for sampling proposals depends on the batch alone, so the mean is reproducible and independent of the
+    number of processes.
     """
 
     def __init__(self) -> None:
         self.batches: list[tuple[int, int, dict[str, float]]] = []  # id of the first image, how many, their losses
 
     def detect(self, predictor: Predictor, images: list[Tensor], records: Sequence[Record]) -> list[Detections]:
-        """Detect objects as `Predictor.detect` does, and keep the batch's losses."""
+        """Detect objects as `Predictor.detect` does, and store the losses of the batch."""
         device = predictor.device
         targets = []
         for record in records:
@@ -38,7 +38,7 @@ class SplitLosses:
         return [predictor.as_detections(result) for result in results]
 
     def mean(self, processes: Distribution) -> dict[str, float]:
-        """The mean over the images of all processes: the whole as `loss`, then each part by its name."""
+        """Mean over the images of all processes: the total as `loss`, then each part by name."""
         batches = sorted(processes.gather(self.batches), key=lambda batch: batch[0])
         images = sum(count for _, count, _ in batches)
         names = batches[0][2]

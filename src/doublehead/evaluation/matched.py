@@ -1,4 +1,4 @@
-"""Detections of a split matched to its objects at one IoU, as columns from which decisions are counted."""
+"""Detections of a split matched to its objects at one IoU, as columns."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from doublehead.common.categories import Categories
 from doublehead.data.records import Record
 
 IOU = 0.5
-"""IoU from which a detection and an object are a pair. Of a crowd, the share of the detection that it covers."""
+"""Minimum IoU of a pair of detection and object; for crowds, the covered share of the detection."""
 
 _PAIRS = 2**20  # boxes compared at once, which bounds the memory
 
 
 @dataclass(frozen=True, eq=False)
 class Objects:
-    """The annotated boxes of all images, a row each, in the records' order."""
+    """Annotated boxes of all images, one row each, in the order of records."""
 
     image: np.ndarray  # (N,) place of the record
     label: np.ndarray  # (N,) 1..C
@@ -29,7 +29,7 @@ class Objects:
 
     @classmethod
     def of(cls, records: Sequence[Record]) -> Objects:
-        """The boxes of some records."""
+        """Collect the boxes of records."""
         counts = [len(record.boxes) for record in records]
         columns = [
             np.concatenate([np.asarray(getattr(record, name)) for record in records] or [np.empty(0)])
@@ -42,9 +42,9 @@ class Objects:
 
 @dataclass(frozen=True, eq=False)
 class Matched:
-    """Detections in falling order of score, and what COCO's matching at `IOU` says of each.
+    """Detections in falling order of score, with the results of COCO's matching at `IOU`.
 
-    A detection that hits an object does so at every threshold: better ones were matched first.
+    A hit is independent of the score threshold, since better detections are matched first.
     """
 
     records: Sequence[Record]
@@ -62,29 +62,29 @@ class Matched:
 
     @property
     def hit(self) -> np.ndarray:
-        """Which detections are right, (D,) bool."""
+        """Mask of correct detections, (D,) bool."""
         return self.target >= 0
 
     @property
     def false(self) -> np.ndarray:
-        """Which detections are wrong, (D,) bool."""
+        """Mask of false detections, (D,) bool."""
         return ~self.hit & ~self.ignored
 
     @property
     def found_at(self) -> np.ndarray:
-        """Score of the detection that hits each object, (N,); -1 where none does."""
+        """Score of the detection that hits each object, (N,); -1 if none does."""
         result = np.full(len(self.objects.label), -1.0)
         result[self.target[self.hit]] = self.score[self.hit]
         return result
 
 
 def match(records: Sequence[Record], categories: Categories, results: Sequence[dict[str, Any]]) -> Matched:
-    """Match detections to objects of their class as COCO does at `IOU`.
+    """Match detections to objects of their class by COCO's rules at `IOU`.
 
     Args:
-        records: the annotated images.
-        categories: the classes of the records.
-        results: the detections, in COCO's result format.
+        records: annotated images.
+        categories: classes of the records.
+        results: detections in COCO's result format.
     """
     places = {record.image_id: place for place, record in enumerate(records)}
     labels = {category: label for label, category in enumerate(categories.ids, 1)}
@@ -110,15 +110,15 @@ def match(records: Sequence[Record], categories: Categories, results: Sequence[d
 
 
 def greedy(pairs: np.ndarray, order: np.ndarray, shared: np.ndarray) -> np.ndarray:
-    """Visit pairs in an order and take each whose two ends are free.
+    """Greedy matching: visit pairs in order, and accept each whose detection and object are unmatched.
 
     Args:
         pairs: (P, 2) rows of detections and of objects.
-        order: places among the pairs.
-        shared: (N,) bool, objects that any number of detections may take.
+        order: indices of pairs.
+        shared: (N,) bool, objects that can be matched any number of times.
 
     Returns:
-        Places of the pairs taken.
+        Indices of the accepted pairs.
     """
     used_detections, used_objects, taken = set[int](), set[int](), list[int]()
     reusable = shared.tolist()
@@ -135,14 +135,14 @@ def greedy(pairs: np.ndarray, order: np.ndarray, shared: np.ndarray) -> np.ndarr
 def overlapping(
     image: np.ndarray, box: np.ndarray, objects: Objects, images: int, least: float = IOU
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of a box and an object of the same image that overlap.
+    """Find pairs of a box and an object of the same image that overlap.
 
     Args:
-        image: (D,) place of each box's image.
+        image: (D,) index of each box's image.
         box: (D, 4) xyxy.
-        objects: what they are compared with; of a crowd, the share of the box that it covers counts in place of IoU.
-        images: how many there are.
-        least: IoU of a pair at least.
+        objects: objects to compare with; for crowds, the covered share of the box replaces IoU.
+        images: number of images.
+        least: minimum IoU of a pair.
 
     Returns:
         (P, 2) rows of boxes and of objects, and their IoU (P,).
@@ -155,7 +155,7 @@ def overlapping(
 
 
 def _in_parts(counts: np.ndarray) -> Iterable[np.ndarray]:
-    """Rows in parts of about `_PAIRS` pairs each."""
+    """Divide rows into parts of about `_PAIRS` pairs each."""
     if len(counts):
         part = np.cumsum(counts) // _PAIRS
         yield from np.split(np.arange(len(counts)), np.flatnonzero(np.diff(part)) + 1)

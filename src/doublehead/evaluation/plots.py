@@ -1,4 +1,4 @@
-"""Pictures of how training and evaluation went: curves by matplotlib, contact sheets by PIL alone."""
+"""Plots of training and evaluation: curves with matplotlib, contact sheets with PIL alone."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MANY = 12
-"""Classes; more lines than that cannot be told apart."""
+"""Maximum classes with lines of their own; more could not be distinguished."""
 
 FAN: dict[str, Any] = {"color": "0.75", "lw": 0.7, "rasterized": True}
-"""How these are drawn instead: as pixels, of which a vector file holds as many for a thousand lines as for one."""
+"""Style of the lines of more classes: rasterised, so that the file size does not depend on their number."""
 
 
 def precision_recall(metrics: Metrics, path: str | Path) -> Path:
-    """Precision-recall curves at IoU 0.5 and 0.75, written as a picture (.png, .svg, .pdf ...). Returns the path.
+    """Plot precision-recall curves at IoU 0.5 and 0.75 to a file (.png, .svg, .pdf ...). Returns the path.
 
     Raises:
-        DoubleheadError: matplotlib is not installed, or the ending names no format.
+        DoubleheadError: matplotlib is not installed, or the file extension is not supported.
     """
     return _write(precision_recall_figure(metrics), path)
 
 
 def precision_recall_figure(metrics: Metrics) -> Figure:
-    """Precision-recall curves at IoU 0.5 and 0.75.
+    """Create a figure of precision-recall curves at IoU 0.5 and 0.75.
 
-    One line per class up to 12 classes; of more, the mean, on a fan of grey lines.
+    Up to 12 classes have one line each. More are drawn as grey lines behind their mean.
 
     Raises:
         DoubleheadError: matplotlib is not installed.
@@ -75,16 +75,16 @@ def precision_recall_figure(metrics: Metrics) -> Figure:
 
 
 def training_curves(training_csv: str | Path, validation_csv: str | Path | None, path: str | Path) -> Path:
-    """Losses, learning rate and validation figures over the steps, written as a picture. Returns the path.
+    """Plot losses, learning rate and validation metrics over the steps. Returns the path.
 
     Args:
-        training_csv: columns step, epoch, lr, loss, then one for each part of the loss, whatever its name.
-        validation_csv: columns step, epoch, then figures in 0..1 such as AP and AP50, and losses by the names that they
-            have in training; may be absent or without rows.
-        path: the picture; its ending names the format.
+        training_csv: columns step, epoch, lr, loss, then one for each part of the loss.
+        validation_csv: columns step, epoch, then metrics in 0..1 such as AP and AP50, and losses named as in training;
+            may be missing or empty.
+        path: output file; its extension gives the format.
 
     Raises:
-        DoubleheadError: matplotlib is not installed, or the training file is absent, without rows or not numbers.
+        DoubleheadError: matplotlib is not installed, or the training file is missing, empty or not numeric.
     """
     training = _columns(Path(training_csv))
     if not len(training.get("step", ())):
@@ -127,7 +127,7 @@ def training_curves(training_csv: str | Path, validation_csv: str | Path | None,
 def rate_sweep(
     rates: Sequence[float], losses: Sequence[float], smoothed: Sequence[float], suggested: float, path: str | Path
 ) -> Path:
-    """Losses against a rising learning rate, with the one suggested, written as a picture. Returns the path.
+    """Plot losses against a rising learning rate, and the suggested rate. Returns the path.
 
     Raises:
         DoubleheadError: matplotlib is not installed.
@@ -151,14 +151,14 @@ def compared(
     baseline: str,
     path: str | Path,
 ) -> Path:
-    """Rows side by side: a dot for each seed and the mean, and the difference to a baseline. Returns the path.
+    """Plot rows of a study: a dot per seed, the mean, and the difference to a baseline. Returns the path.
 
     Args:
-        names: of the rows, from above.
+        names: names of the rows, top to bottom.
         values: AP of each row's seeds, in 0..1.
-        differences: mean, low and high, in 0..1; None: the baseline itself.
-        baseline: its name.
-        path: the picture; its ending names the format.
+        differences: mean, low and high, in 0..1; None for the baseline.
+        baseline: name of the baseline.
+        path: output file; its extension gives the format.
 
     Raises:
         DoubleheadError: matplotlib is not installed.
@@ -188,14 +188,14 @@ def by_iou(
     baseline: str,
     path: str | Path,
 ) -> Path:
-    """AP against the IoU at which a detection counts as right, and the difference to a baseline. Returns the path.
+    """Plot AP against the IoU threshold, and the difference to a baseline. Returns the path.
 
     Args:
-        names: of the rows.
-        aps: of each row, AP at the thresholds from 0.50 to 0.95, in 0..1.
-        differences: of each row, mean, low and high at each threshold, in 0..1; empty for the baseline itself.
-        baseline: its name.
-        path: the picture; its ending names the format.
+        names: names of the rows.
+        aps: AP of each row at the thresholds from 0.50 to 0.95, in 0..1.
+        differences: mean, low and high of each row at each threshold, in 0..1; empty for the baseline.
+        baseline: name of the baseline.
+        path: output file; its extension gives the format.
 
     Raises:
         DoubleheadError: matplotlib is not installed.
@@ -225,24 +225,24 @@ def truth_and_predictions(
     rows: int = 8,
     width: int = 640,
 ) -> Path:
-    """A contact sheet, one image to a row: the truth on the left, the predictions on the right. Returns the path.
+    """Draw a contact sheet, one image per row: ground truth on the left, predictions on the right. Returns the path.
 
     Args:
-        pairs: picture, its true boxes (N, 4) xyxy in pixels, their labels (N,) 1..C, and what was detected.
-        path: the picture, .jpg or .png.
-        score: least score of a prediction that is drawn.
-        rows: how many of the pairs are shown, from the first on.
-        width: of each picture on the sheet, in pixels.
+        pairs: image, ground-truth boxes (N, 4) xyxy in pixels, their labels (N,) 1..C, and detections.
+        path: output file, .jpg or .png.
+        score: minimum score of predictions drawn.
+        rows: maximum rows, taken from the start of `pairs`.
+        width: width of each image on the sheet, in pixels.
 
     Raises:
-        DoubleheadError: there is nothing to show, or the path names no picture format.
+        DoubleheadError: `pairs` is empty, or the extension is not an image format.
     """
     if not pairs:
         raise DoubleheadError("there are no images to put on the sheet of truth and predictions")
     gap, header = 8, 34
     cells = []
     for image, boxes, labels, detections in pairs[:rows]:
-        # Scaled before drawing, so that lines and captions come out alike for pictures of every size.
+        # Scaled before drawing, so that lines and captions are the same size for all images.
         scale = min(width / image.width, width / image.height)
         small = image.convert("RGB").resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
         names = [detections.names[int(label) - 1] for label in labels]
@@ -269,7 +269,7 @@ def truth_and_predictions(
 
 
 def _validation_panel(axes: Axes, validation: dict[str, np.ndarray]) -> None:
-    """AP, AP50, AP75 and that of a class; or else all there is. Those of sizes and of recall would only crowd it."""
+    """Plot AP, AP50, AP75 and that of a class, or else all metrics. Sizes and recalls are omitted for clarity."""
     names = [name for name in validation if name not in ("step", "epoch", "time")]
     names = [name for name in names if name in ("AP", "AP50", "AP75") or name.startswith("AP of ")] or names
     dress(axes, "validation, %", "step", "")
@@ -285,7 +285,7 @@ def _validation_panel(axes: Axes, validation: dict[str, np.ndarray]) -> None:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """A figure of this size in inches, of its own: pyplot would keep it alive, and switch the caller's backend.
+    """Create a figure of a size in inches without pyplot, which would keep it alive and switch the caller's backend.
 
     Raises:
         DoubleheadError: matplotlib is not installed.
@@ -300,7 +300,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def dress(axes: Axes, title: str, x: str, y: str) -> None:
-    """Title, labels and a quiet grid: the look of every figure here."""
+    """Set title, labels and grid, the common style of all figures."""
     axes.set(xlabel=x, ylabel=y)
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
     axes.grid(color="0.9", lw=0.8)
@@ -309,7 +309,7 @@ def dress(axes: Axes, title: str, x: str, y: str) -> None:
 
 
 def svg(figure: Figure) -> str:
-    """A figure as a data URI."""
+    """Convert a figure to a data URI."""
     file = io.BytesIO()
     figure.savefig(file, format="svg")
     return data_uri(file.getvalue(), "image/svg+xml")
@@ -326,7 +326,7 @@ def _write(figure: Figure, path: str | Path) -> Path:
 
 
 def _columns(path: Path) -> dict[str, np.ndarray]:
-    """The columns of a CSV with a header; an empty cell is NaN, and a last line cut short by a crash is left out."""
+    """Read the columns of a CSV with a header. Empty cells are NaN; an incomplete last line is ignored."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             header, *rows = list(csv.reader(file)) or [[]]  # an empty file has no header either
@@ -340,7 +340,7 @@ def _columns(path: Path) -> dict[str, np.ndarray]:
 
 
 def _smoothed(values: np.ndarray, window: int) -> np.ndarray:
-    """The mean over a centred window, which shrinks at both ends and skips NaN."""
+    """Mean over a centred window, which shrinks at both ends and skips NaN."""
     known = ~np.isnan(values)
     sums = np.concatenate([[0], np.cumsum(np.where(known, values, 0))])
     counts = np.concatenate([[0], np.cumsum(known)])
@@ -351,5 +351,5 @@ def _smoothed(values: np.ndarray, window: int) -> np.ndarray:
 
 
 def line_colour(label: int) -> tuple[Any, ...]:
-    """The colour of a class's lines, as matplotlib has it."""
+    """Colour of a class's lines for matplotlib."""
     return tuple(value / 255 for value in class_colour(max(1, label)))

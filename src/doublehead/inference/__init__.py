@@ -1,1 +1,1 @@
-"""A trained detector at work: images in, `Detections` out."""
+"""Inference with trained detectors: images in, `Detections` out."""

@@ -1,4 +1,4 @@
-"""The result of detection: boxes, scores, labels and names; drawn, saved, and handed to other tools."""
+"""Detections of one image: boxes, scores, labels and names, with drawing and conversion to other formats."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Colour = tuple[int, int, int]
 
-# Okabe and Ito's colours, which colour-blind readers tell apart, brightened for photographs; then hues by golden ratio.
+# Okabe and Ito's palette for colour-blind readers, brightened for photographs. Further labels take golden-ratio hues.
 _PALETTE: tuple[Colour, ...] = (
     (230, 85, 13),
     (0, 158, 235),
@@ -39,18 +39,18 @@ _PALETTE: tuple[Colour, ...] = (
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Detections:
-    """What a detector found in one image, in falling order of score as the model gives it.
+    """Detections of one image. Models return them sorted by score, highest first.
 
     Args:
         boxes: (N, 4) float32, xyxy in pixels of the original image.
         scores: (N,) float32 in 0..1.
         labels: (N,) int64 in 1..C.
-        names: the C class names of the model; label k is `names[k - 1]`.
-        category_ids: the dataset's own id of each class; 1..C if not given.
-        image: the RGB picture the boxes belong to, for drawing.
+        names: the model's C class names; label k is `names[k - 1]`.
+        category_ids: dataset ids of the classes; default: 1..C.
+        image: RGB image that the boxes belong to, for drawing.
 
     Raises:
-        DoubleheadError: lengths that do not agree, or a label outside 1..C.
+        DoubleheadError: lengths differ, or a label is outside 1..C.
     """
 
     boxes: np.ndarray
@@ -86,7 +86,7 @@ class Detections:
         return len(self.boxes)
 
     def __getitem__(self, index: int | slice | Sequence[int] | Sequence[bool] | np.ndarray) -> Detections:
-        """The detections that a mask, a slice, indices or one index choose."""
+        """Select detections by boolean mask, slice, indices or a single index."""
         chosen = np.atleast_1d(np.arange(len(self))[index])
         return replace(self, boxes=self.boxes[chosen], scores=self.scores[chosen], labels=self.labels[chosen])
 
@@ -106,7 +106,7 @@ class Detections:
         return f"<Detections: {len(self)}{f' ({counts})' if counts else ''}>"
 
     def __str__(self) -> str:
-        """The ten best, one to a line."""
+        """List the ten highest-scoring detections, one per line."""
         width = max(map(len, self.class_names), default=0)
         best = self[np.argsort(-self.scores, kind="stable")[:10]]
         lines = [
@@ -118,19 +118,19 @@ class Detections:
 
     @property
     def class_names(self) -> list[str]:
-        """The class name of each detection."""
+        """Class name of each detection."""
         return [self.names[label - 1] for label in self.labels]
 
     def above(self, score: float) -> Detections:
-        """The detections with at least this score."""
+        """Return the detections with at least this score."""
         return self[self.scores >= score]
 
     def where(self, classes: str | Sequence[str] | None = None, score: float = 0.0) -> Detections:
-        """The detections of some classes with at least this score.
+        """Filter by class and score.
 
         Args:
-            classes: one name or several; None: all.
-            score: least score.
+            classes: one class name or several; None: all.
+            score: minimum score.
 
         Raises:
             DoubleheadError: the model has no such class.
@@ -142,14 +142,14 @@ class Detections:
         return self[np.isin(self.labels, labels) & (self.scores >= score)]
 
     def crops(self, image: Image.Image | None = None, margin: float = 0.0) -> list[Image.Image]:
-        """The part of the picture in each box, at least one pixel wide and high.
+        """Crop each box from the image; crops are at least one pixel wide and high.
 
         Args:
-            image: the picture; by default the one the detections were computed on.
-            margin: how far to reach beyond the box on each side, as a share of its sides.
+            image: image to crop from; default: the one the detections were computed on.
+            margin: extension of the box on each side, as a share of its width and height.
 
         Raises:
-            DoubleheadError: there is no picture.
+            DoubleheadError: no image is available.
         """
         picture, result = self._picture(image), []
         sides = np.array(picture.size * 2)
@@ -167,7 +167,7 @@ class Detections:
         return picture
 
     def _repr_png_(self) -> bytes | None:
-        """The drawn picture, which notebooks show."""
+        """The drawn image as PNG, which notebooks display."""
         if self.image is None:
             return None
         file = io.BytesIO()
@@ -175,14 +175,14 @@ class Detections:
         return file.getvalue()
 
     def draw(self, image: Image.Image | None = None, score: float = 0.5) -> Image.Image:
-        """A copy of the picture with the boxes that have at least this score, their names and scores.
+        """Draw boxes with class names and scores on a copy of the image.
 
         Args:
-            image: the picture to draw on; by default the one the detections were computed on.
-            score: least score drawn.
+            image: image to draw on; default: the one the detections were computed on.
+            score: minimum score of the boxes drawn.
 
         Raises:
-            DoubleheadError: there is no picture to draw on.
+            DoubleheadError: no image is available.
         """
         picture = self._picture(image)
         shown = self.above(score)
@@ -191,12 +191,20 @@ class Detections:
         return draw_boxes(picture, shown.boxes, shown.labels, captions)
 
     def save(self, path: str | Path, image: Image.Image | None = None, score: float = 0.5) -> Path:
-        """Write the drawn picture or, where the path ends in .json, all detections in plain JSON.
+        """Save the drawn image or, if the path ends in .json, all detections as JSON.
 
-        Folders are made as needed. Returns the path.
+        Missing folders are created.
+
+        Args:
+            path: output file; its extension gives the format.
+            image: as in `draw`.
+            score: as in `draw`; JSON holds all detections.
+
+        Returns:
+            The path.
 
         Raises:
-            DoubleheadError: no picture to draw on, or a file ending that names no picture format.
+            DoubleheadError: no image is available, or the extension is not an image format.
         """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -207,7 +215,7 @@ class Detections:
         return path
 
     def to_dicts(self) -> list[dict[str, Any]]:
-        """One plain dict per detection: name, label, category_id, score, and box as [x1, y1, x2, y2] in pixels."""
+        """Convert to one dict per detection: name, label, category_id, score, and box as [x1, y1, x2, y2] in pixels."""
         return [
             {
                 "name": self.names[label - 1],
@@ -220,10 +228,13 @@ class Detections:
         ]
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
-        """COCO's result format: image_id, category_id (the dataset's own), bbox as [x, y, width, height], score.
+        """Convert to COCO's result format: image_id, category_id, bbox as [x, y, width, height], score.
 
-        Coordinates keep four decimals, about what float32 resolves at 1000 pixels, and scores every digit that
-        float32 has: coarser scores would make ties, and ties change the metrics.
+        Coordinates keep four decimals, about the resolution of float32 at 1000 pixels. Scores keep every digit of
+        float32: rounding would create ties, which change the metrics.
+
+        Args:
+            image_id: the dataset's id of the image.
         """
         x1, y1, x2, y2 = self.boxes.astype(np.float64).T
         boxes = np.stack([x1, y1, x2 - x1, y2 - y1], axis=1).round(4).tolist()
@@ -233,7 +244,7 @@ class Detections:
         ]
 
     def to_pandas(self) -> pandas.DataFrame:
-        """As a table: name, label, category_id, score, and x1, y1, x2, y2 in pixels; a row for each detection.
+        """Convert to a DataFrame with name, label, category_id, score, and x1, y1, x2, y2 in pixels.
 
         Raises:
             DoubleheadError: pandas is not installed.
@@ -249,15 +260,15 @@ class Detections:
         return table
 
     def to_yolo(self, size: tuple[int, int] | None = None) -> str:
-        """The text of a YOLO label file: a line of class (from 0), centre x, centre y, width and height for each.
+        """Convert to the text of a YOLO label file: one line per box with class (from 0), centre x, y, width, height.
 
-        Coordinates are shares of the image; what lies outside it is cut off.
+        Coordinates are relative to the image size; boxes are clipped to the image.
 
         Args:
-            size: width and height of the image in pixels; by default those of the picture.
+            size: width and height of the image in pixels; default: those of `image`.
 
         Raises:
-            DoubleheadError: there is neither a size nor a picture.
+            DoubleheadError: neither a size nor an image is available.
         """
         width, height = size = self._size(size)
         lines, inside = [], self.inside(size)
@@ -267,14 +278,14 @@ class Detections:
         return "".join(lines)
 
     def to_voc(self, file: str, size: tuple[int, int] | None = None) -> str:
-        """The text of a Pascal VOC annotation, with the edges of each box, as LabelImg and CVAT write them.
+        """Convert to the text of a Pascal VOC annotation, with box edges as LabelImg and CVAT write them.
 
         Args:
-            file: name of the image, as the annotation gives it.
-            size: width and height of the image in pixels; by default those of the picture.
+            file: image file name to write into the annotation.
+            size: width and height of the image in pixels; default: those of `image`.
 
         Raises:
-            DoubleheadError: there is neither a size nor a picture.
+            DoubleheadError: neither a size nor an image is available.
         """
         size = self._size(size)
         inside, root = self.inside(size), Element("annotation")
@@ -289,7 +300,7 @@ class Detections:
         return tostring(root, encoding="unicode")
 
     def inside(self, size: tuple[int, int]) -> Detections:
-        """The detections without what lies outside an image of (width, height)."""
+        """Clip boxes to an image of (width, height) and drop those that become empty."""
         limits = np.tile(size, 2)
         boxes = self.boxes.clip(0, limits)
         kept = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
@@ -301,7 +312,7 @@ class Detections:
         return size or self._picture(None).size
 
     def to_supervision(self) -> supervision.Detections:
-        """As `supervision.Detections`: class_id is 0..C-1, as supervision counts, and data["class_name"] the names.
+        """Convert to `supervision.Detections`, with class_id in 0..C-1 and names in data["class_name"].
 
         Raises:
             DoubleheadError: supervision is not installed.
@@ -323,7 +334,7 @@ def texts(parent: Element, **values: object) -> None:
 
 
 def class_colour(label: int) -> Colour:
-    """The RGB colour of label 1, 2, ...: always the same, and unlike those of its neighbours."""
+    """RGB colour of a label (1, 2, ...): fixed, and distinct from those of neighbouring labels."""
     if label <= len(_PALETTE):
         return _PALETTE[label - 1]
     # Steps of the golden ratio never repeat a hue and keep successive ones far apart.
@@ -334,13 +345,13 @@ def class_colour(label: int) -> Colour:
 def draw_boxes(
     image: Image.Image, boxes: np.ndarray, labels: np.ndarray | Sequence[int], captions: Sequence[str] | None = None
 ) -> Image.Image:
-    """A copy of a picture with boxes in the colours of their classes, line and font in proportion to its size.
+    """Draw boxes in class colours on a copy of an image, with line and font sizes in proportion to it.
 
     Args:
-        image: any PIL picture; the copy is RGB.
-        boxes: (N, 4) xyxy in pixels, the most important first: it ends on top, and its caption gets the best place.
-        labels: (N,) class labels 1..C, which give the colours.
-        captions: N texts, put on a filled ground inside the picture; those that cannot fit are left out.
+        image: any PIL image; the copy is RGB.
+        boxes: (N, 4) xyxy in pixels, most important first: drawn on top, with the best place for its caption.
+        labels: (N,) class labels 1..C, which determine the colours.
+        captions: N texts, drawn on a filled background inside the image; captions that do not fit are omitted.
     """
     canvas = image.convert("RGB")  # always a copy
     pen = ImageDraw.Draw(canvas)
@@ -355,10 +366,10 @@ def draw_boxes(
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write a picture in the format its file ending names, JPEG at high quality.
+    """Save an image in the format of the file extension, JPEG at high quality.
 
     Raises:
-        DoubleheadError: the ending names no picture format that can be written.
+        DoubleheadError: the extension is not a writable image format.
     """
     try:
         picture.save(path, quality=92)
@@ -369,7 +380,7 @@ def save_picture(picture: Image.Image, path: Path) -> None:
 
 
 def _visible(boxes: np.ndarray, size: tuple[int, int]) -> list[tuple[int, int, int, int] | None]:
-    """Boxes as whole pixels inside the picture, at least one pixel large; None for what is not finite."""
+    """Boxes rounded to whole pixels inside the image, at least one pixel large; None for non-finite boxes."""
     width, height = size
     found: list[tuple[int, int, int, int] | None] = []
     for box in np.asarray(boxes, dtype=np.float64).reshape(-1, 4):
@@ -386,7 +397,7 @@ def _visible(boxes: np.ndarray, size: tuple[int, int]) -> list[tuple[int, int, i
 def _write_captions(
     canvas: Image.Image, boxes: np.ndarray, colours: Sequence[Colour], captions: Sequence[str], line: int
 ) -> None:
-    """Each caption above its box, else inside, below or at its foot: the first place that covers no other caption."""
+    """Write each caption above, at the top of, below or at the bottom of its box: the first place that is free."""
     pen = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(size=max(10, round(max(canvas.size) / 52)))
     ascent, descent = font.getmetrics() if isinstance(font, ImageFont.FreeTypeFont) else (10, 2)
@@ -414,5 +425,5 @@ def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float,
 
 
 def _shortest(value: np.floating) -> float:
-    """A float32 in the fewest digits that still name it: 0.9, not 0.8999999761581421."""
+    """Convert a float32 with the fewest digits that identify it: 0.9, not 0.8999999761581421."""
     return float(str(np.float32(value)))

@@ -1,4 +1,4 @@
-"""Ensembles: several detectors of the same classes, whose detections are fused by weighted box fusion."""
+"""Ensembles: detectors of the same classes, with detections fused by weighted box fusion."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from doublehead.model.detector import Detector
 
 
 class Ensemble(Predictor):
-    """A Predictor of Predictors. Options go to each; defaults are each model's own. Classes are those of the first.
+    """A Predictor that combines several. Options apply to each member and default to its own; labels are the first's.
 
     Args:
-        members: each with its name, for messages.
-        model_weights: of the members in the fusion; None: equal.
+        members: names, for messages, and predictors.
+        model_weights: weights of the members in the fusion; None: equal.
 
     Raises:
-        DoubleheadError: the members' class names differ, or there is another number of weights than of members.
+        DoubleheadError: the class names of members differ, or the number of weights is not that of members.
     """
 
     def __init__(self, members: Sequence[tuple[str, Predictor]], model_weights: Sequence[float] | None = None) -> None:
@@ -38,7 +38,7 @@ class Ensemble(Predictor):
         self._weigh(model_weights)
 
     def with_options(self, **settings: Any) -> Ensemble:
-        """As `Predictor.with_options`, of each member; `model_weights` are one for each."""
+        """As `Predictor.with_options`, for each member; `model_weights` has one value per member."""
         given = option_names(settings)
         weights = given.pop("model_weights", self.options.model_weights)
         result = self._of([member.with_options(**given) for member in self.members])
@@ -46,14 +46,14 @@ class Ensemble(Predictor):
         return result
 
     def only(self, labels: tuple[int, ...]) -> Ensemble:
-        """As `Predictor.only`, with labels of the first member."""
+        """As `Predictor.only`, with the labels of the first member."""
         wanted = torch.tensor(labels)
         own = [torch.where(torch.isin(known, wanted))[0].tolist() for known in self.labels]
         return self._of([member.only(tuple(kept)) for member, kept in zip(self.members, own, strict=True)])
 
     @property
     def model(self) -> Detector:
-        """None that could be looked into.
+        """Not available: an ensemble cannot be inspected.
 
         Raises:
             DoubleheadError: always.
@@ -61,7 +61,7 @@ class Ensemble(Predictor):
         raise DoubleheadError("an ensemble cannot be inspected; give one model")
 
     def found(self, images: list[Tensor]) -> list[Found]:
-        """As `Predictor.found`, fused."""
+        """As `Predictor.found`, with the members' detections fused."""
         opinions = [
             [one | {"labels": labels[one["labels"].cpu()]} for one in member.found(images)]
             for member, labels in zip(self.members, self.labels, strict=True)
@@ -87,16 +87,16 @@ def load_ensemble(
     precision: str = "fp32",
     settings: Mapping[str, Any] | None = None,
 ) -> Predictor:
-    """Load several detectors as one; a single one stays itself.
+    """Load several detectors as an ensemble, or one as a plain Predictor.
 
     Args:
-        weights: as of `load`, one each.
-        device: of all.
-        precision: of all.
-        settings: inference options of all by their names; `model_weights` are one for each.
+        weights: one path or name per detector, as in `load`.
+        device: device of all detectors.
+        precision: precision of all detectors.
+        settings: inference options of all detectors, by name; `model_weights` has one value per detector.
 
     Raises:
-        DoubleheadError: as `load`; or the class names differ.
+        DoubleheadError: as in `load`; or the class names differ.
     """
     given = option_names(settings or {})
     if len(weights) < 2:
@@ -108,10 +108,10 @@ def load_ensemble(
 
 
 def _labels_in(first: Categories, other: Categories, name: str) -> Tensor:
-    """The label 1..C of the first's classes for each label of another's, by name; at 0: 0.
+    """Map each label of another model to the first model's label of the same name; 0 stays 0.
 
     Raises:
-        DoubleheadError: they do not have the same names.
+        DoubleheadError: the class names differ.
     """
     ours, theirs = (sorted(range(len(c)), key=c.names.__getitem__) for c in (first, other))
     if sorted(first.names) != sorted(other.names):

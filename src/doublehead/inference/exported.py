@@ -1,4 +1,4 @@
-"""Exported detectors at work: ONNX files through onnxruntime, OpenVINO's own through OpenVINO."""
+"""Inference with exported detectors: ONNX files in onnxruntime, OpenVINO models in OpenVINO."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from doublehead.model.postprocess import thresholds
 OUTPUTS = ("boxes", "scores", "labels")
 FORMAT_VERSION = 1
 SECTION = "doublehead"
-"""Of OpenVINO's runtime information: what a file says of itself."""
+"""Section of OpenVINO's runtime information that holds a file's metadata."""
 
 REMEDY = "export it again with `doublehead export`"
 
 RunImage = Callable[[np.ndarray], list[np.ndarray]]
-"""An image, uint8 (3, H, W), to what `OUTPUTS` names."""
+"""Runs an image, uint8 (3, H, W), and returns the `OUTPUTS`."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A detector from a file that `doublehead export` wrote."""
+    """A detector from a file written by `doublehead export`."""
 
     path: Path
     categories: Categories
@@ -44,10 +44,10 @@ class Exported:
         return str(self.path)
 
     def require_possible(self, options: InferenceOptions) -> None:
-        """Refuse options that are fixed in the file.
+        """Reject options that are fixed in the file.
 
         Raises:
-            DoubleheadError: names the option.
+            DoubleheadError: an option differs from the file's; the message names it.
         """
         own = inference_options(self.config)
         later = {
@@ -66,7 +66,7 @@ class Exported:
                 )
 
     def detect(self, images: list[Tensor], options: InferenceOptions | None = None) -> list[dict[str, Tensor]]:
-        """As `Detector.detect`, of images uint8 (3, H, W), one after another."""
+        """As `Detector.detect`, for images uint8 (3, H, W), one at a time."""
         found = [dict(zip(OUTPUTS, map(torch.from_numpy, self.run(image.numpy())), strict=True)) for image in images]
         if options is None:
             return found
@@ -78,16 +78,16 @@ class Exported:
 
 
 def is_exported(path: Path) -> bool:
-    """Whether a file's name is that of an exported detector."""
+    """Whether a file name is that of an exported detector."""
     return path.suffix.lower() in EXPORTED
 
 
 def open_exported(path: Path, device: str = "auto", precision: str = "fp32") -> Exported:
-    """Open an exported detector; it computes on as many threads as torch.
+    """Open an exported detector. It uses as many threads as torch.
 
     Raises:
-        DoubleheadError: the file is missing, damaged or not from `doublehead export`, its runtime is not installed, or
-            it cannot compute on the device or in the precision wanted.
+        DoubleheadError: the file is missing, damaged or not written by `doublehead export`, its runtime is not
+            installed, or it does not support the device or the precision.
     """
     if not path.is_file():
         raise missing_weights(path)
@@ -107,7 +107,7 @@ def open_exported(path: Path, device: str = "auto", precision: str = "fp32") -> 
 
 
 def _onnx(path: Path, device: str) -> tuple[RunImage, Mapping[str, str]]:
-    """A session of onnxruntime."""
+    """Open a session of onnxruntime."""
     runtime = require("onnxruntime", "export")
     there = runtime.get_available_providers()
     wanted: list[Any] = ["CPUExecutionProvider"]
@@ -131,7 +131,7 @@ def _onnx(path: Path, device: str) -> tuple[RunImage, Mapping[str, str]]:
 
 
 def _openvino(path: Path, device: str) -> tuple[RunImage, Mapping[str, str]]:
-    """A model compiled by OpenVINO."""
+    """Compile a model with OpenVINO."""
     openvino = require("openvino", "openvino")
     if device not in ("auto", "cpu"):
         raise DoubleheadError(f"{path}: OpenVINO models run only on the CPU; use --device cpu")
@@ -159,16 +159,17 @@ def _openvino(path: Path, device: str) -> tuple[RunImage, Mapping[str, str]]:
 
 @cache
 def _core(openvino: Any) -> Any:
-    """One for the whole process.
+    """OpenVINO's Core, shared by the whole process.
 
-    OpenVINO's CPU plugin gives the thread a stack for signals of its own, and when it ends puts back the one before.
-    Of two that overlap, the one that ends last puts back a stack that is gone, and the next signal ends the process.
+    OpenVINO's CPU plugin installs a signal stack for the thread and restores the previous one when it is destroyed. If
+    the lifetimes of two overlap, the last one restores a stack that no longer exists, and the next signal crashes the
+    process.
     """
     return openvino.Core()
 
 
 def _about(model: Any) -> dict[str, str]:
-    """What the file says of itself; nothing, if it is another's."""
+    """Metadata of the file; empty if doublehead did not write it."""
     told = model.get_rt_info(SECTION).value if model.has_rt_info(SECTION) else {}
     return {key: value.value if hasattr(value, "value") else value for key, value in told.items()}
 

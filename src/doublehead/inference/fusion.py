@@ -1,4 +1,4 @@
-"""Detections of one image by several opinions, such as models or views, as one: weighted box fusion.
+"""Weighted box fusion: merge detections of one image from several opinions, such as models or views.
 
 Source: Solovyev, Wang and Gabruseva, "Weighted boxes fusion: Ensembling boxes from different object detection models",
 Image and Vision Computing 2021, section 3.
@@ -22,7 +22,7 @@ Found = dict[str, Tensor]
 
 @dataclass
 class _Cluster:
-    """Boxes of one class that are taken for one object."""
+    """Boxes of one class that are treated as one object."""
 
     score: float  # sum over the boxes, each times its opinion's weight
     corners: np.ndarray  # (4,) sum of the boxes, each times its weighted score
@@ -44,16 +44,16 @@ def weighted_box_fusion(
 ) -> Found:
     """Fuse detections of one image: boxes become means weighted by score, scores become means.
 
-    Boxes are taken best first. Each joins the cluster of its class whose fused box it overlaps most, if by more than
-    `iou`; otherwise it begins a cluster.
+    Boxes are processed in order of falling score. Each joins the cluster of its class with the highest IoU, if that is
+    above `iou`; otherwise it starts a new cluster.
 
     Args:
         opinions: detections of the same image.
         iou: IoU with a cluster's fused box above which a box joins it.
-        weights: of the opinions, which multiply their scores; None: equal.
-        all_see: whether each opinion is about the whole image, so that an object missing from some loses score in
-            proportion: the mean is then multiplied by min(N, T) / W for N boxes of T opinions whose weights add up to
-            W, and cut at 1.
+        weights: factors of the opinions' scores; None: equal.
+        all_see: whether each opinion covers the whole image, so that an object that some opinions miss gets a lower
+            score: the mean is multiplied by min(N, T) / W for N boxes of T opinions whose weights sum to W, and limited
+            to 1.
 
     Returns:
         Fused detections on the CPU, best first.
@@ -81,7 +81,7 @@ def weighted_box_fusion(
 def fuse_opinions(
     opinions: Sequence[Found], options: InferenceOptions, weights: Sequence[float] | None = None
 ) -> Found:
-    """Fuse opinions about whole images under the options' IoU, minimum score and maximum number of detections."""
+    """Fuse opinions about whole images with the options' IoU, minimum score and maximum number of detections."""
     found = weighted_box_fusion(opinions, options.wbf_iou, weights)
     kept = torch.where(found["scores"] > thresholds(options, found["labels"]))[0][: options.detections]
     return {name: value[kept] for name, value in found.items()}

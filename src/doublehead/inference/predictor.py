@@ -1,4 +1,4 @@
-"""Files in, detections out: a model with its classes and a device."""
+"""Inference: a model with its classes on a device."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from doublehead.model.interop.published import resolve
 from doublehead.model.optimize import for_inference
 
 WeightsLike = str | Path | Sequence[str | Path]
-"""One model, or several that make an ensemble."""
+"""One model, or several that form an ensemble."""
 
 
 class Detects(Protocol):
-    """What a Predictor needs of a model."""
+    """Interface of a model that a Predictor can run."""
 
     @property
     def config(self) -> ModelConfig:
-        """Of the model."""
+        """The model's config."""
         ...
 
     def detect(self, images: list[Tensor], options: InferenceOptions | None = None) -> list[dict[str, Tensor]]:
@@ -46,17 +46,17 @@ class Detects(Protocol):
 
 
 class Predictor:
-    """A trained detector ready for use; `doublehead.load` makes one.
+    """A trained detector for inference, created by `doublehead.load`.
 
     Args:
-        model: the detector, of which a copy is made ready (see `for_inference`); or one that was exported.
-        categories: its classes.
-        device: where it computes.
-        precision: fp32; bf16 or fp16, which are faster where the device computes in them; or auto, for bf16 there.
-        settings: inference options by their names; see `config.InferenceOptions`.
+        model: detector, which is copied and optimised (see `for_inference`), or an exported model.
+        categories: classes of the model.
+        device: device to run on.
+        precision: fp32; bf16 or fp16, which are faster on devices that support them; or auto, bf16 where supported.
+        settings: inference options by name; see `config.InferenceOptions`.
 
     Attributes:
-        options: the inference options in force.
+        options: the current inference options.
     """
 
     def __init__(
@@ -79,14 +79,16 @@ class Predictor:
             self.options = self._changed(given)
 
     def with_options(self, **settings: Any) -> Predictor:
-        """The same model asked otherwise, such as `with_options(score_threshold=0.3, classes=["car"])`.
+        """Return a predictor with other options, such as `with_options(score_threshold=0.3, classes=["car"])`.
+
+        The weights are shared, not copied.
 
         Args:
-            settings: inference options by their names; see `config.InferenceOptions`.
+            settings: inference options by name; see `config.InferenceOptions`.
 
         Raises:
-            DoubleheadError: there is no such option or class, a value does not fit, or the model is exported and
-                cannot do it.
+            DoubleheadError: an option or class is unknown, a value is invalid, or the model is exported and does not
+                support the option.
         """
         result = copy.copy(self)
         result.options = self._changed(settings)
@@ -105,7 +107,7 @@ class Predictor:
         return options
 
     def only(self, labels: tuple[int, ...]) -> Predictor:
-        """The same model looking for these labels alone; an exported model cannot leave any out, and stays as it is."""
+        """Return a predictor limited to these labels; exported models always detect all and are returned unchanged."""
         result = copy.copy(self)
         if not isinstance(self.inside, Exported):
             result.options = self.options.model_copy(update={"classes": labels})
@@ -113,20 +115,20 @@ class Predictor:
 
     @property
     def decision_threshold(self) -> float:
-        """Score from which detections are shown unless asked otherwise."""
+        """Minimum score of the detections that are shown by default."""
         chosen = self.options.decision_threshold
         return USUAL_DECISION if chosen is None else chosen
 
     def autocast(self) -> torch.autocast:
-        """The context in which the model computes, for those who call its parts themselves."""
+        """Autocast context of the model, for code that calls its parts directly."""
         return torch.autocast(self.device.type, self.precision, enabled=self.precision is not None)
 
     @property
     def model(self) -> Detector:
-        """The detector, for those who look into it.
+        """The underlying detector, for inspection.
 
         Raises:
-            DoubleheadError: it was exported, or the options show it images in tiles, mirrored or at several sizes.
+            DoubleheadError: the model is exported, or the options ask for tiles, mirrored images or several scales.
         """
         if not isinstance(self.inside, Detector):
             raise DoubleheadError(f"{self.inside}: is exported and cannot be inspected; give its checkpoint")
@@ -142,15 +144,15 @@ class Predictor:
         """Detect objects in one image, or in each of several.
 
         Args:
-            images: one image (see `ImageLike`), or any iterable of images. Arrays and tensors (N, 3, H, W) and
+            images: one image (see `ImageLike`), or any iterable of images. Arrays and tensors of shape (N, 3, H, W) or
                 (N, H, W, 3) are N images.
             batch_size: images per forward pass.
 
         Returns:
-            Detections of one image; a list of them for several.
+            The detections of one image, or a list with the detections of each image.
 
         Raises:
-            DoubleheadError: an image cannot be read, fetched or understood.
+            DoubleheadError: an image cannot be read or downloaded, or its type is not supported.
         """
         if batch_size < 1:
             raise DoubleheadError(f"batch_size is {batch_size}; give at least 1")
@@ -166,25 +168,25 @@ class Predictor:
         return found[0] if single else found
 
     def detect(self, images: list[Tensor]) -> list[Detections]:
-        """Detect objects in RGB tensors uint8 (3, H, W) of any sizes."""
+        """Detect objects in RGB images of any sizes, uint8 tensors (3, H, W)."""
         return [self.as_detections(result) for result in self.found(images)]
 
     def found(self, images: list[Tensor]) -> list[Found]:
-        """As `detect`, in tensors: in tiles and views, as the options say."""
+        """As `detect`, but return tensors. Applies the options for tiles, flip and scales."""
         with self.autocast():
             return detect_in_views(partial(detect_in_tiles, self.inside.detect), images, self.options)
 
     def as_detections(self, result: dict[str, Tensor]) -> Detections:
-        """What `Detector.detect` gives of one image, with the names of its classes."""
+        """Convert one result of `Detector.detect` to Detections."""
         boxes, scores, labels = (result[key].cpu().numpy() for key in ("boxes", "scores", "labels"))
         return Detections(boxes, scores, labels, self.categories.names, self.categories.ids)
 
 
 def _of_one_model(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings by their names.
+    """Settings of a single model, by option name.
 
     Raises:
-        DoubleheadError: there is no such option, or it is one of an ensemble.
+        DoubleheadError: an option is unknown, or only applies to ensembles.
     """
     given = option_names(settings)
     if given.get("model_weights") is not None:
@@ -198,19 +200,22 @@ def load(
     precision: str = "fp32",
     settings: Mapping[str, Any] | None = None,
 ) -> Predictor:
-    """Load a detector for prediction.
+    """Load a detector for inference.
+
+        model = doublehead.load("runs/first/best.safetensors", settings={"score_threshold": 0.3})
 
     Args:
-        weights: a checkpoint, such as a run's best.safetensors; the name of a published model, such as
-            mmdet-double-head-r50-coco, which is downloaded the first time; or what `doublehead export` wrote. Several
-            make an ensemble (see `inference.ensemble`).
-        device: auto, cpu, cuda, cuda:1.
-        precision: fp32, bf16, fp16, or auto: bf16 where the device computes in it.
-        settings: inference options by their names, such as {"score_threshold": 0.3, "short_side": 480}; see
+        weights: checkpoint, such as a run's best.safetensors; published name, such as mmdet-double-head-r50-coco, which
+            is downloaded on first use; or a file written by `doublehead export`. Several form an ensemble (see
+            `inference.ensemble`).
+        device: auto, cpu, cuda or a card such as cuda:1.
+        precision: fp32, bf16, fp16, or auto: bf16 where the device supports it.
+        settings: inference options by name, such as {"score_threshold": 0.3, "short_side": 480}; see
             `config.InferenceOptions`.
 
     Raises:
-        DoubleheadError: the file is not whole, cannot be downloaded, or there is no such device.
+        DoubleheadError: the file is damaged or cannot be downloaded, an option is invalid, or the device is not
+            available.
     """
     if not isinstance(weights, str | Path):
         from doublehead.inference.ensemble import load_ensemble  # an Ensemble is a Predictor
@@ -227,14 +232,14 @@ def load(
 
 
 def decision_threshold(weights: str | Path, settings: Mapping[str, Any] | None = None) -> float | None:
-    """The decision threshold of weights that are not loaded; None where they have none.
+    """Read the decision threshold of weights without loading them; None if they have none.
 
     Args:
-        weights: as of `load`.
-        settings: likewise; theirs comes first.
+        weights: as in `load`.
+        settings: as in `load`; a threshold given here takes precedence.
 
     Raises:
-        DoubleheadError: the weights cannot be downloaded, or an option is not known or does not fit.
+        DoubleheadError: the weights cannot be downloaded, or an option is unknown or invalid.
     """
     given = option_names(settings or {})
     path = resolve(weights)

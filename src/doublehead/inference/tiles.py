@@ -1,16 +1,15 @@
-"""Large images: detected in overlapping tiles, in bounded memory, and put together again.
+"""Detection in large images with bounded memory: overlapping tiles whose detections are merged.
 
-Tiles are cut from the original pixels. Each is resized as an image of its own size would be: shorter side to
-`short_side`, unless the longer one would pass `long_side`. The whole image goes through the model too, for objects that
-no tile holds.
+Tiles are cut from the original pixels. Each is resized like an image of its size: shorter side to `short_side`, unless
+the longer side would exceed `long_side`. The model also runs on the whole image, for objects that fit into no tile.
 
-An object that a tile's inner edge cuts must not be found twice, or in part:
+Objects cut by the inner edge of a tile must not be detected twice or in parts:
 
-1. A box that ends at an inner edge of its tile yields to any other tile that holds the box clear of its own inner
-   edges, since that tile sees more of the object. So does every box of the whole image that a tile holds.
-2. Boxes that are left and end at no inner edge are merged class by class: by hard NMS, or by weighted box fusion.
-3. Boxes that still end at an inner edge belong to objects larger than the overlap. One yields to a merged box that
-   covers the same part of its tile. Parts that agree where their tiles overlap become one box around them all.
+1. A box that ends at an inner edge of its tile is dropped if another tile contains it clear of its inner edges, since
+   that tile sees more of the object. Boxes of the whole image that fit into a tile are dropped too.
+2. The remaining boxes that end at no inner edge are merged per class, by hard NMS or weighted box fusion.
+3. Boxes that still end at an inner edge belong to objects larger than the overlap. A box is dropped if a merged box
+   covers the same part of its tile. Parts that agree where their tiles overlap become one box around all of them.
 """
 
 from __future__ import annotations
@@ -28,25 +27,26 @@ from doublehead.inference.fusion import Found, ious, weighted_box_fusion
 from doublehead.model.postprocess import suppress
 
 Detect = Callable[[list[Tensor], InferenceOptions], list[Found]]
-"""Images (3, H, W) of any sizes to their detections."""
+"""Detects objects in images (3, H, W) of any sizes."""
 
 Region = tuple[int, int, int, int]
 """x1, y1, x2, y2 in pixels of the image."""
 
 NEAR = 0.01
-"""Share of a tile's side within which a box counts as ending at the tile's edge."""
+"""Distance to a tile's edge, as a share of its side, within which a box counts as ending at that edge."""
 
 SAME = 0.5
-"""IoU, inside a tile, above which two boxes of a class are parts of one object."""
+"""IoU inside a tile above which two boxes of a class count as parts of one object."""
 
 
 def detect_in_tiles(detect: Detect, images: list[Tensor], options: InferenceOptions) -> list[Found]:
-    """Detect in images of any sizes; those with a side longer than `options.tiles` are cut into tiles.
+    """Detect objects in images of any sizes, cutting those with a side longer than `options.tiles` into tiles.
 
     Args:
-        detect: the model. It gets `options.tile_batch` tiles at once; images of one tile all at once, as they are.
+        detect: the model. It is called with `options.tile_batch` tiles at a time; images that fit into one tile are
+            passed unchanged, in one call.
         images: RGB, uint8 (3, H, W).
-        options: tiles, overlap, how to merge, and what the model is asked.
+        options: tiles, overlap, merging, and the options of the model.
     """
     side = options.tiles
     if side is None:
@@ -60,12 +60,12 @@ def detect_in_tiles(detect: Detect, images: list[Tensor], options: InferenceOpti
 
 
 def tiles_of(height: int, width: int, side: int, overlap: float) -> list[Region]:
-    """Tiles that cover an image, row by row: as few as give the overlap, evenly spaced, all of one size.
+    """Cover an image with the fewest evenly spaced tiles of equal size that have the overlap, row by row.
 
     Args:
-        height: of the image.
-        width: of the image.
-        side: of a tile; along a shorter side of the image it is that side.
+        height: height of the image.
+        width: width of the image.
+        side: side of a tile, limited to the image's side.
         overlap: minimum share of a tile that its neighbour also covers.
     """
     return [
@@ -97,7 +97,7 @@ def _detect_in_large(detect: Detect, image: Tensor, options: InferenceOptions) -
 
 @dataclass(frozen=True)
 class _Seen:
-    """Boxes in pixels of the image, and the region that each was found in."""
+    """Boxes in pixels of the image, with the regions they were found in."""
 
     boxes: np.ndarray  # (N, 4)
     scores: np.ndarray  # (N,)
@@ -106,7 +106,7 @@ class _Seen:
 
     @classmethod
     def of(cls, found: Sequence[Found], regions: Sequence[Region]) -> _Seen:
-        """Detections of each region, best first."""
+        """Collect the detections of all regions, best first."""
         boxes, scores, labels = (
             np.concatenate([one[key].cpu().numpy() for one in found]) for key in ("boxes", "scores", "labels")
         )
@@ -121,18 +121,18 @@ class _Seen:
         return _Seen(self.boxes[chosen], self.scores[chosen], self.labels[chosen], self.regions[chosen])
 
     def found(self) -> Found:
-        """Without the regions."""
+        """The detections without their regions."""
         values = {"boxes": self.boxes, "scores": self.scores, "labels": self.labels}
         return {key: torch.from_numpy(value) for key, value in values.items()}
 
 
 def merge(found: Sequence[Found], regions: Sequence[Region], options: InferenceOptions) -> Found:
-    """Put detections of an image's tiles together.
+    """Merge the detections of an image's tiles.
 
     Args:
-        found: detections of each region, in its own pixels.
-        regions: the tiles, and then the whole image.
-        options: how to merge, and the maximum number of detections.
+        found: detections of each region, in pixels of that region.
+        regions: the tiles, followed by the whole image.
+        options: merging, and the maximum number of detections.
 
     Returns:
         Detections in pixels of the image, on the CPU.
@@ -159,7 +159,7 @@ def _clear(boxes: np.ndarray, regions: np.ndarray, size: Sequence[int], margin: 
 
 
 def _merged(found: Found, options: InferenceOptions) -> Found:
-    """One box where several tiles saw the same object."""
+    """Merge boxes of one object from several tiles."""
     if options.tile_merge == "wbf":
         return weighted_box_fusion([found], options.wbf_iou, all_see=False)
     places = suppress(found["boxes"], found["scores"], found["labels"], options)
@@ -167,7 +167,7 @@ def _merged(found: Found, options: InferenceOptions) -> Found:
 
 
 def _unexplained(parts: _Seen, whole: Found) -> _Seen:
-    """The parts that are no part of a whole box of their class."""
+    """Parts that no whole box of their class covers."""
     boxes, labels = whole["boxes"].numpy(), whole["labels"].numpy()
     kept = [
         not (ious(box, _clipped(boxes[labels == label], region)) > SAME).any()
@@ -177,7 +177,7 @@ def _unexplained(parts: _Seen, whole: Found) -> _Seen:
 
 
 def _joined(parts: _Seen) -> Found:
-    """One box around all parts of an object, with the best one's score."""
+    """Join the parts of each object into one box with the highest of their scores."""
     left, groups = np.arange(len(parts)), list[np.ndarray]()
     while len(left):
         group, left = [int(left[0])], left[1:]

@@ -1,4 +1,4 @@
-"""Test-time augmentation: an image detected in several views, mirrored or at other input sizes, and fused."""
+"""Test-time augmentation: detections in mirrored views or at other input sizes, fused."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from doublehead.inference.tiles import Detect
 
 
 def detect_in_views(detect: Detect, images: list[Tensor], options: InferenceOptions) -> list[Found]:
-    """Detect in every view that the options ask for; several are fused by `weighted_box_fusion`.
+    """Detect objects in all views that the options ask for, and fuse them by `weighted_box_fusion`.
 
     Args:
         detect: the model.
         images: RGB, uint8 (3, H, W).
-        options: `flip` and `scales`; with neither, `detect` is called as it is.
+        options: `flip` and `scales`; without both, `detect` is called once.
     """
     views = list(product((False, True) if options.flip else (False,), options.scales))
     opinions = [_seen(detect, images, options, *view) for view in views]

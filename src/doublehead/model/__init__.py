@@ -1,1 +1,1 @@
-"""Images to detections. Knows no files and no command line."""
+"""The detector: images to detections. Independent of file formats and of the command line."""

@@ -1,4 +1,4 @@
-"""Anchors on each level of the pyramid, as three implementations round and place them.
+"""Anchors on each level of the pyramid, with the rounding and placement of three implementations.
 
 All are xyxy with x2 - x1 = width; the aspect ratio is height / width.
 """
@@ -13,19 +13,21 @@ from torch import Tensor
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 STRIDES = (4, 8, 16, 32, 64)
-"""Of P2..P6."""
+"""Strides of P2..P6."""
 
 Sizes = Sequence[float | Sequence[float]]
 """The square root of an anchor's area, one or several for each level."""
 
 
 class TorchvisionAnchors(AnchorGenerator):
-    """Rounded to whole pixels about 0. Strides are padded size // map size: 53 for P6 of 160 rows.
+    """torchvision's anchors: rounded to whole pixels, centred on 0.
+
+    Strides are padded size // map size: 53 for P6 of 160 rows.
 
     Args:
-        sizes: of the anchors.
+        sizes: anchor sizes.
         ratios: aspect ratios.
-        strides: of the levels.
+        strides: strides of the levels.
     """
 
     def __init__(self, sizes: Sizes, ratios: Sequence[float], strides: Sequence[int] = STRIDES) -> None:
@@ -35,7 +37,7 @@ class TorchvisionAnchors(AnchorGenerator):
 
 
 class MMDetectionAnchors(TorchvisionAnchors):
-    """Not rounded, about 0, at the strides of the pyramid."""
+    """MMDetection's anchors: not rounded, centred on 0, at the strides of the pyramid."""
 
     def __init__(self, sizes: Sizes, ratios: Sequence[float], strides: Sequence[int] = STRIDES) -> None:
         super().__init__(sizes, ratios, strides)
@@ -51,13 +53,13 @@ class MMDetectionAnchors(TorchvisionAnchors):
         return torch.cat([-half, half], 1)
 
     def grid_anchors(self, grid_sizes: list[list[int]], strides: list[Any]) -> list[Tensor]:
-        """Per level, the anchors of all its positions; `strides`, which torchvision reckons, are left aside."""
+        """Anchors of all positions, per level. The `strides` that torchvision computes are ignored."""
         fixed: list[Any] = [[stride, stride] for stride in self.strides]
         return super().grid_anchors(grid_sizes, fixed)
 
 
 class AuthorsAnchors(MMDetectionAnchors):
-    """Rounded at the size of one stride, then scaled, about the middle of the first cell (the authors' release)."""
+    """Anchors of the authors' release: rounded at the size of one stride, then scaled, centred on the first cell."""
 
     def cell(self, size: float, stride: int, ratios: Sequence[float]) -> Tensor:
         """The anchors (R, 4) of one size at one position."""

@@ -1,4 +1,4 @@
-"""The backbone: a body that gives maps of strides 4, 8, 16 and 32, and a feature pyramid on top of it."""
+"""The backbone: a body with feature maps of strides 4, 8, 16 and 32, and a feature pyramid on top."""
 
 from __future__ import annotations
 
@@ -24,49 +24,51 @@ COUNTER = "num_batches_tracked"
 
 
 class Body(nn.Module):
-    """What a row of BACKBONES builds, with a BackboneConfig: images to maps of the row's strides, such as 4, 8, 16, 32.
+    """Base class of the networks in BACKBONES: images to feature maps of the row's strides, such as 4, 8, 16, 32.
+
+    Subclasses are constructed with a BackboneConfig.
 
     Attributes:
-        channels: of the maps.
-        multiple: images are padded to a multiple of it.
+        channels: channels of the maps.
+        multiple: image sides are padded to a multiple of this.
     """
 
     channels: tuple[int, ...]
     multiple: int = 32
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Normalised images (N, 3, H, W) to the maps, the largest first."""
+        """Normalised images (N, 3, H, W) to feature maps, largest first."""
         raise NotImplementedError
 
     def stages(self) -> list[list[nn.Module]]:
-        """Return the layers of the five stages, stem first; `trainable_stages` freezes by them."""
+        """Return the layers of the five stages, stem first, which `trainable_stages` freezes."""
         raise NotImplementedError
 
     def load(self, weights: str) -> None:
-        """Fill the body with weights.
+        """Load weights into the body.
 
         Args:
-            weights: a name such as `imagenet` if the body knows it, or else a path.
+            weights: a name that the body supports, such as `imagenet`, or a path.
 
         Raises:
-            DoubleheadError: the weights cannot be fetched or read, or are of another network.
+            DoubleheadError: the weights cannot be downloaded or read, or belong to another network.
         """
         raise NotImplementedError
 
 
 class Backbone(nn.Module):
-    """A body and torchvision's feature pyramid: maps "0".."3" (P2..P5), or as many as the body gives, and "pool" (P6).
+    """A body with torchvision's feature pyramid: maps "0".."3" (P2..P5), or one per map of the body, and "pool" (P6).
 
     Args:
         config: the body, its weights and frozen stages.
         fpn: channels and norm of the pyramid.
-        pretrained: whether to fetch `config.weights`; False where a checkpoint will fill the layers.
+        pretrained: whether to load `config.weights`; False if a checkpoint will be loaded.
 
     Attributes:
-        recompute: whether training computes the body's blocks again for the gradient, to save memory.
+        recompute: whether to use gradient checkpointing in the body, which saves memory in training.
 
     Raises:
-        DoubleheadError: the weights cannot be fetched or read, or do not fit.
+        DoubleheadError: the weights cannot be downloaded or read, or do not fit.
     """
 
     def __init__(self, config: BackboneConfig, fpn: FPNConfig, pretrained: bool) -> None:
@@ -84,7 +86,7 @@ class Backbone(nn.Module):
         )
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Normalised images (N, 3, H, W), padded to `body.multiple`, to maps such as of strides 4, 8, 16, 32 and 64."""
+        """Normalised images (N, 3, H, W), padded to `body.multiple`, to maps of strides such as 4, 8, 16, 32 and 64."""
         again = self.recompute and self.training and torch.is_grad_enabled()
         with recomputed(chain(*self.body.stages())) if again else nullcontext():
             maps = self.body(images)
@@ -97,7 +99,7 @@ def _pyramid_norm(config: BackboneConfig, fpn: FPNConfig) -> Any:
 
 
 def read_file(weights: str) -> dict[str, Tensor]:
-    """The weights in a file that `model.backbone.weights` names.
+    """Read the weights in the file that `model.backbone.weights` names.
 
     Raises:
         DoubleheadError: the file is missing, damaged, or would run code.
@@ -110,7 +112,7 @@ def read_file(weights: str) -> dict[str, Tensor]:
 
 
 def torchvisions_weights(model: str) -> dict[str, Tensor]:
-    """The ImageNet weights that torchvision publishes for one of its models.
+    """Download torchvision's ImageNet weights of one of its models.
 
     Raises:
         DoubleheadError: they cannot be downloaded.
@@ -126,16 +128,16 @@ def torchvisions_weights(model: str) -> dict[str, Tensor]:
 
 
 def fill(body: nn.Module, state: dict[str, Tensor], weights: str, network: str) -> None:
-    """Load weights into a body, all of them; counters of batches may be missing or left over.
+    """Load weights into a body. All keys must match, except for batch counters.
 
     Args:
-        body: what to fill.
-        state: weights under the body's own keys.
-        weights: what `model.backbone.weights` says.
-        network: what the weights are to be of.
+        body: the network to fill.
+        state: weights under the body's keys.
+        weights: value of `model.backbone.weights`, for messages.
+        network: name of the expected network, for messages.
 
     Raises:
-        DoubleheadError: they are of another network.
+        DoubleheadError: the weights belong to another network.
     """
     wrong = f"model.backbone.weights={weights}: these are not weights of a {network}"
     state = {key: value for key, value in state.items() if not key.endswith(COUNTER)}

@@ -1,6 +1,6 @@
-"""One box head: sample proposals, pool them for each branch, run the branches; losses, or scores and boxes.
+"""A box head: sample proposals, pool them for each branch, run the branches; returns losses, or scores and boxes.
 
-It may be the only one, or a stage of a cascade: then the boxes that it finds are the proposals of the next.
+A detector has a single box head or a cascade, in which the boxes of each stage are the proposals of the next.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ from doublehead.model.stages import Stage
 
 RESOLUTION = 7
 LARGEST_RATIO = math.log(1000 / 16)
-"""Largest logarithm of a box's side over its proposal's, as torchvision's BoxCoder limits it."""
+"""Maximum logarithm of the ratio of a box's side to its proposal's side, as in torchvision's BoxCoder."""
 
 NO_EARLIER: Mapping[str, list[Tensor]] = {}
 
 
 @dataclass
 class Sample:
-    """Proposals drawn for the loss, image by image; where they were drawn, the positives of each first."""
+    """Proposals of each image used in the loss. If they were sampled, positives come first."""
 
     boxes: list[Tensor]  # per image, (N, 4) xyxy
     labels: list[Tensor]  # per image, (N,): 0 is background
     targets: list[Tensor]  # per image, (N, 4): box deltas to the matched object
-    objects: list[Tensor]  # per image, (N,) bool: which boxes are the objects' own, no proposals
-    to_regress: Sample | None = None  # what branches that only regress see, if they have positives of their own
+    objects: list[Tensor]  # per image, (N,) bool: boxes of objects rather than proposals
+    to_regress: Sample | None = None  # sample of box-only branches, if it differs
 
     def positives(self) -> Sample:
-        """Those that have an object."""
+        """The proposals with an object."""
         return self.only([label > 0 for label in self.labels])
 
     def only(self, keep: list[Tensor]) -> Sample:
-        """Those of each image that masks or indices choose."""
+        """Select proposals of each image by mask or indices."""
 
         def chosen(values: list[Tensor]) -> list[Tensor]:
             return [value[k] for value, k in zip(values, keep, strict=True)]
@@ -63,9 +63,9 @@ class BoxHead(nn.Module):
     """Branches over pooled proposals, with the matcher that labels proposals and the coder of their boxes.
 
     Args:
-        config: the settings of trunks, and how proposals are sampled.
+        config: settings of trunks and of the sampling of proposals.
         classes: number of classes C without the background.
-        stage: the branches, and how they learn.
+        stage: the branches and their training settings.
     """
 
     def __init__(self, config: ModelConfig, classes: int, stage: Stage) -> None:
@@ -91,11 +91,11 @@ class BoxHead(nn.Module):
             yield branch
 
     def score_branches(self, options: InferenceOptions) -> list[int]:
-        """Places of the branches whose scores count."""
+        """Indices of the branches whose scores are used."""
         return [i for i, b in enumerate(self) if b.config.classify and options.score_branch in (None, self.names[i])]
 
     def box_branch(self, options: InferenceOptions | None = None) -> int:
-        """Place of the branch that gives the boxes; without options, or one of the name they give, by the weights."""
+        """Index of the branch whose boxes are used: named by the options, else that with the largest regress weight."""
         weights = [branch.config.regress for branch in self]
         for place, name in enumerate(self.names):
             if options and name == options.box_branch and weights[place]:
@@ -107,10 +107,10 @@ class BoxHead(nn.Module):
 
         Args:
             levels: P2..P5.
-            sample: of `sample` or `labelled`.
+            sample: result of `sample` or `labelled`.
 
         Returns:
-            The losses by name; and the deltas of the branch that gives the boxes, if it saw the whole sample.
+            The losses by name; and the deltas of the branch whose boxes are used, if it ran on the whole sample.
         """
         box_branch, box_deltas = self.box_branch(), None
         result: dict[str, Tensor] = {}
@@ -143,7 +143,7 @@ class BoxHead(nn.Module):
         return result, box_deltas
 
     def _box_loss(self, deltas: Tensor, labels: Tensor, wanted: Tensor, sampled: int) -> Tensor:
-        """The loss of boxes that `roi.box_loss` names."""
+        """Box loss selected by `roi.box_loss`."""
         if self.config.box_loss == "giou":
             return giou_loss(deltas, labels, wanted, sampled, self.stage.deviations)
         return box_loss(deltas, labels, wanted, sampled, self.stage.beta)
@@ -156,10 +156,10 @@ class BoxHead(nn.Module):
 
     @torch.no_grad()
     def sample(self, proposals: list[Tensor], targets: list[dict[str, Tensor]]) -> Sample:
-        """Match proposals (the objects themselves among them) to objects and draw `roi.sampled` per image.
+        """Match proposals, to which the objects' boxes are added, to objects and sample `roi.sampled` per image.
 
-        Where branches that only regress have positives of their own, `to_regress` holds as many of these per image as
-        there are positives among all that are drawn, at most.
+        If box-only branches use other positives, `to_regress` holds them: per image, at most as many as the maximum of
+        positives in the sample.
         """
         with_objects = [torch.cat([p, t["boxes"].to(p.dtype)]) for p, t in zip(proposals, targets, strict=True)]
         everything = self.labelled(with_objects, targets)
@@ -180,11 +180,11 @@ class BoxHead(nn.Module):
     def labelled(
         self, proposals: list[Tensor], targets: list[dict[str, Tensor]], matcher: BoxMatcher | None = None
     ) -> Sample:
-        """Match all proposals to objects, by another matcher than the head's if one is given."""
+        """Match all proposals to objects, with the given matcher or else the head's."""
         result, matcher = Sample([], [], [], []), matcher or self.matcher
         for proposal, target in zip(proposals, targets, strict=True):
             truth = target["boxes"].to(proposal.dtype)
-            # One box of background where there is none: a loss of nothing would be 0 / 0.
+            # An image without boxes gets one of background: an empty loss would be 0 / 0.
             boxes = proposal if len(proposal) else proposal.new_tensor([[0.0, 0.0, 1.0, 1.0]])
             if len(truth):
                 match = matcher(truth, boxes)
@@ -205,7 +205,7 @@ class BoxHead(nn.Module):
         """Run the branches on all proposals, for the next stage of a cascade.
 
         Returns:
-            Per image the refined boxes (N, 4); and the logits (sum of N, C + 1) of the branches whose scores count.
+            Per image the refined boxes (N, 4); and the logits (sum of N, C + 1) of the branches whose scores are used.
         """
         logits: dict[str, Tensor] = {}
         box_branch, scoring = self.box_branch(options), self.score_branches(options)
@@ -221,7 +221,7 @@ class BoxHead(nn.Module):
         return boxes, logits
 
     def decode(self, deltas: Tensor, boxes: list[Tensor]) -> list[Tensor]:
-        """Class-agnostic deltas (sum of N, 4) of boxes (N, 4) of each image to boxes (N, 4)."""
+        """Decode class-agnostic deltas (sum of N, 4) of each image's boxes (N, 4)."""
         decoded = self.coder.decode_single(deltas, torch.cat(boxes))
         return list(decoded.split([b.shape[0] for b in boxes]))
 
@@ -232,14 +232,14 @@ class BoxHead(nn.Module):
         options: InferenceOptions,
         earlier: Mapping[str, list[Tensor]] = NO_EARLIER,
     ) -> Scored:
-        """Score proposals; their boxes are computed when they are asked for.
+        """Score proposals. Boxes are computed on demand.
 
         Args:
             levels: P2..P5.
             proposals: per image, (N, 4).
-            options: whose scores count, whose boxes, and which proposals the later branches skip.
-            earlier: of the stages before this one, the logits (sum of N, C + 1) of branches by name, with which those
-                of the branch of that name here are averaged.
+            options: branches whose scores and boxes are used, and the score below which later branches skip proposals.
+            earlier: logits (sum of N, C + 1) of earlier stages by branch name, averaged with those of the same branch
+                in this stage.
         """
         box_branch = self.box_branch(options)
         indices = [torch.arange(p.shape[0], device=p.device) for p in proposals]
@@ -268,7 +268,7 @@ class BoxHead(nn.Module):
         return HeadScores(proposals, indices, fused, staged, self, levels, box_branch, known)
 
     def averaged(self, branch: int, logits: Tensor, earlier: Mapping[str, list[Tensor]]) -> Tensor:
-        """Logits (N, C + 1) of one branch and of those of its name in earlier stages as one."""
+        """Average the logits (N, C + 1) of a branch with those of the same branch in earlier stages."""
         return self.classification.mean([*earlier.get(self.names[branch], []), logits], self.mean_of)
 
     def run(self, branch: int, levels: list[Tensor], boxes: list[Tensor]) -> tuple[Tensor | None, Tensor | None]:
@@ -279,7 +279,7 @@ class BoxHead(nn.Module):
 
 @dataclass
 class HeadScores(Scored):
-    """Proposals as a head has scored them, and what it takes to compute their boxes."""
+    """Proposals scored by a box head, with the inputs for computing their boxes."""
 
     head: BoxHead
     levels: list[Tensor]
@@ -287,7 +287,7 @@ class HeadScores(Scored):
     deltas: list[Tensor] | None  # per image, of all its proposals; None: computed for those that are asked for
 
     def boxes(self, chosen: list[Tensor]) -> list[Tensor]:
-        """Decode the boxes of chosen proposals, running the box branch on them where it has not seen them yet."""
+        """Decode the boxes of the chosen proposals, running the box branch on them if necessary."""
         owners = [p[c] for p, c in zip(self.proposals, chosen, strict=True)]
         if self.deltas is None:
             _, found = self.head.run(self.box_branch, self.levels, owners)
@@ -299,9 +299,9 @@ class HeadScores(Scored):
 
 
 def calibrated(logits: Tensor, temperature: Tensor | float, background_offset: Tensor | float) -> Tensor:
-    """Logits (N, C + 1), the background first, as `doublehead calibrate` fitted them.
+    """Apply the temperature and offset of `doublehead calibrate` to logits (N, C + 1), background first.
 
-    To take the offset from the logits of all classes is to add it to the background's, where there is one (softmax).
+    Subtracting the offset from the logits of all classes equals adding it to the background's under softmax.
     """
     return torch.cat([logits[:, :1], logits[:, 1:] - background_offset], 1) / temperature
 
@@ -313,8 +313,8 @@ def box_loss(deltas: Tensor, labels: Tensor, wanted: Tensor, sampled: int, beta:
         deltas: (N, 4 (C + 1)), or (N, 4) where boxes are class-agnostic.
         labels: (N,), 0 for background.
         wanted: (N, 4).
-        sampled: how many proposals were drawn in the batch.
-        beta: where the loss turns from square to linear; 0: L1.
+        sampled: number of proposals sampled in the batch.
+        beta: absolute error at which the loss changes from quadratic to linear; 0: L1.
     """
     positive = torch.where(labels > 0)[0]
     found = _of_labels(deltas, labels, positive)
@@ -327,14 +327,14 @@ def giou_loss(
 ) -> Tensor:
     """1 - GIoU (Rezatofighi et al.) on the positives, divided by the number of all sampled proposals.
 
-    GIoU does not change when both boxes are moved and stretched alike, so the proposal is taken for the unit box.
+    GIoU is invariant to translating and scaling both boxes alike, so deltas are decoded against the unit box.
 
     Args:
-        deltas: as of `box_loss`.
+        deltas: as in `box_loss`.
         labels: (N,), 0 for background.
         wanted: (N, 4).
-        sampled: how many proposals were drawn in the batch.
-        deviations: of the box deltas, by which they are divided.
+        sampled: number of proposals sampled in the batch.
+        deviations: standard deviations that deltas are divided by.
     """
     positive = torch.where(labels > 0)[0]
     found, truth = (_unit_boxes(d, deviations) for d in (_of_labels(deltas, labels, positive), wanted[positive]))
@@ -342,14 +342,14 @@ def giou_loss(
 
 
 def _unit_boxes(deltas: Tensor, deviations: tuple[float, float, float, float]) -> Tensor:
-    """Deltas (N, 4) of a unit box at the origin to boxes (N, 4)."""
+    """Decode deltas (N, 4) relative to a unit box at the origin."""
     offsets, sizes = (deltas * deltas.new_tensor(deviations)).split(2, 1)
     sides = sizes.clamp(max=LARGEST_RATIO).exp()
     return torch.cat([offsets - sides / 2, offsets + sides / 2], 1)
 
 
 def _of_labels(deltas: Tensor, labels: Tensor, positive: Tensor) -> Tensor:
-    """The deltas (P, 4) of the positives for their own class."""
+    """Deltas (P, 4) of the positives for their classes."""
     per_class = deltas.unflatten(1, (-1, 4))
     which = labels[positive] if per_class.shape[1] > 1 else torch.zeros_like(positive)
     return per_class[positive, which]

@@ -1,7 +1,7 @@
-"""Where a box ends: at the edge of its last pixel, as everywhere in this package, or at that pixel's own coordinate.
+"""Conventions for where a box ends: at the edge of its last pixel, as in this package, or at that pixel's coordinate.
 
-The authors' boxes end at their last pixel and are x2 - x1 + 1 wide ("inclusive"). Written with x2 + 1 and y2 + 1 they
-are ours: coding, levels, enlarging and overlaps come out the same. What is left of the difference is in this class.
+The authors' boxes end at their last pixel and are x2 - x1 + 1 wide ("inclusive"). Stored with x2 + 1 and y2 + 1, they
+follow our convention: coding, levels, enlarging and overlaps are then equal. `Edges` handles the remaining differences.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Edges:
-    """What inclusive boxes do otherwise. Boxes are (..., 4) xyxy and end at the edge of their last pixel."""
+    """Operations that differ for inclusive boxes. Boxes are (..., 4) xyxy and end at the edge of their last pixel."""
 
     inclusive: bool
 
     def clip(self, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-        """Boxes inside an image of (height, width); inclusive ones keep a pixel of it."""
+        """Clip boxes to an image of (height, width); inclusive ones keep at least one pixel."""
         height, width = size
         x1, y1, x2, y2 = boxes.unbind(-1)
         least = int(self.inclusive)
@@ -29,11 +29,11 @@ class Edges:
         )
 
     def corners(self, boxes: Tensor) -> Tensor:
-        """The coordinates by which RoIAlign knows the boxes."""
+        """Coordinates of the boxes for RoIAlign."""
         return _end_later(boxes, -int(self.inclusive))
 
     def rescale(self, boxes: Tensor, ratio: Tensor) -> Tensor:
-        """Boxes of an image resized by `ratio`, (4,) for x, y, x, y."""
+        """Rescale boxes by `ratio`, (4,) for x, y, x, y."""
         return _end_later(self.corners(boxes) * ratio, int(self.inclusive))
 
 

@@ -15,11 +15,11 @@ from doublehead.model.trunks import Trunk
 
 
 class Branch(nn.Module):
-    """A trunk and its predictors.
+    """A trunk with the predictors of its tasks.
 
     Args:
-        config: which trunk, and the weight of each task.
-        model: the settings of trunks, and what they are given.
+        config: the trunk, and the weight of each task.
+        model: settings of trunks and their inputs.
         classes: number of classes C without the background.
         resolution: side of the pooled RoI features.
     """
@@ -38,7 +38,7 @@ class Branch(nn.Module):
     def forward(self, rois: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """RoI features (N, channels, 7, 7) to class logits (N, C + 1) and box deltas (N, 4 (C + 1)), in float32.
 
-        What the branch does not predict is None. With class-agnostic boxes the deltas are (N, 4).
+        Outputs that the branch does not predict are None. With class-agnostic boxes the deltas are (N, 4).
         """
         hidden = self.trunk(rois)
         logits = at_least_float32(self.classifier(hidden)) if self.classifier is not None else None
@@ -47,7 +47,7 @@ class Branch(nn.Module):
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """What autocast computed in 16 bits as float32: scores are sorted by it, boxes are decoded from it."""
+    """Convert 16-bit outputs of autocast to float32, for sorting scores and decoding boxes."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 

@@ -1,6 +1,6 @@
-"""Checkpoints: safetensors with the model's config, its classes and the version in the header. No code runs on load.
+"""Checkpoints: safetensors with the model's config, classes and version in the header. Loading runs no code.
 
-Besides the weights a file may hold the state of a training run, its tensors under `training/`.
+A file can also contain the state of a training run, with its tensors under `training/`.
 """
 
 from __future__ import annotations
@@ -38,28 +38,28 @@ REMEDY = "convert weights of other programs with `doublehead convert`"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file holds."""
+    """Content of a checkpoint file."""
 
     config: ModelConfig
     categories: Categories
     weights: dict[str, Tensor]
     training: dict[str, Tensor]  # tensors of a training run's state, without the prefix; empty if there is none
-    notes: dict[str, Any]  # whatever the writer added: step, metrics, the state's scalars
+    notes: dict[str, Any]  # metadata of the writer: step, metrics, scalars of the training state
 
     def require_fit(self) -> None:
-        """Refuse weights that do not fit the config.
+        """Check that the weights fit the config.
 
         Raises:
-            RuntimeError: weights are missing, left over or of another shape.
+            RuntimeError: weights are missing, unexpected or of another shape.
         """
         with torch.device("meta"):
             Detector(self.config, len(self.categories)).load_state_dict(self.weights, assign=True)
 
     def build(self) -> Detector:
-        """The detector in float32 and inference mode; it holds these weights themselves, no copy of them.
+        """Build the detector in float32 and inference mode. It shares the weights of this checkpoint.
 
         Raises:
-            RuntimeError: weights are missing, left over or of another shape; before memory is taken for the model.
+            RuntimeError: weights are missing, unexpected or of another shape. Raised before memory is allocated.
         """
         self.require_fit()
         with _Blank():
@@ -77,21 +77,21 @@ def save_checkpoint(
     training: dict[str, Tensor] | None = None,
     keep: Path | None = None,
 ) -> None:
-    """Write a checkpoint, with a checksum of all that it holds, so that a whole one always stands at `path`.
+    """Write a checkpoint with a checksum, atomically: `path` never holds an incomplete file.
 
-    Checkpoints are passed on: of paths in the config and the notes only the names are written.
+    Since checkpoints are shared, paths in the config and the notes are shortened to file names.
 
     Args:
-        path: where to.
-        config: of the model.
-        categories: its classes.
-        weights: the model's state_dict.
-        notes: whatever is to come back as `Checkpoint.notes`.
+        path: output file.
+        config: config of the model.
+        categories: classes of the model.
+        weights: state_dict of the model.
+        notes: metadata, returned as `Checkpoint.notes` on loading.
         training: tensors of a training run's state.
-        keep: a name under which the file that stood at `path` before stays.
+        keep: path to move an existing file at `path` to.
 
     Raises:
-        Fault: it cannot be written; what stood at `path` still does.
+        Fault: the file cannot be written; an existing file at `path` is unchanged.
     """
     header = {
         "format": FORMAT,
@@ -112,7 +112,7 @@ def save_checkpoint(
 
 
 def checksum(header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of a header, but for its own `checksum`, and of every tensor's name, type, shape and bytes."""
+    """SHA-256 of a header without its `checksum`, and of the name, type, shape and bytes of every tensor."""
     digest = hashlib.sha256(json.dumps({k: v for k, v in header.items() if k != "checksum"}, sort_keys=True).encode())
     for key, tensor in sorted(tensors.items()):
         digest.update(f"{key} {tensor.dtype} {list(tensor.shape)}".encode())
@@ -124,7 +124,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     """Read a checkpoint onto the CPU.
 
     Raises:
-        DoubleheadError: the file is missing, damaged, no checkpoint of this package, or of a newer version of it.
+        DoubleheadError: the file is missing or damaged, is not a doublehead checkpoint, or needs a newer version.
     """
     path = Path(path)
     if not path.is_file():
@@ -163,7 +163,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def read_notes(path: Path) -> dict[str, Any]:
-    """A checkpoint's notes, without its tensors; empty where the file is no checkpoint."""
+    """Read a checkpoint's notes without its tensors; empty if the file is not a checkpoint."""
     try:
         with safe_open(path, framework="pt") as file:
             notes = json.loads((file.metadata() or {}).get("notes", "{}"))
@@ -173,7 +173,7 @@ def read_notes(path: Path) -> dict[str, Any]:
 
 
 def read_config(path: Path) -> ModelConfig | None:
-    """A checkpoint's model config, without its tensors; None where the file is no sound checkpoint."""
+    """Read a checkpoint's model config without its tensors; None if the file is not a valid checkpoint."""
     try:
         with safe_open(path, framework="pt") as file:
             return ModelConfig.model_validate_json((file.metadata() or {})["model"])
@@ -182,7 +182,7 @@ def read_config(path: Path) -> ModelConfig | None:
 
 
 class _Blank(TorchFunctionMode):
-    """Inside, layers draw no random weights: these are replaced at once, and drawing them takes most of the time."""
+    """Context in which layers skip random initialisation, which takes most of the time of building a model."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -197,14 +197,14 @@ _DRAWING = (Tensor.uniform_, Tensor.normal_, init.uniform_, init.normal_, init.k
 
 
 def load_model(path: str | Path, settings: Mapping[str, Any] | None = None) -> tuple[Detector, Checkpoint]:
-    """A detector in inference mode, and the checkpoint it came from.
+    """Load a detector in inference mode, and the checkpoint it came from.
 
     Args:
-        path: the checkpoint's.
+        path: checkpoint file.
         settings: other defaults for the inference options; see `config.with_options`.
 
     Raises:
-        DoubleheadError: as `load_checkpoint`; or weights are missing, left over or of another shape.
+        DoubleheadError: as in `load_checkpoint`; or weights are missing, unexpected or of another shape.
     """
     checkpoint = load_checkpoint(path)
     checkpoint = replace(checkpoint, config=with_options(checkpoint.config, settings or {}))
@@ -216,19 +216,19 @@ def load_model(path: str | Path, settings: Mapping[str, Any] | None = None) -> t
 
 
 def adopt(model: Detector, categories: Categories, path: str | Path, partial: bool = False) -> list[str]:
-    """Fill a detector with the weights of another; predictors of classes that differ stay as they are.
+    """Load the weights of another detector. Predictors are left unchanged if the classes differ.
 
     Args:
-        model: the detector to fill.
-        categories: its classes.
-        path: a checkpoint.
-        partial: whether layers of the backbone may stay as they are too.
+        model: the detector to load weights into.
+        categories: classes of `model`.
+        path: checkpoint file.
+        partial: whether layers of the backbone may be left unchanged too.
 
     Returns:
-        The keys of the weights that were not taken.
+        The keys of the weights that were not loaded.
 
     Raises:
-        DoubleheadError: as `load_checkpoint`; or nothing of it fits, or not the whole backbone.
+        DoubleheadError: as in `load_checkpoint`; or no weights fit, or the backbone does not fit completely.
     """
     checkpoint = load_checkpoint(path)
     same_classes = categories == checkpoint.categories

@@ -1,4 +1,4 @@
-"""What a box head makes of class logits: scores, and their loss."""
+"""Classification: scores of class logits, and the loss."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ from torch.nn import functional
 from doublehead.config import RoIConfig
 
 RARE = 0.01
-"""Score of every class before training, where each class has its own score: most proposals belong to none."""
+"""Initial score of every class under sigmoid. It is low because most proposals are background."""
 
 
 class Classification(nn.Module):
-    """Scores of class logits, and their loss.
+    """Scores of class logits, and the classification loss.
 
-    `softmax` has the classes and the background compete. With `sigmoid` each class has its own score, so that a
-    proposal of one class does not teach the others' logits in proportion to their size; the background's logit is not
-    used. With `focal_gamma` each loss is multiplied by (1 - p)^gamma, where p is the score of the right answer (Lin et
-    al. 2017, without its alpha).
+    With `softmax`, classes and background compete. With `sigmoid`, each class has an independent score, and the
+    background's logit is not used. With `focal_gamma`, each loss is multiplied by (1 - p)^gamma, where p is the score
+    of the correct answer (Lin et al. 2017, without alpha).
 
     Args:
-        config: which scores, and gamma.
+        config: kind of scores, and gamma.
         classes: number of classes C without the background.
     """
 
@@ -34,7 +33,7 @@ class Classification(nn.Module):
         self.register_buffer("weights", torch.ones(classes + 1, dtype=torch.float32), persistent=False)
 
     def weigh(self, weights: Tensor) -> None:
-        """Let the loss of each proposal count by its label's weight, (C + 1,) with the background first."""
+        """Set class weights for the loss, (C + 1,) with the background first."""
         self.weights.copy_(weights)
         self.weighted = True
 
@@ -46,11 +45,11 @@ class Classification(nn.Module):
         return torch.cat([(1 - scores).prod(1, keepdim=True), scores], 1)
 
     def mean(self, logits: list[Tensor], rule: str) -> Tensor:
-        """Logits (N, C + 1) of the stages of a cascade as one.
+        """Combine the logits (N, C + 1) of the stages of a cascade.
 
         Args:
-            logits: of each stage.
-            rule: `logits`: their mean; `probabilities`: those whose scores are the mean of the stages' scores.
+            logits: logits of each stage.
+            rule: `logits`: the mean of logits; `probabilities`: logits whose scores are the mean of the stages' scores.
         """
         if len(logits) == 1:
             return logits[0]
@@ -62,7 +61,7 @@ class Classification(nn.Module):
         return result - (1 - scores).clamp(min=limits.eps).log() if self.sigmoid else result
 
     def loss(self, logits: Tensor, labels: Tensor, shares: Tensor | None = None) -> Tensor:
-        """The mean over proposals.
+        """Mean classification loss over proposals.
 
         Args:
             logits: (N, C + 1).

@@ -1,4 +1,4 @@
-"""What a model costs: parameters, and GFLOPs with every proposal in every branch or with the owners alone."""
+"""Cost of a model: parameters, and GFLOPs with all proposals in every branch or with a typical number of owners."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TYPICAL_OWNERS = 100
 
 @dataclass(frozen=True)
 class Cost:
-    """Parameters, and GFLOPs (a multiply and an add are two) of one image of the model's own input size."""
+    """Parameters, and GFLOPs per image at the model's input size. A multiply-add counts as two operations."""
 
     parameters: int
     gflops: float  # a branch that only regresses sees TYPICAL_OWNERS proposals, in early stages of a cascade all
@@ -28,7 +28,7 @@ class Cost:
 
 
 def cost(config: ModelConfig, classes: int = 80) -> Cost:
-    """Count a model's parameters and GFLOPs without running it: shapes alone pass through its layers."""
+    """Count a model's parameters and GFLOPs from shapes, without computing anything."""
     with torch.device("meta"):
         model = Detector(config, classes).eval()
     multiple = model.backbone.body.multiple
@@ -64,8 +64,8 @@ def _first_stage(parts: str, height: int, width: int) -> int:
 
     Args:
         parts: their settings, as JSON.
-        height: of the padded input.
-        width: likewise.
+        height: height of the padded input.
+        width: width of the padded input.
     """
     head = {"branches": [{"trunk": "fc", "classify": 1, "regress": 1}]}
     config = ModelConfig.model_validate(json.loads(parts) | head)
@@ -78,5 +78,5 @@ def _first_stage(parts: str, height: int, width: int) -> int:
 
 
 def parameters(module: nn.Module) -> int:
-    """How many parameters a module has, frozen ones included."""
+    """Number of parameters of a module, including frozen ones."""
     return sum(p.numel() for p in module.parameters())

@@ -1,4 +1,4 @@
-"""The whole path at once: images to features, features to proposals, proposals to detections."""
+"""The detector: images to features, features to proposals, proposals to detections."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ Target = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class FirstStage:
-    """A batch of images as the branches meet it."""
+    """Features and proposals of a batch of images: the input of the branches."""
 
     levels: list[Tensor]  # P2..P5
     proposals: list[Tensor]  # per image, (N, 4) xyxy in input pixels
     sizes: list[tuple[int, int]]  # per image, (height, width) of its part of the input
-    ratios: list[Tensor]  # per image, (4,): pixels of the image given to one of the input, for x, y, x, y
+    ratios: list[Tensor]  # per image, (4,): pixels of the original image per input pixel, for x, y, x, y
 
 
 class Detector(nn.Module):
-    """A two-stage detector with a box head of branches.
+    """A two-stage detector whose box head consists of branches.
 
     Args:
-        config: what to build.
+        config: the architecture.
         classes: number of classes C without the background.
-        pretrained: whether to fetch `config.backbone.weights`.
+        pretrained: whether to load `config.backbone.weights`.
 
     Raises:
-        DoubleheadError: the backbone's weights cannot be fetched or do not fit.
+        DoubleheadError: the weights of the backbone cannot be downloaded or do not fit.
     """
 
     mean: Tensor
@@ -67,7 +67,7 @@ class Detector(nn.Module):
         self.register_buffer("std", torch.tensor(config.input.std, dtype=torch.float32).view(3, 1, 1), persistent=False)
 
     def losses(self, images: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
-        """Losses to add up, of images that already have their training size; in training or inference mode.
+        """Compute losses, to be summed, of images resized for training. Works in training and in inference mode.
 
         Args:
             images: RGB, uint8 (3, H, W) in 0..255 or float in 0..1.
@@ -87,14 +87,14 @@ class Detector(nn.Module):
 
     @torch.no_grad()
     def detect(self, images: list[Tensor], options: InferenceOptions | None = None) -> list[dict[str, Tensor]]:
-        """Detections in the pixels of the images given.
+        """Detect objects; boxes are in pixels of the original images.
 
         Args:
             images: RGB of any sizes, uint8 (3, H, W) in 0..255 or float in 0..1.
-            options: None: the model's own.
+            options: inference options; None: the model's defaults.
 
         Returns:
-            Per image `boxes` (D, 4) float32 xyxy, `scores` (D,) falling, `labels` (D,) int64 in 1..C.
+            Per image `boxes` (D, 4) float32 xyxy, `scores` (D,) in falling order, `labels` (D,) int64 in 1..C.
         """
         return self.second_stage(self.first_stage(images, options), options) if images else []
 
@@ -102,12 +102,12 @@ class Detector(nn.Module):
     def detect_with_losses(
         self, images: list[Tensor], targets: list[Target], options: InferenceOptions | None = None
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        """Detections as `detect` gives them, and losses as `losses`, from one pass through the backbone.
+        """Compute detections as in `detect` and losses as in `losses`, in one pass through the backbone.
 
         Args:
             images: RGB of any sizes, at least one.
-            targets: per image, boxes and labels as of `losses`, in the pixels of the images given.
-            options: None: the model's own.
+            targets: per image, boxes and labels as in `losses`, in pixels of the original images.
+            options: inference options; None: the model's defaults.
         """
         batch, features, ratios = self._resized_features(images, options)
         detections = self.second_stage(self._proposed(batch, features, ratios), options)
@@ -119,7 +119,7 @@ class Detector(nn.Module):
 
     @torch.no_grad()
     def first_stage(self, images: list[Tensor], options: InferenceOptions | None = None) -> FirstStage:
-        """Resize images of any sizes, and give their features and proposals: all that comes before the branches."""
+        """Resize images of any sizes and compute features and proposals: everything before the branches."""
         return self._proposed(*self._resized_features(images, options))
 
     def _proposed(self, batch: ImageList, features: OrderedDict[str, Tensor], ratios: list[Tensor]) -> FirstStage:
@@ -129,7 +129,7 @@ class Detector(nn.Module):
     def _resized_features(
         self, images: list[Tensor], options: InferenceOptions | None
     ) -> tuple[ImageList, OrderedDict[str, Tensor], list[Tensor]]:
-        """The padded batch of resized images, its maps, and per image the pixels given to one of the input (4,)."""
+        """Padded batch of resized images, its feature maps, and per image the original pixels per input pixel (4,)."""
         size = options or self.options
         images = [image.to(self.mean.device) for image in images]  # a card resizes faster than the CPU
         resized = [resize(image, size.short_side, size.long_side, self.config.input.antialias) for image in images]
@@ -144,18 +144,18 @@ class Detector(nn.Module):
 
     @torch.no_grad()
     def second_stage(self, stage: FirstStage, options: InferenceOptions | None = None) -> list[dict[str, Tensor]]:
-        """Run the branches: what `detect` gives."""
+        """Run the branches and return detections as `detect` does."""
         results = self.roi_heads.detections(stage.levels, stage.proposals, stage.sizes, options or self.options)
         for result, ratio in zip(results, stage.ratios, strict=True):
             result["boxes"] = self.edges.rescale(result["boxes"], ratio)
         return results
 
     def forward(self, images: list[Tensor], targets: list[Target] | None = None) -> object:
-        """`losses` where targets are given, else `detect`: the way in for DistributedDataParallel."""
+        """Call `losses` if targets are given, else `detect`. Entry point for DistributedDataParallel."""
         return self.detect(images) if targets is None else self.losses(images, targets)
 
     def _features(self, images: list[Tensor]) -> tuple[ImageList, OrderedDict[str, Tensor]]:
-        """The padded batch, and its maps P2..P6, not in 16 bits (anchors take the maps' type: bf16 would move them)."""
+        """Padded batch and maps P2..P6 in at least 32 bits: anchors take their type, and bf16 would move them."""
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
         multiple = self.backbone.body.multiple
         height, width = ((max(side) + multiple - 1) // multiple * multiple for side in zip(*sizes, strict=True))
@@ -171,9 +171,9 @@ class Detector(nn.Module):
 
 
 class _RPNHead(RPNHead):
-    """torchvision's, never giving 16 bits: proposals are decoded and sorted from its outputs.
+    """torchvision's RPN head with outputs in at least 32 bits, from which proposals are decoded and sorted.
 
-    On CPUs its gradient is computed where there is one.
+    On CPUs, the gradient is only computed at positions where it is not zero.
     """
 
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -192,7 +192,7 @@ def _pair(objects: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _RPN(RegionProposalNetwork):
-    """torchvision's, with proposals clipped to the image by our convention, and NMS level by level, which exports."""
+    """torchvision's RPN, with proposals clipped by our box convention, and NMS per level, which can be exported."""
 
     def __init__(self, edges: Edges, smallest_side: float, matcher: PairMatcher, *parts: Any, **numbers: Any) -> None:
         super().__init__(*parts, **numbers)
@@ -205,7 +205,7 @@ class _RPN(RegionProposalNetwork):
     def forward(
         self, images: ImageList, features: dict[str, Tensor], targets: list[Target] | None = None
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Proposals, and where targets are given the losses, whether in training mode or not."""
+        """Compute proposals, and losses if targets are given, in training and in inference mode."""
         before, self.training = self.training, targets is not None
         try:
             return super().forward(images, features, targets)
@@ -227,7 +227,7 @@ class _RPN(RegionProposalNetwork):
         return boxes, found
 
     def _best_of_level(self, boxes: Tensor, logits: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """What NMS leaves of the best anchors of one level: boxes and scores."""
+        """Boxes and scores of one level's best anchors after NMS."""
         scores, best = logits.topk(torch.sym_min(logits.shape[0], self.pre_nms_top_n()))
         boxes, scores = self.edges.clip(boxes[best], size), scores.sigmoid()
         good = ((boxes[:, 2:] - boxes[:, :2]) >= self.min_size).all(1)
@@ -239,7 +239,7 @@ class _RPN(RegionProposalNetwork):
 
 
 def build_rpn(config: RPNConfig, channels: int, edges: Edges, strides: tuple[int, ...]) -> RegionProposalNetwork:
-    """torchvision's region proposal network with our numbers, on maps of these strides and one of twice the last."""
+    """Build the region proposal network, on maps of these strides and one of twice the last."""
     return _RPN(
         edges,
         config.smallest_side,
@@ -258,7 +258,7 @@ def build_rpn(config: RPNConfig, channels: int, edges: Edges, strides: tuple[int
 
 
 def resize(image: Tensor, short_side: int, long_side: int, antialias: bool) -> Tensor:
-    """The image (3, H, W) at the short side wanted, or smaller where the long side would pass its limit."""
+    """Resize an image (3, H, W) to the short side, or smaller if the long side would exceed its limit."""
     height, width = image.shape[-2:]
     short: Any = torch.sym_min(height, width)  # as the builtins, for sizes that an exporter does not know either
     long: Any = torch.sym_max(height, width)
@@ -276,23 +276,23 @@ def resize(image: Tensor, short_side: int, long_side: int, antialias: bool) -> T
 
 
 def _ratio(numerator: int, denominator: int) -> int:
-    """The quotient rounded, halves to even, in whole numbers alone: a graph then finds the same size as Python."""
+    """Quotient rounded half to even, in integer arithmetic, so that exported graphs compute the same size as Python."""
     below = numerator // denominator
     return (2 * numerator + denominator - 1 + below % 2) // (2 * denominator)
 
 
 def _unknown(side: int) -> Any:
-    """The same number, of which the exporter knows no more than that it is one: its formula would cost it minutes."""
+    """The same number, opaque to the exporter, which would otherwise spend minutes on its formula."""
     number = torch.scalar_tensor(side, dtype=torch.int64).item()
     torch._check(number >= 1)
     return number
 
 
 def unit_range(image: Tensor, dtype: torch.dtype) -> Tensor:
-    """uint8 as float in 0..1; float as it is."""
+    """Convert uint8 to float in 0..1; float stays unchanged."""
     return image.to(dtype) / 255 if image.dtype == torch.uint8 else image
 
 
 def _levels(features: OrderedDict[str, Tensor]) -> list[Tensor]:
-    """P2..P5, those that RoIs are pooled from: all but the last, which the pyramid adds."""
+    """Levels P2..P5, from which RoIs are pooled: all but the extra level of the pyramid."""
     return list(features.values())[:-1]

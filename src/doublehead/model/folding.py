@@ -1,7 +1,7 @@
-"""Norms with fixed statistics folded into the convolutions before them, in any network.
+"""Folding of norms with fixed statistics into the preceding convolutions, in any network.
 
-One forward pass shows which norm follows which convolution: a norm is folded if its input is the very tensor that a
-convolution returned, and nothing else reads that tensor. Names and nesting of the modules do not matter.
+A forward pass finds the norm of each convolution: a norm is folded if its input is the tensor that a convolution
+returned, and nothing else reads that tensor. Names and nesting of the modules do not matter.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d, FrozenNorm)
 
 
 class _Watch(TorchFunctionMode):
-    """Notes in a forward pass what each convolution returns, and who reads it."""
+    """Record in a forward pass what each convolution returns, and what reads it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class _Watch(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def read(self, values: Any) -> None:
-        """Note tensors that something else than a norm reads."""
+        """Record tensors that are read by anything but a norm."""
         self.others |= {id(leaf) for leaf in tree_leaves(values) if id(leaf) in self.outputs}
 
     def convolved(self, conv: nn.Module, args: Any, output: Tensor) -> None:
@@ -59,7 +59,7 @@ class _Watch(TorchFunctionMode):
         self.within -= 1
 
     def pairs(self) -> list[tuple[nn.Conv2d, nn.Module]]:
-        """The convolutions and norms that do nothing but follow one another."""
+        """Pairs of a convolution and the norm that alone reads its output."""
         return [
             (conv, norms[0])
             for key, (conv, _) in self.outputs.items()
@@ -70,11 +70,11 @@ class _Watch(TorchFunctionMode):
 
 
 def fold_norms(module: nn.Module, *inputs: Tensor) -> None:
-    """Fold norms with fixed statistics into the convolutions before them; the module computes the same.
+    """Fold norms with fixed statistics into the preceding convolutions. Outputs stay the same.
 
     Args:
-        module: in inference mode.
-        inputs: small ones, for one forward pass.
+        module: network in inference mode.
+        inputs: small inputs for one forward pass.
     """
     watch, hooks = _Watch(), []
     for layer in module.modules():
@@ -94,7 +94,7 @@ def fold_norms(module: nn.Module, *inputs: Tensor) -> None:
 
 
 def _fold(conv: nn.Conv2d, norm: Any) -> bool:
-    """Make the convolution do the norm's work, if it has as many channels and no hooks that change its weights."""
+    """Fold a norm into a convolution, if it has as many channels and no hooks that change its weights."""
     if conv.out_channels != len(norm.running_var) or conv._forward_pre_hooks or conv._forward_hooks:
         return False
     statistics = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)

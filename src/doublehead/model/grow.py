@@ -1,4 +1,4 @@
-"""Another head on a trained detector: backbone, FPN and RPN in the source's form, and what fits of its heads."""
+"""Initialise a detector from one with another head: backbone, FPN, RPN and matching parts of the heads."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ FORM: dict[str, set[str] | None] = {
     "rpn": {"depth", "anchors", "anchor_sizes", "aspect_ratios", "smallest_side"},
     "roi": {"aligned", "sampling_ratio"},
 }
-"""Sections of a ModelConfig with the fields that the taken weights were trained with; None: all of them."""
+"""Sections and fields of a ModelConfig that the loaded weights depend on; None: all fields."""
 
 
 Names = tuple[tuple[str, ...], tuple[str, ...]]
-"""The classes of the model and of its source."""
+"""Class names of the model and of its source."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """How many parameters of a part of the model came from where."""
+    """Parameters of a part of the model, counted by their origin."""
 
     name: str
     taken: int  # as they are
@@ -46,13 +46,13 @@ class Part:
 
 
 def read_source(source: str) -> Checkpoint:
-    """A detector to grow from.
+    """Load the detector to initialise from.
 
     Args:
-        source: a published name, or the path of a checkpoint or of a file that `convert` reads.
+        source: published name, or path of a checkpoint or of a file that `convert` reads.
 
     Raises:
-        DoubleheadError: there is no such detector, or its file cannot be read.
+        DoubleheadError: the detector does not exist, or its file cannot be read.
     """
     from doublehead.model.interop.convert import read  # here: it takes a second, and most runs grow from nothing
 
@@ -63,7 +63,7 @@ def read_source(source: str) -> Checkpoint:
 
 
 def form(source: ModelConfig) -> dict[str, Any]:
-    """The values of a ModelConfig that a model takes from its source."""
+    """Values of a ModelConfig that a model adopts from its source."""
     values = source.model_dump(mode="json")
     result = {
         section: {key: value for key, value in values[section].items() if fields is None or key in fields}
@@ -74,22 +74,22 @@ def form(source: ModelConfig) -> dict[str, Any]:
 
 @torch.no_grad()
 def grow(model: Detector, categories: Categories, source: str, partial: bool = False) -> list[Part]:
-    """Fill a new detector with what fits of another one.
+    """Load the matching weights of another detector.
 
-    A layer fits that has the same name and shapes in the same part. A branch looks for one with its trunk and a task of
-    its own. Predictors follow a trunk that was taken whole, row by row for the classes of the same name.
+    A layer matches one with the same name and shapes in the same part. A branch matches one with the same trunk and a
+    task in common. Predictors are loaded only with their complete trunk, row by row for classes of the same name.
 
     Args:
-        model: the detector to fill.
-        categories: its classes.
-        source: as of `read_source`.
-        partial: whether layers of the backbone may stay as they are.
+        model: the detector to initialise.
+        categories: classes of `model`.
+        source: as in `read_source`.
+        partial: whether layers of the backbone may remain unmatched.
 
     Returns:
-        What was taken, adapted and is new, part by part.
+        Numbers of loaded, adapted and new parameters, by part.
 
     Raises:
-        DoubleheadError: as `read_source`; or the backbone does not fit as a whole.
+        DoubleheadError: as in `read_source`; or the backbone does not match completely.
     """
     checkpoint = read_source(source)
     donor = checkpoint.build()
@@ -116,7 +116,7 @@ def grow(model: Detector, categories: Categories, source: str, partial: bool = F
 
 
 def growth_table(parts: Sequence[Part], source: str) -> Table:
-    """Parts with their numbers of parameters, and the sums."""
+    """Table of parts with their numbers of parameters, and totals."""
     table = Table("part", title=f"grown from {source}: parameters", title_justify="left")
     for column in ("taken", "adapted", "new"):
         table.add_column(column, justify="right")
@@ -132,7 +132,7 @@ def growth_table(parts: Sequence[Part], source: str) -> Table:
 
 
 def _like(branch: Branch, number: int, givers: list[BoxHead]) -> tuple[Branch, BoxHead] | None:
-    """The branch with the same trunk that shares most tasks, and its head; in a cascade that of the nearest number."""
+    """The branch with the same trunk and most tasks in common, and its head; in a cascade, of the nearest stage."""
 
     def shared(other: Branch) -> int:
         tasks = ("classify", "regress")
@@ -145,7 +145,7 @@ def _like(branch: Branch, number: int, givers: list[BoxHead]) -> tuple[Branch, B
 
 
 def _branch(name: str, branch: Branch, other: Branch | None, names: Names, factor: Tensor) -> list[Part]:
-    """The trunk and the predictors of a branch; `factor` (4,) makes box deltas of the source those of the model."""
+    """Load trunk and predictors of a branch; `factor` (4,) converts box deltas of the source to those of the model."""
     trunk = _part(f"{name}: trunk", branch.trunk, other and other.trunk)
     parts = [trunk]
     for task, per_class in (("classifier", 1), ("regressor", 4)):
@@ -163,7 +163,7 @@ def _branch(name: str, branch: Branch, other: Branch | None, names: Names, facto
 
 
 def _part(name: str, part: nn.Module, other: nn.Module | None) -> Part:
-    """Copy each layer that fits."""
+    """Copy each matching layer."""
     givers = dict(other.named_modules()) if other is not None else {}
     taken = 0
     for key, layer in part.named_modules():
@@ -176,7 +176,7 @@ def _part(name: str, part: nn.Module, other: nn.Module | None) -> Part:
 
 
 def _state(layer: nn.Module | None) -> dict[str, Tensor]:
-    """A layer's own weights and statistics."""
+    """Weights and statistics of a layer, without its children."""
     if layer is None:
         return {}
     own = dict(layer.named_parameters(recurse=False)) | dict(layer.named_buffers(recurse=False))
@@ -184,16 +184,16 @@ def _state(layer: nn.Module | None) -> dict[str, Tensor]:
 
 
 def _rows(predictor: nn.Linear, given: nn.Linear, names: Names, per_class: int) -> tuple[int, int]:
-    """Copy the rows of a predictor for the background and for the classes that both know.
+    """Copy the rows of a predictor for the background and for common classes.
 
     Args:
-        predictor: to fill.
-        given: that of the source.
-        names: of their classes.
-        per_class: outputs of each class: 1, or 4 for boxes.
+        predictor: predictor to fill.
+        given: predictor of the source.
+        names: class names of both.
+        per_class: outputs per class: 1, or 4 for boxes.
 
     Returns:
-        How many parameters were taken with all others, and how many row by row.
+        Numbers of parameters copied as a whole, and copied row by row.
     """
     same_shape = predictor.weight.shape == given.weight.shape
     by_class = [

@@ -1,4 +1,4 @@
-"""What `doublehead models` lists: presets and published models, with what each costs."""
+"""Content of `doublehead models`: presets and published models with their cost."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from doublehead.model.interop.catalogue import PUBLISHED
 
 @dataclass(frozen=True)
 class Entry:
-    """A model that can be named."""
+    """A preset or published model."""
 
     name: str
     cost: Cost | None  # None: its backbone needs a package that is not installed
@@ -28,19 +28,19 @@ class Entry:
     url: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Convert to plain values, without those that are not known."""
+        """Convert to plain values, without unknown ones."""
         values = asdict(self)
         values |= values.pop("cost") or {}
         return {key: value for key, value in values.items() if value is not None}
 
 
 def listed_presets() -> list[Entry]:
-    """All presets."""
+    """List all presets."""
     return [Entry(name, _preset_cost(name)) for name in presets.PRESETS]
 
 
 def listed_published() -> list[Entry]:
-    """All published models, whether they were fetched or not."""
+    """List all published models, downloaded or not."""
     return [
         Entry(name, cost(entry.config, entry.classes), entry.ap, entry.licence, entry.url)
         for name, entry in PUBLISHED.items()
@@ -48,7 +48,7 @@ def listed_published() -> list[Entry]:
 
 
 def presets_table(entries: list[Entry]) -> Table:
-    """Parameters and GFLOPs of presets."""
+    """Table of presets with parameters and GFLOPs."""
     table = _table(
         ("model", "M", "GFLOPs", "all", "input"),
         f"M: millions of parameters, for 80 classes; GFLOPs where a branch that only regresses sees {TYPICAL_OWNERS} "
@@ -64,7 +64,7 @@ def presets_table(entries: list[Entry]) -> Table:
 
 
 def published_table(entries: list[Entry]) -> Table:
-    """AP, cost and licence of published models."""
+    """Table of published models with AP, cost and licence."""
     table = _table(
         ("published model", "AP", "M", "GFLOPs", "licence"),
         "AP on COCO val2017, as published; M: millions of parameters; downloaded the first time a model is named",
@@ -77,7 +77,7 @@ def published_table(entries: list[Entry]) -> Table:
 
 
 def write_json(path: Path, listed: list[Entry], published: list[Entry]) -> None:
-    """Write all that the tables show, and more digits."""
+    """Write the content of both tables as JSON, with more digits."""
     content = {"presets": [e.to_json() for e in listed], "published": [e.to_json() for e in published]}
     with whole(path) as file:
         file.write_text(json.dumps(content, indent=1), encoding="utf-8")

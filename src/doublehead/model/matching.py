@@ -1,4 +1,4 @@
-"""Boxes matched to objects by IoU, as torchvision's Matcher does it, in parts of bounded memory."""
+"""Matching of boxes to objects by IoU, as in torchvision's Matcher, with bounded memory."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
 AT_ONCE = 2**24
-"""IoUs held at once, of 4 bytes each: 5000 objects and 160,000 anchors would otherwise take 3 GB an image."""
+"""IoUs in memory at a time, of 4 bytes each: 5000 objects and 160,000 anchors would otherwise take 3 GB per image."""
 
 
 class BoxMatcher:
-    """Gives each box its object, or none.
+    """Match each box to at most one object.
 
     Args:
-        foreground: least IoU of a match.
+        foreground: minimum IoU of a match.
         background: IoU below which a box is background; between the two it is neither.
-        best_of_each: whether each object also gets the boxes of the highest IoU with it, however low that is.
+        best_of_each: whether each object also gets the boxes of highest IoU with it, even below `foreground`.
     """
 
     BELOW_LOW_THRESHOLD, BETWEEN_THRESHOLDS = Matcher.BELOW_LOW_THRESHOLD, Matcher.BETWEEN_THRESHOLDS
@@ -26,14 +26,14 @@ class BoxMatcher:
         self.foreground, self.background, self.best_of_each = foreground, background, best_of_each
 
     def __call__(self, objects: Tensor, boxes: Tensor) -> Tensor:
-        """Match.
+        """Match boxes to objects.
 
         Args:
             objects: (M, 4) xyxy, M at least 1.
             boxes: (N, 4) xyxy.
 
         Returns:
-            (N,) the object's index, BELOW_LOW_THRESHOLD for background or BETWEEN_THRESHOLDS for neither.
+            (N,) index of the object, BELOW_LOW_THRESHOLD for background, or BETWEEN_THRESHOLDS for neither.
         """
         parts = boxes.split(max(1, AT_ONCE // len(objects)))
         ious = [box_iou(objects, parts[0])] if len(parts) == 1 else None  # one part is not computed twice
@@ -54,7 +54,7 @@ class BoxMatcher:
 
 
 class PairMatcher(BoxMatcher):
-    """A BoxMatcher that takes objects and boxes as one pair."""
+    """A BoxMatcher that is called with a pair of objects and boxes."""
 
     def __call__(self, pair: tuple[Tensor, Tensor]) -> Tensor:  # type: ignore[override]
         """As `BoxMatcher`."""

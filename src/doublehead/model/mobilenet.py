@@ -1,4 +1,4 @@
-"""torchvision's MobileNetV3 as a body of the backbone, laid out as in its detectors."""
+"""torchvision's MobileNetV3 as a backbone body, as in torchvision's detectors."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from doublehead.model.backbone import Body, fill, read_file, torchvisions_weight
 from doublehead.model.norms import NORMS
 
 MAPS = (13, 16)
-"""Layers whose outputs are the maps: the first block of stride 32, and the last convolution."""
+"""Layers that output the feature maps: the first block of stride 32, and the last convolution."""
 STAGES = (2, 4, 7, 13)
-"""Layers with which the strides 4, 8, 16 and 32 begin."""
+"""First layers of strides 4, 8, 16 and 32."""
 LAYERS = "features."
-"""How the keys of torchvision's classifier begin for these layers."""
+"""Prefix of these layers' keys in torchvision's classifier."""
 
 
 class MobileNetBody(Body):
     """MobileNetV3-Large without its classifier: two maps of stride 32.
 
-    torchvision builds its pyramid on them: from the second one, widened to 960 channels, the first one, of 160, gets
-    what lies behind. RoIs are pooled from the first.
+    torchvision builds its pyramid on them: features of the second map, with 960 channels, are added to the first, with
+    160. RoIs are pooled from the first.
 
     Args:
         config: norm and eps.
@@ -62,7 +62,7 @@ class MobileNetBody(Body):
         return [layers[start:end] for start, end in pairwise(ends)]
 
     def load(self, weights: str) -> None:
-        """Fill the layers with torchvision's weights for `imagenet`, or with those of a file."""
+        """Load torchvision's weights for `imagenet`, or those of a file."""
         state = torchvisions_weights(self.name) if weights == "imagenet" else read_file(weights)
         own = {key.removeprefix(LAYERS): value for key, value in state.items() if key.startswith(LAYERS)}
         fill(self, own or state, weights, self.name)

@@ -1,4 +1,4 @@
-"""Which background proposals a branch classifies in training, where it does not classify all that were sampled."""
+"""Selection of the background proposals that a branch classifies in training, if not all sampled ones."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from doublehead.model.parts import BranchConfig
 
 
 def few_negatives(labels: list[Tensor], config: BranchConfig, background: Tensor | None) -> tuple[list[Tensor], Tensor]:
-    """Choose all positives of each image, the hardest negatives, and others at random.
+    """Select all positives of each image, the hardest negatives, and random further negatives.
 
-    Those drawn at random stand for all that are left out, so the expected loss is the mean over the whole sample.
-    Where none is drawn at random, those left out count as classified without a loss.
+    Random negatives are weighted to represent all that were not selected, so the expected loss is the mean over the
+    whole sample. Without random negatives, unselected proposals count with a loss of zero.
 
     Args:
         labels: per image, (N,), 0 for background.
-        config: how many negatives, and how many of them hard.
-        background: (sum of N,) scores of the background by an earlier branch: the hardest negatives have the lowest.
+        config: number of negatives, and how many of them are hard.
+        background: (sum of N,) background scores of an earlier branch; the hardest negatives have the lowest.
 
     Returns:
-        Per image the places of the chosen proposals (M,), positives first; and (sum of M,) the weight of each in the
-        mean of the loss.
+        Per image the indices of the selected proposals (M,), positives first; and (sum of M,) their weights in the mean
+        of the loss.
     """
     assert config.negatives is not None
     counts = [len(each) for each in labels]

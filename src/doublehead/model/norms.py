@@ -11,14 +11,14 @@ from torchvision.ops import FrozenBatchNorm2d
 
 
 class Norm(Protocol):
-    """Builds the norm of so many channels."""
+    """Builds a norm for a number of channels."""
 
     def __call__(self, channels: int, /, *, eps: float = 1e-5) -> nn.Module:
-        """`eps` is that of batch norms."""
+        """Build the norm; `eps` applies to batch norms."""
 
 
 class GroupNorm(nn.GroupNorm):
-    """torch's without its check of the number of values, which an exporter does not know."""
+    """torch's GroupNorm without the check of the number of values, which is unknown on export."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to the same shape."""
@@ -26,7 +26,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 class FrozenNorm(FrozenBatchNorm2d):
-    """torchvision's in one pass over the input, which keeps its type: under autocast, torchvision's gives float32."""
+    """FrozenBatchNorm2d in one pass that keeps the input's type; torchvision's returns float32 under autocast."""
 
     weight: Tensor
     bias: Tensor
@@ -41,7 +41,7 @@ class FrozenNorm(FrozenBatchNorm2d):
 
 
 def group_norm(channels: int, /, *, eps: float = 1e-5) -> nn.GroupNorm:
-    """GroupNorm with 32 groups, or with as many as divide the channels. It ignores `eps`, that of batch norms."""
+    """GroupNorm with 32 groups, or the most that divide the channels. Ignores `eps`, which applies to batch norms."""
     return GroupNorm(math.gcd(32, channels), channels)
 
 

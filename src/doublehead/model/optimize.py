@@ -1,4 +1,4 @@
-"""The same detector, faster: a copy for inference alone."""
+"""Optimisation of a detector for inference."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ AUTOCAST = (nn.Conv2d, nn.Linear)
 """Layers that autocast computes in 16 bits."""
 
 AT_ONCE_ON_CPU = 64
-"""RoIs that go through a conv-head at once: their maps (13 MB each) stay where the allocator reuses memory that is
-warm; those of 1000 would be fetched from the system and given back, page by page, at every layer."""
+"""RoIs per call of a conv-head on CPUs. The allocator reuses the memory of their maps (13 MB each); for 1000 RoIs it
+would request pages from the system and return them at every layer."""
 
 
 def for_inference(model: Detector, device: torch.device, precision: torch.dtype | None = None) -> Detector:
-    """A copy on the device that gives the same detections up to rounding, and no longer learns.
+    """Copy a detector to the device, optimised for inference. Detections are the same up to rounding.
 
-    Norms with fixed statistics are folded into the convolutions before them, and convolutions run channels last. On
-    CPUs a conv-head takes its RoIs in parts, and in float32 the 3x3 convolutions are Winograd's, whose tiles 16 bits
-    would round too coarsely.
+    Norms with fixed statistics are folded into the preceding convolutions, and convolutions run channels last. On CPUs,
+    a conv-head processes RoIs in parts, and 3x3 convolutions use Winograd's algorithm in float32; 16 bits are too
+    coarse for it.
 
     Args:
-        model: the detector; it stays as it is.
-        device: where the copy computes.
-        precision: what it will be autocast to; its weights are cast here, once, since autocast keeps no casts of
-            weights that do not learn. None: none.
+        model: the detector; not modified.
+        device: device of the copy.
+        precision: type for autocast; weights are cast once here, since autocast does not cache casts of frozen weights.
+            None: float32.
     """
     result = copy.deepcopy(model).eval().requires_grad_(False)
     side = 2 * result.backbone.body.multiple
@@ -52,7 +52,7 @@ def for_inference(model: Detector, device: torch.device, precision: torch.dtype 
 
 
 def compiled(model: Detector) -> Detector:
-    """The same detector, its backbone and trunks compiled at their first use, for any number of proposals."""
+    """Compile backbone and trunks of a detector on first use, for any number of proposals."""
     model.backbone.compile()
     for branch in model.roi_heads:
         branch.trunk.compilable.compile(dynamic=True)

@@ -1,7 +1,6 @@
-"""The parts that a model is built from: a row for each backbone and each trunk, and the settings that it alone has;
-and branches, each of which is a trunk and its tasks.
+"""Parts of a model: a row per backbone and trunk with its specific settings; and branches, each a trunk and its tasks.
 
-Settings and names are needed without torch, so a row names its module and imports it only when a model is built.
+Settings and names are needed without torch, so a row names its module, which is only imported to build a model.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from doublehead.common.tables import row_of
 RGB = tuple[float, float, float]
 Block = Literal["up", "bottleneck", "non-local"]
 AnchorSizes = tuple[float | tuple[float, ...], ...]
-"""One size, or several, for each level of the pyramid."""
+"""One or several sizes per level of the pyramid."""
 
 CONV_HEAD_FORMS: dict[str, tuple[Block, ...]] = {
     "paper": ("up", "non-local", "bottleneck", "non-local", "bottleneck"),
@@ -27,7 +26,7 @@ CONV_HEAD_FORMS: dict[str, tuple[Block, ...]] = {
 
 
 class ResNetConfig(Strict):
-    """What only a ResNet has."""
+    """Settings specific to ResNets."""
 
     width: Count = Field(default=64, description="Channels of the stem; those of the stages follow.")
     stride_in: Literal["3x3", "1x1"] = Field(
@@ -38,13 +37,13 @@ class ResNetConfig(Strict):
 
 
 class MobileNetConfig(Strict):
-    """What only a MobileNet has."""
+    """Settings specific to MobileNets."""
 
     norm_eps: NotNegative = Field(default=1e-5, description="Added to the variance in frozen and batch norm.")
 
 
 class TimmConfig(Strict):
-    """What only a backbone from timm has."""
+    """Settings specific to backbones from timm."""
 
     model: str = Field(default="tf_efficientnet_lite0.in1k", description="Its name in timm, with or without a tag.")
     drop_path: float = Field(default=0.0, ge=0, lt=1, description="Probability of leaving out a residual block.")
@@ -58,7 +57,7 @@ class FCHeadConfig(Strict):
 
 
 class ConvFCHeadConfig(FCHeadConfig):
-    """Convolutions of 3x3 before the layers of an fc-head."""
+    """3x3 convolutions followed by the layers of an fc-head."""
 
     layers: Count = 1
     convs: Count = Field(default=4, description="Number of 3x3 convolutions.")
@@ -98,7 +97,7 @@ class ConvHeadConfig(Strict):
 
 
 class NarrowHeadConfig(ConvHeadConfig):
-    """A conv-head of few blocks and channels, for stages of a cascade that run on all proposals."""
+    """A conv-head with few blocks and channels, for stages of a cascade that run on all proposals."""
 
     blocks: tuple[Block, ...] = ("up", "bottleneck")
     width: Count = 256
@@ -110,12 +109,12 @@ class BackboneRow:
     """A backbone that `model.backbone.name` can choose.
 
     Args:
-        body: the `Body`, called with the BackboneConfig; or where to import it from, as `package.module:name`.
-        section: the key of its own settings under `model.backbone`, which several rows may share; None: it has none.
-        config: those settings.
+        body: the `Body`, called with the BackboneConfig; or its import path, as `package.module:name`.
+        section: key of its specific settings under `model.backbone`, which rows may share; None: no such settings.
+        config: class of those settings.
         mean: default of `model.input.mean`.
         std: default of `model.input.std`.
-        strides: of the maps that the body gives. The pyramid adds a level of twice the last one.
+        strides: strides of the body's feature maps. The pyramid adds a level of twice the last stride.
         anchor_sizes: default of `model.rpn.anchor_sizes`.
     """
 
@@ -130,13 +129,13 @@ class BackboneRow:
 
 @dataclass(frozen=True)
 class TrunkRow:
-    """A trunk that a branch can choose; its own settings are those under `model.<name>_head`.
+    """A trunk that a branch can choose, with settings under `model.<name>_head`.
 
     Args:
-        trunk: the `Trunk`, called with channels, resolution, its settings and the name of a norm; or where to import
-            it from, as `package.module:name`.
-        config: its settings.
-        roi_scale: enlarges each RoI about its centre, unless the branch says otherwise.
+        trunk: the `Trunk`, called with channels, resolution, its settings and the name of a norm; or its import path,
+            as `package.module:name`.
+        config: class of its settings.
+        roi_scale: default factor by which RoIs are enlarged about their centres.
     """
 
     trunk: str | Callable[..., Any]
@@ -164,11 +163,11 @@ TRUNKS: dict[str, TrunkRow] = {
     "convfc": TrunkRow("doublehead.model.trunks:ConvFCHead", ConvFCHeadConfig),
     "narrow": TrunkRow("doublehead.model.trunks:ConvHead", NarrowHeadConfig, roi_scale=1.3),
 }
-"""The two trunks of the paper (section 4.1), that of torchvision's second Faster R-CNN, and a small conv-head."""
+"""The paper's two trunks (section 4.1), that of torchvision's second Faster R-CNN, and a small conv-head."""
 
 
 class BranchConfig(Strict):
-    """One branch of a box head: a trunk, and the weight of each task in its loss (paper, section 4)."""
+    """A branch of a box head: a trunk, and the loss weight of each task (paper, section 4)."""
 
     trunk: str = Field(description="A row of TRUNKS: fc, conv.")
     classify: NotNegative = Field(description="Weight of the classification loss; 0: no such predictor.")
@@ -221,21 +220,21 @@ class BranchConfig(Strict):
 
     @property
     def scale(self) -> float:
-        """The RoI scale in force."""
+        """RoI scale of the branch, or else of its trunk."""
         return self.roi_scale or TRUNKS[self.trunk].roi_scale
 
     @property
     def calibrated(self) -> bool:
-        """Whether its scores were calibrated."""
+        """Whether the scores of this branch are calibrated."""
         return (self.temperature, self.background_offset) != (1, 0)
 
     @property
     def only_regresses(self) -> bool:
-        """Whether proposals without an object mean nothing to this branch."""
+        """Whether the branch only predicts boxes, and so ignores proposals without an object."""
         return self.classify == 0
 
 
 def branch_names(branches: Sequence[BranchConfig]) -> tuple[str, ...]:
-    """A short name for each branch: its trunk, numbered where there are several of a kind."""
+    """Name each branch after its trunk, with a number if several have the same trunk."""
     trunks = [b.trunk for b in branches]
     return tuple(t if trunks.count(t) == 1 else f"{t}{trunks[: i + 1].count(t)}" for i, t in enumerate(trunks))

@@ -12,18 +12,18 @@ from doublehead.model.boxes import EXCLUSIVE, Edges
 from doublehead.model.roi_align import roi_align
 
 STRIDES = (4, 8, 16, 32)
-"""Of P2..P5."""
+"""Strides of P2..P5."""
 
 
 class RoIPooler(nn.Module):
-    """Pools RoIs from the pyramid levels P2..P5.
+    """Pool RoIs from the pyramid levels P2..P5.
 
     Args:
         resolution: side of the output.
         sampling: sampling points per bin and side; 0: adaptive.
         aligned: whether box coordinates are shifted by half a pixel.
-        edges: where a box ends.
-        strides: of the levels.
+        edges: convention for where a box ends.
+        strides: strides of the levels.
     """
 
     def __init__(
@@ -45,9 +45,9 @@ class RoIPooler(nn.Module):
         """Pool the boxes of a batch of images.
 
         Args:
-            levels: feature maps P2, P3, P4, P5, or as many as there are strides; each (B, C, H, W).
+            levels: feature maps P2, P3, P4, P5, or one per stride; each (B, C, H, W).
             boxes: per image, (N, 4) xyxy in input pixels.
-            scale: enlarges each box about its centre before pooling; it may pass the image's edge.
+            scale: factor by which boxes are enlarged about their centres; they may extend beyond the image.
 
         Returns:
             (sum of N, C, resolution, resolution)
@@ -67,8 +67,8 @@ class RoIPooler(nn.Module):
 def pyramid_level(boxes: Tensor, strides: Sequence[int] = STRIDES) -> Tensor:
     """Index of the level for boxes (N, 4): floor(4 + log2(sqrt(area) / 224)) (FPN, equation 1), clamped to the strides.
 
-    As in torchvision, levels are counted from the first stride to the last: of two levels with one stride, the second
-    is not used.
+    As in torchvision, levels are counted from the first stride to the last: if two levels have the same stride, the
+    second is not used.
     """
     first, last = (int(math.log2(strides[place])) for place in (0, -1))
     side = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).clamp(min=1e-6).sqrt()
@@ -76,7 +76,7 @@ def pyramid_level(boxes: Tensor, strides: Sequence[int] = STRIDES) -> Tensor:
 
 
 def enlarge(boxes: Tensor, scale: float) -> Tensor:
-    """Boxes (N, 4) xyxy enlarged by `scale` about their centres."""
+    """Enlarge boxes (N, 4) xyxy by `scale` about their centres."""
     if scale == 1.0:
         return boxes
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2

@@ -1,8 +1,8 @@
-"""From class scores to detections, asking for boxes only where the answer can matter.
+"""Post-processing of class scores into detections, computing boxes only where they can matter.
 
-A candidate detection is a proposal and a class with a score above the threshold; the proposal is its owner.
-Greedy NMS visits candidates in falling score order, so what it keeps among the first k never depends on the rest:
-once the detections wanted are kept, the boxes of all other owners are never computed.
+A candidate is a pair of a proposal and a class with a score above the threshold; the proposal is its owner. Greedy NMS
+visits candidates in order of falling score, so its results among the first k do not depend on the rest. Once the
+maximum number of detections is reached, the boxes of the remaining owners are not computed.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from doublehead.config import InferenceOptions
 from doublehead.model.boxes import EXCLUSIVE, Edges
 
 FIRST_ROUND = 128
-"""Owners per image whose boxes are computed at first; each further round doubles them."""
+"""Owners per image whose boxes are computed in the first round. Each further round doubles the number."""
 
 SMALLEST_SIDE = 1e-2
-"""Detections with a side under it, in pixels, are dropped, unless the model says otherwise."""
+"""Default minimum side of a detection, in pixels. Smaller ones are dropped."""
 
 
 @dataclass
 class Scored:
-    """Proposals of a batch as a box head has scored them. All lists have an entry for each image."""
+    """Scored proposals of a batch. All lists have an entry per image."""
 
-    proposals: list[Tensor]  # (N, 4) xyxy in input pixels, those that count
-    indices: list[Tensor]  # (N,) their places among the proposals that the head was given
+    proposals: list[Tensor]  # (N, 4) xyxy in input pixels
+    indices: list[Tensor]  # (N,) indices into the proposals passed to the head
     scores: list[Tensor]  # (N, C + 1) with the background first
     staged: bool  # whether to ask for boxes best owners first, in rounds, or for all owners at once
 
     def boxes(self, chosen: list[Tensor]) -> list[Tensor]:
-        """Indices of proposals (M,) to their boxes (M, C + 1, 4), or (M, 1, 4) if they are class-agnostic."""
+        """Compute the boxes of proposals by index (M,): (M, C + 1, 4), or (M, 1, 4) if class-agnostic."""
         raise NotImplementedError
 
 
 def fuse(scores: list[Tensor], rule: str) -> Tensor:
-    """Scores (N, C + 1) of several classifying branches as one (paper, section 4.3)."""
+    """Fuse the scores (N, C + 1) of several classifying branches (paper, section 4.3)."""
     if len(scores) == 1:
         return scores[0]
     stack = torch.stack(scores)
@@ -50,7 +50,7 @@ def fuse(scores: list[Tensor], rule: str) -> Tensor:
 
 
 def thresholds(options: InferenceOptions, labels: Tensor) -> Tensor:
-    """The minimum score (N,) of each of the labels (N,)."""
+    """Minimum scores (N,) of the labels (N,)."""
     least = torch.full(labels.shape, options.score_threshold, device=labels.device)
     for label, threshold in options.class_thresholds:
         least = torch.where(labels == label, threshold, least)
@@ -58,30 +58,30 @@ def thresholds(options: InferenceOptions, labels: Tensor) -> Tensor:
 
 
 def _least(options: InferenceOptions, scores: Tensor) -> float | Tensor:
-    """The minimum score of a candidate: one for all, or of each class (C,)."""
+    """Minimum score of a candidate: one for all classes, or one per class (C,)."""
     if not options.class_thresholds:
         return options.score_threshold
     return thresholds(options, torch.arange(1, scores.shape[1], device=scores.device))
 
 
 def is_candidate(scores: Tensor, threshold: float | Tensor) -> Tensor:
-    """Which of the classes 1..C of each proposal are candidate detections: scores (N, C + 1) to (N, C) bool.
+    """Mask of candidates among the classes 1..C of each proposal: scores (N, C + 1) to (N, C) bool.
 
     Args:
-        scores: the background first.
-        threshold: of all classes, or of each (C,).
+        scores: background first.
+        threshold: one for all classes, or one per class (C,).
     """
     return scores[:, 1:] > threshold
 
 
 def owns_candidate(scores: Tensor, threshold: float) -> Tensor:
-    """Which proposals own a candidate detection: scores (N, C + 1) to (N,) bool."""
+    """Mask of proposals that own a candidate: scores (N, C + 1) to (N,) bool."""
     return is_candidate(scores, threshold).any(1)
 
 
 @dataclass
 class _Image:
-    """Candidates of one image, best score first, and how far the work on them has come."""
+    """Candidates of one image, best score first, with the boxes computed so far."""
 
     size: tuple[int, int]
     scores: Tensor  # (K,)
@@ -101,18 +101,18 @@ def detect(
     edges: Edges = EXCLUSIVE,
     smallest_side: float = SMALLEST_SIDE,
 ) -> list[dict[str, Tensor]]:
-    """The best detections of each image.
+    """Select the best detections of each image.
 
     Args:
-        scored: proposals, and their boxes for the asking: once for all images in each round.
+        scored: scored proposals. Boxes are requested once per round for all images.
         sizes: per image, (height, width) of its part of the input.
-        options: threshold, classes, NMS and the number of detections.
-        edges: how boxes are clipped to their image.
-        smallest_side: detections with a side under it, in pixels, are dropped.
+        options: threshold, classes, NMS and the maximum number of detections.
+        edges: convention for clipping boxes.
+        smallest_side: minimum side of a detection, in pixels.
 
     Returns:
-        Per image `boxes` (D, 4), `scores` (D,) falling, `labels` (D,) in 1..C, `proposals` (D,) their owners among the
-        proposals that the head was given.
+        Per image `boxes` (D, 4), `scores` (D,) in falling order, `labels` (D,) in 1..C, and `proposals` (D,), the
+        indices of their owners among the proposals passed to the head.
     """
     images = [_candidates(s, size, options) for s, size in zip(scored.scores, sizes, strict=True)]
     count = FIRST_ROUND
@@ -150,7 +150,7 @@ def _candidates(scores: Tensor, size: tuple[int, int], options: InferenceOptions
 
 
 def _finish(image: _Image, options: InferenceOptions, edges: Edges, smallest_side: float) -> dict[str, Tensor] | None:
-    """The image's detections, or None where boxes not yet computed could still change them."""
+    """Detections of an image, or None if boxes not yet computed could still change them."""
     everything = image.done == len(image.owners)
     known = len(image.scores) if everything else int(image.first[image.done])
     rank, labels = image.rank[:known], image.labels[:known]
@@ -179,18 +179,18 @@ def detect_in_one_round(
     edges: Edges = EXCLUSIVE,
     smallest_side: float = SMALLEST_SIDE,
 ) -> dict[str, Tensor]:
-    """The best detections of one image without a step that depends on what was found, which could not be exported.
+    """Select the best detections of one image without data-dependent control flow, which cannot be exported.
 
     Args:
-        scored: proposals of one image, and their boxes for the asking: once.
+        scored: scored proposals of one image. Boxes are requested once.
         size: (height, width) of the image's part of the input.
-        options: threshold, NMS and the number of detections.
-        most: owners whose boxes are asked for, those of the best scores; None: all of them.
-        edges: how boxes are clipped to the image.
-        smallest_side: detections with a side under it, in pixels, are dropped.
+        options: threshold, NMS and the maximum number of detections.
+        most: maximum owners whose boxes are computed, best scores first; None: all.
+        edges: convention for clipping boxes.
+        smallest_side: minimum side of a detection, in pixels.
 
     Returns:
-        As `detect`, and the same wherever there are no more owners than `most`.
+        As `detect`. Results are equal unless there are more owners than `most`.
     """
     (scores,) = scored.scores
     proposals = scores.shape[0]
@@ -222,7 +222,7 @@ def _suppressed(
     smallest_side: float,
     next_score: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Candidates clipped to their image, the places of those that NMS keeps, and their scores; scores (K,) fall."""
+    """Candidates clipped to the image, indices kept by NMS, and their scores; input scores (K,) fall."""
     candidates = edges.clip(boxes, size)
     big = torch.where(((candidates[:, 2:] - candidates[:, :2]) >= smallest_side).all(1))[0]
     if options.nms == "hard":
@@ -233,7 +233,7 @@ def _suppressed(
 
 
 def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, options: InferenceOptions) -> Tensor:
-    """Indices that hard NMS keeps by the options; as `class_nms`."""
+    """Indices kept by hard NMS with these options; see `class_nms`."""
     apart = torch.zeros_like(labels) if options.nms_across_classes else labels
     return class_nms(boxes, scores, apart, options.nms_iou)
 
@@ -241,18 +241,18 @@ def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, options: InferenceOp
 def soft_nms(
     boxes: Tensor, scores: Tensor, labels: Tensor, options: InferenceOptions, next_score: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Soft-NMS (Bodla et al., ICCV 2017): the best detection lowers the scores of those that overlap it, and so on.
+    """Soft-NMS (Bodla et al., ICCV 2017): each selected detection lowers the scores of those that overlap it.
 
-    A score is multiplied by 1 - IoU where that is above `nms_iou` (linear), or by exp(-IoU^2 / nms_sigma) (gaussian).
-    Lowered scores at or below the class's threshold are dropped. What is chosen depends only on what was chosen before,
-    with higher scores: candidates that are not known yet change nothing among those of scores above theirs.
+    A score is multiplied by 1 - IoU if the IoU is above `nms_iou` (linear), or by exp(-IoU^2 / nms_sigma) (gaussian).
+    Detections whose scores fall to the class's threshold or below are dropped. A selection only depends on earlier
+    ones, with higher scores, so candidates not yet known do not affect those with higher scores.
 
     Args:
         boxes: (K, 4) xyxy.
-        scores: (K,) falling.
-        labels: (K,); only boxes of one class lower each other, unless the options say otherwise.
-        options: how, and the number of detections.
-        next_score: the highest score of a candidate that is not known yet.
+        scores: (K,) in falling order.
+        labels: (K,); only boxes of the same class interact, unless `nms_across_classes` is set.
+        options: kind of NMS, and the maximum number of detections.
+        next_score: highest score of a candidate not yet known.
 
     Returns:
         Indices of the detections, best first, and their scores.
@@ -282,11 +282,11 @@ def soft_nms(
 
 @torch.library.custom_op("doublehead::class_nms", mutates_args=())
 def class_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float) -> Tensor:
-    """Indices kept by NMS within each class, best score first; boxes (K, 4), scores (K,) falling, labels (K,).
+    """Indices kept by NMS within each class, best first; boxes (K, 4), scores (K,) in falling order, labels (K,).
 
-    Classes are moved apart by an offset and suppressed in one call. In float64 the offset leaves every IoU as it is,
-    which float32 would not: there, what is kept would depend on the largest coordinate. It is an operator of
-    our own because other runtimes have one that treats classes separately.
+    Classes are moved apart by an offset and processed in one call. In float64 the offset changes no IoU; in float32 the
+    result would depend on the largest coordinate. It is a custom operator because the NMS of other runtimes handles
+    classes itself.
     """
     if len(boxes) == 0:
         return labels.new_empty(0, dtype=torch.int64)
@@ -296,5 +296,5 @@ def class_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float) -> Tens
 
 @class_nms.register_fake
 def _(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float) -> Tensor:
-    """What the exporter needs to know: some number of indices."""
+    """Shape function for the exporter: an unknown number of indices."""
     return labels.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""Names such as `double-head-ext-r50` to a ModelConfig: a row of the variants' table or a cascade, and a size."""
+"""Presets: names such as `double-head-ext-r50`, composed of a variant or cascade and a size."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SMALL_HEADS: dict[str, Any] = {
     "conv_head": {"width": 256, "bottleneck_width": 64, "non_local_width": 128},
     "narrow_head": {"width": 128, "bottleneck_width": 32},
 }
-"""All but the backbone of the sizes that train on two CPU cores."""
+"""Settings besides the backbone of the sizes that train on two CPU cores."""
 
 
 def _from_timm(model: str, mean: float | tuple[float, ...], std: float | tuple[float, ...], **backbone: Any) -> Any:
@@ -77,28 +77,28 @@ SIZES: dict[str, dict[str, Any]] = {
     "efficientnet-lite0": _from_timm("tf_efficientnet_lite0.in1k", 0.5, 0.5),
     "convnext-t": _from_timm("convnext_tiny.fb_in22k_ft_in1k", *IMAGENET),
 }
-"""Sizes. `nano` (minutes) and `tiny` train from scratch on two CPU cores, and `lite` from ImageNet weights that pip
-brings; the others start from ImageNet weights that are downloaded once."""
+"""Sizes. On two CPU cores, `nano` (minutes) and `tiny` train from scratch, and `lite` from ImageNet weights that pip
+installs. The others start from ImageNet weights that are downloaded once."""
 
 SMALL_DATA_MODEL = "double-head-lite"
-"""The model to start with on small data and a CPU."""
+"""Recommended model for small datasets and CPUs."""
 
 CASCADES: dict[str, tuple[str, dict[str, Any]]] = {
     "cascade-single-fc": ("single-fc", {"convention": "mmdetection", "early": "same"}),
     "cascade-double-head": ("double-head", {"convention": "mmdetection", "early": "fc"}),
     "cascade-double-head-ext": ("double-head-ext", {"convention": "mmdetection", "early": "fc"}),
 }
-"""Cascades: the variant of the last stage, and the other stages. `early` was chosen by measuring: docs/results.md."""
+"""Cascades: variant of the last stage, and settings of the others. docs/results.md has the measurements for `early`."""
 
 NAMES = {f"{system}-{size}": (system, size) for size in SIZES for system in (*VARIANTS, *CASCADES)}
 PRESETS: tuple[str, ...] = tuple(NAMES)
 
 
 def preset_values(name: str) -> dict[str, Any]:
-    """The settings of a preset, as nested keys.
+    """Return the settings of a preset, as nested keys.
 
     Raises:
-        DoubleheadError: there is no such preset; the sentence offers the nearest names.
+        DoubleheadError: the preset does not exist; the message suggests similar names.
     """
     if name not in PRESETS:
         near = difflib.get_close_matches(name, PRESETS, 3) or ["double-head-r50", "double-head-tiny"]
@@ -112,12 +112,12 @@ def preset_values(name: str) -> dict[str, Any]:
 
 
 def preset(name: str) -> ModelConfig:
-    """The ModelConfig of a preset, such as `double-head-r50`; see `preset_values`."""
+    """Return the ModelConfig of a preset such as `double-head-r50`; see `preset_values`."""
     return ModelConfig.model_validate(preset_values(name))
 
 
 def matching(network: str) -> str | None:
-    """The double-head preset with a backbone, by `BackboneConfig.network`; None: none has it."""
+    """Find the double-head preset with a backbone, by `BackboneConfig.network`; None if there is none."""
     names = (name for name, (variant, _) in NAMES.items() if variant == "double-head")
     sized = sorted(names, key=lambda name: "input" in SIZES[NAMES[name][1]])  # the paper's input size first
     return next((name for name in sized if preset(name).backbone.network == network), None)

@@ -1,4 +1,4 @@
-"""Gradient checkpointing: what lies inside a block is computed again for the gradient instead of being kept."""
+"""Gradient checkpointing: activations inside blocks are recomputed in the backward pass instead of being stored."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch.utils.checkpoint import checkpoint
 
 @contextmanager
 def recomputed(layers: Iterable[nn.Module]) -> Iterator[None]:
-    """Within this context, keep only the inputs of blocks; their backward pass runs them again (Chen et al. 2016).
+    """Context that stores only the inputs of blocks and runs them again in the backward pass (Chen et al. 2016).
 
-    A `Sequential` counts as its children. Single operations are left as they are: they would save nothing, and one in
-    place would change the input that is to be used again.
+    A `Sequential` counts as its children. Single operations are not recomputed: this would save no memory, and an
+    in-place operation would change the stored input.
 
     Args:
-        layers: parts of a model that run one after the other.
+        layers: parts of a model that run in sequence.
     """
     blocks = [block for layer in layers for block in (layer if isinstance(layer, nn.Sequential) else [layer])]
     blocks = [block for block in blocks if any(True for _ in block.children())]
@@ -43,7 +43,7 @@ def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractC
 
 @contextmanager
 def same_buffers(module: nn.Module) -> Iterator[None]:
-    """Leave running statistics as they are, whatever passes through the module in this context."""
+    """Context in which forward passes leave running statistics of a module unchanged."""
     before = [buffer.clone() for buffer in module.buffers()]
     try:
         yield

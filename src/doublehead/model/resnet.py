@@ -1,4 +1,4 @@
-"""ResNets from torchvision as bodies of the backbone."""
+"""torchvision's ResNets as backbone bodies."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ RESNETS = {
     "resnet50": ((3, 4, 6, 3), False),
     "resnet101": ((3, 4, 23, 3), False),
 }
-"""Blocks of each stage, and whether they are basic ones of two convolutions or bottlenecks of three."""
+"""Blocks per stage, and their kind: basic blocks of two convolutions, or bottlenecks of three."""
 
 
 class _ResNet(ResNet):
-    """torchvision's, whose stem may have other than 64 channels; the stages, 64 to 512 there, go along."""
+    """torchvision's ResNet with any number of stem channels; stages, 64 to 512 wide in the original, scale with it."""
 
     def __init__(self, stem: int, *args: Any, **kwargs: Any) -> None:
         self.stem = stem
@@ -84,6 +84,6 @@ class ResNetBody(Body):
         return [[self.conv1, self.bn1], [self.layer1], [self.layer2], [self.layer3], [self.layer4]]
 
     def load(self, weights: str) -> None:
-        """Fill the ResNet with torchvision's weights for `imagenet`, or with those of a file."""
+        """Load torchvision's weights for `imagenet`, or those of a file."""
         state = torchvisions_weights(self.name) if weights == "imagenet" else read_file(weights)
         fill(self, {key: value for key, value in state.items() if not key.startswith("fc.")}, weights, self.name)

@@ -1,4 +1,4 @@
-"""RoIAlign (Mask R-CNN, section 3), by the fastest way that there is on each device."""
+"""RoIAlign (Mask R-CNN, section 3), with the fastest implementation for each device."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torchvision.ops import roi_align as torchvisions
 
 
 def roi_align(features: Tensor, rois: Tensor, resolution: int, scale: float, sampling: int, aligned: bool) -> Tensor:
-    """RoI features of one level of the pyramid.
+    """Pool RoI features from one level of the pyramid.
 
     Args:
-        features: (B, C, H, W); best channels last.
-        rois: (N, 5) image in the batch and xyxy in input pixels.
+        features: (B, C, H, W), preferably channels last.
+        rois: (N, 5) index of the image in the batch, and xyxy in input pixels.
         resolution: side of the output.
-        scale: of the level: its pixels per input pixel.
+        scale: pixels of the level per input pixel.
         sampling: points per bin and side; 0: adaptive.
         aligned: whether coordinates are shifted by half a pixel.
 
@@ -30,10 +30,10 @@ def roi_align(features: Tensor, rois: Tensor, resolution: int, scale: float, sam
 def _as_sums_of_pixels(
     features: Tensor, rois: Tensor, resolution: int, scale: float, sampling: int, aligned: bool
 ) -> Tensor:
-    """The same as torchvision's, whose CPU kernel has one thread: each bin is a weighted sum of a few pixels' channels.
+    """Replacement for torchvision's single-threaded CPU kernel: each bin is a weighted sum of a few pixels' channels.
 
-    Along each axis a bin has `sampling` points, and a point lies between two pixels; the weights of a bin's pixels are
-    products over both axes.
+    Along each axis, a bin has `sampling` points, each between two pixels. The weights of a bin's pixels are products
+    over both axes.
     """
     batch, channels, height, width = features.shape
     start = rois[:, 1:3] * scale - 0.5 * aligned
@@ -54,7 +54,7 @@ def _as_sums_of_pixels(
 def _pixels(start: Tensor, length: Tensor, bins: int, sampling: int, size: int) -> tuple[Tensor, Tensor]:
     """Along one axis, the pixels of each bin and their weights, both (N, bins, 2 sampling).
 
-    Points more than a pixel outside count nothing; between there and the edge they take the edge's pixel.
+    Points more than one pixel outside have no weight; points within one pixel of the edge take the edge's pixel.
     """
     bin_length = (length / bins)[:, None, None]
     point = (torch.arange(sampling, device=start.device, dtype=start.dtype) + 0.5) * bin_length / sampling

@@ -1,7 +1,7 @@
-"""The second stage: one box head, or a cascade of them, the last of which gives the detections.
+"""The second stage: a box head, or a cascade of them, the last of which outputs the detections.
 
-In a cascade each head refines the boxes that the next one scores. A branch's logits or scores are averaged over the
-heads that have a branch of its name.
+In a cascade, each head refines the boxes that the next one scores. Logits or scores of a branch are averaged over the
+heads with a branch of the same name.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class RoIHeads(nn.Module):
 
     @property
     def last(self) -> BoxHead:
-        """The head that gives the detections."""
+        """The head that outputs the detections."""
         return self.each[-1]
 
     def __iter__(self) -> Iterator[Branch]:
@@ -49,7 +49,7 @@ class RoIHeads(nn.Module):
             yield from head
 
     def weigh_classes(self, weights: Tensor) -> None:
-        """Let each class count by its weight in the loss, (C + 1,) with the background first."""
+        """Set class weights for the loss, (C + 1,) with the background first."""
         for head in self.each:
             head.classification.weigh(weights)
 
@@ -60,7 +60,7 @@ class RoIHeads(nn.Module):
         targets: list[dict[str, Tensor]],
         sizes: list[tuple[int, int]],
     ) -> dict[str, Tensor]:
-        """Losses of all heads; where there are several, `stage1_`, `stage2_` ... stands before their names.
+        """Compute the losses of all heads; in a cascade, their names have the prefix `stage1_`, `stage2_` ...
 
         Args:
             levels: P2..P5.
@@ -82,7 +82,7 @@ class RoIHeads(nn.Module):
 
     @torch.no_grad()
     def _refined(self, head: BoxHead, deltas: Tensor, sample: Sample, sizes: list[tuple[int, int]]) -> list[Tensor]:
-        """What a head makes of its sample, without what is empty or will be added again."""
+        """Boxes of a sample refined by a head, without empty boxes and those that the next head will add again."""
         result = []
         for boxes, objects, size in zip(head.decode(deltas, sample.boxes), sample.objects, sizes, strict=True):
             boxes = self.edges.clip(boxes, size)
@@ -93,13 +93,13 @@ class RoIHeads(nn.Module):
     def logits(
         self, levels: list[Tensor], proposals: list[Tensor], sizes: list[tuple[int, int]], options: InferenceOptions
     ) -> dict[str, Tensor]:
-        """Of the last head's branches whose scores count, by name, averaged over all heads: (sum of N, C + 1).
+        """Logits of the last head's classifying branches in use, by name, averaged over all heads: (sum of N, C + 1).
 
         Args:
             levels: P2..P5.
-            proposals: per image, (N, 4), as the first head is given them.
+            proposals: per image, (N, 4), the input of the first head.
             sizes: per image, (height, width) of its part of the input.
-            options: whose scores and boxes count.
+            options: branches whose scores and boxes are used.
         """
         refined, earlier = self._refined_to_last(levels, proposals, sizes, options)
         result = {}
@@ -112,14 +112,14 @@ class RoIHeads(nn.Module):
     def _scored(
         self, levels: list[Tensor], proposals: list[Tensor], sizes: list[tuple[int, int]], options: InferenceOptions
     ) -> Scored:
-        """Proposals refined by all heads but the last, and scored by all."""
+        """Refine proposals by all heads but the last, and score them by all."""
         refined, earlier = self._refined_to_last(levels, proposals, sizes, options)
         return self.last.scored(levels, refined, options, earlier)
 
     def _refined_to_last(
         self, levels: list[Tensor], proposals: list[Tensor], sizes: list[tuple[int, int]], options: InferenceOptions
     ) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
-        """Proposals of the last head, and the logits that those before it give them, by branch."""
+        """Proposals for the last head, and their logits from earlier heads, by branch."""
         earlier: dict[str, list[Tensor]] = {}
         for head in self.each[:-1]:
             boxes, logits = head.refine(levels, proposals, options)
@@ -135,13 +135,13 @@ class RoIHeads(nn.Module):
         sizes: list[tuple[int, int]],
         options: InferenceOptions,
     ) -> list[dict[str, Tensor]]:
-        """The best detections of each image, in input pixels; see `postprocess.detect`.
+        """Detect objects in each image, in input pixels; see `postprocess.detect`.
 
         Args:
             levels: P2..P5.
             proposals: per image, (N, 4).
             sizes: per image, (height, width) of its part of the input.
-            options: thresholds, and whose scores and boxes count.
+            options: thresholds, and the branches whose scores and boxes are used.
         """
         scored = self._scored(levels, proposals, sizes, options)
         return detect(scored, sizes, options, self.edges, self.smallest_side)
@@ -154,14 +154,14 @@ class RoIHeads(nn.Module):
         owners: int,
         options: InferenceOptions,
     ) -> dict[str, Tensor]:
-        """The best detections of one image, by steps that can be exported; see `postprocess.detect_in_one_round`.
+        """Detect objects in one image by exportable operations; see `postprocess.detect_in_one_round`.
 
         Args:
             levels: P2..P5.
             proposals: (N, 4).
             size: (height, width) of the image's part of the input.
-            owners: how many proposals a branch that only regresses sees at most.
-            options: as of `detections`.
+            owners: maximum proposals passed to a box-only branch.
+            options: as in `detections`.
         """
         scored = self._scored(levels, [proposals], [size], options)
         most = owners if scored.staged else None

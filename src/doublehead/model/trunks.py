@@ -11,13 +11,13 @@ from doublehead.model.parts import ConvFCHeadConfig, ConvHeadConfig, FCHeadConfi
 
 
 class Trunk(nn.Module):
-    """RoI features to one vector per proposal, which the predictors of a branch read.
+    """Base class of trunks: RoI features to one vector per proposal, the input of a branch's predictors.
 
-    A subclass is built with (channels, resolution, config, norm): the channels and the side of the RoI features, its
-    own settings, and the name of a norm in NORMS.
+    Subclasses are constructed with (channels, resolution, config, norm): channels and side of the RoI features, the
+    trunk's settings, and the name of a norm in NORMS.
 
     Attributes:
-        width: of the vectors.
+        width: width of the vectors.
     """
 
     width: int
@@ -40,7 +40,7 @@ class Trunk(nn.Module):
 
 
 class FCHead(Trunk):
-    """The fc-head: flatten, then fully connected layers with ReLU. Every position has weights of its own."""
+    """The fc-head: flatten, then fully connected layers with ReLU. Every position has its own weights."""
 
     def __init__(self, channels: int, resolution: int, config: FCHeadConfig, norm: str = "batch") -> None:
         super().__init__()
@@ -60,15 +60,15 @@ class FCHead(Trunk):
         return x
 
     def by_position(self, rois: Tensor) -> Tensor:
-        """What each position adds to the first layer: their sum and the bias are its output before ReLU."""
+        """Contribution of each position to the first layer. Their sum plus the bias is its output before ReLU."""
         return torch.einsum("ncp,ocp->npo", rois.flatten(2), self._first_layer())
 
     def weights_by_position(self) -> Tensor:
-        """The weights of the first layer, position by position: (1, 49, channels x width)."""
+        """Weights of the first layer by position, (1, 49, channels x width)."""
         return self._first_layer().flatten(0, 1).T[None]
 
     def _first_layer(self) -> Tensor:
-        """Its weights as (width, channels, 49): `flatten` puts channels first."""
+        """Weights of the first layer as (width, channels, 49): `flatten` puts channels first."""
         weight = self.layers[0].weight
         assert isinstance(weight, Tensor)
         return weight.unflatten(1, (self.channels, -1))
@@ -92,7 +92,7 @@ class ConvFCHead(FCHead):
         return super().forward(self.convs(rois))
 
     def by_position(self, rois: Tensor) -> Tensor:
-        """As in the fc-head, after the convolutions."""
+        """As in the fc-head, applied after the convolutions."""
         return super().by_position(self.convs(rois))
 
 
@@ -100,7 +100,7 @@ class ConvHead(Trunk):
     """The conv-head: a list of blocks, then global average pooling. Weights are shared over positions.
 
     Attributes:
-        at_once: how many RoIs go through the blocks at once; None: all of them.
+        at_once: maximum RoIs processed at once; None: all.
     """
 
     at_once: int | None = None
@@ -134,7 +134,7 @@ class ConvHead(Trunk):
         return self.feature_map(rois).flatten(2).transpose(1, 2)
 
     def in_parts(self, size: int | None) -> None:
-        """Limit how many RoIs go through the blocks at once; None: no limit."""
+        """Limit how many RoIs are processed at once; None: no limit."""
         self.at_once = size
 
     @property
@@ -216,7 +216,7 @@ class NonLocalBlock(nn.Module):
 
 
 def _relu(x: Tensor) -> Tensor:
-    """ReLU in place, of what nothing else reads: new memory of this size costs more than the ReLU itself."""
+    """In-place ReLU for tensors that nothing else reads: allocating memory costs more than the ReLU itself."""
     return functional.relu(x, inplace=True)
 
 

@@ -1,7 +1,7 @@
-"""The one idea: a box head is a tuple of branches, and every system of the paper is one row of a table.
+"""Variants: a box head is a tuple of branches, and every system of the paper is one row of a table.
 
-From a row follow the layers (weight 0: no such predictor), the losses (the weights) and the inference rule
-(scores of all classifying branches fused; boxes from the branch with the largest regress weight).
+A row determines the layers (weight 0: no such predictor), the losses (the weights) and the inference rule (scores of
+all classifying branches are fused; boxes come from the branch with the largest regress weight).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Weights from files that other programs wrote. No code in them runs."""
+"""Reading of weights from files of other programs, without running code in them."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from torch import Tensor
 from doublehead.common.errors import DoubleheadError
 
 HOLDERS = ("state_dict", "model")
-"""Where training programs keep the weights, beside an optimiser and notes."""
+"""Keys under which training programs store the weights, next to optimiser state and metadata."""
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The weights in a .safetensors file, a pickle of torch's, or a .pkl of numpy arrays; and what else it holds.
+    """Read the weights, and other content, of a .safetensors file, a torch pickle, or a .pkl of numpy arrays.
 
-    A prefix `module.`, which DataParallel puts before every key, is taken off.
+    The prefix `module.`, which DataParallel adds to every key, is removed.
 
     Raises:
-        DoubleheadError: there is no such file, it is damaged, holds no weights, or would run code.
+        DoubleheadError: the file is missing or damaged, contains no weights, or would run code.
     """
     if not path.is_file():
         raise DoubleheadError(f"{path}: there is no such file")
@@ -73,11 +73,11 @@ ARRAYS: dict[tuple[str, str], Any] = {
     for core in ("core", "_core")
     for name, example in (("_reconstruct", np.zeros(1)), ("scalar", np.float64(0)))
 } | {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype, ("_codecs", "encode"): codecs.encode}
-"""All that a pickle of numpy arrays has to call."""
+"""Everything that a pickle of numpy arrays needs to call."""
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Admits numpy arrays, and nothing else that would have to be called."""
+    """Unpickler that only allows numpy arrays."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in ARRAYS:
@@ -86,7 +86,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def _unpickle_arrays(path: Path) -> Any:
-    """The content of detectron2's .pkl files, some of which Python 2 wrote."""
+    """Load detectron2's .pkl files, some of which were written by Python 2."""
     with path.open("rb") as file:
         try:
             return _ArrayUnpickler(file, encoding="latin1").load()
@@ -99,7 +99,7 @@ def _unpickle_arrays(path: Path) -> Any:
 
 
 def _as_tensors(content: Any) -> Any:
-    """Dicts with their arrays as tensors."""
+    """Convert the arrays in nested dicts to tensors."""
     if isinstance(content, dict):
         return {key: _as_tensors(value) for key, value in content.items()}
     if isinstance(content, np.ndarray) and content.dtype.kind in "fiu":

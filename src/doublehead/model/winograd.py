@@ -1,8 +1,8 @@
 """3x3 convolutions with a quarter of the multiplications (Lavin and Gray, *Fast Algorithms for CNNs*, section 4.3).
 
-A tile of 4x4 outputs depends on 6x6 inputs. A linear transform takes the inputs of a tile to 36 places, another the
-weights. Each place is then a matrix product over the channels, and a third transform takes the 36 products to the 16
-outputs: 36 multiplications for each pair of channels instead of 144.
+A tile of 4x4 outputs depends on 6x6 inputs. Linear transforms map the inputs of a tile, and the weights, to 36 places.
+Each place is then a matrix product over channels, and a third transform maps the 36 products to the 16 outputs: 36
+multiplications per pair of channels instead of 144.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 SIDE = 4
-"""Of a tile's outputs."""
+"""Side of a tile of outputs."""
 
 INPUTS = [[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0]]
 INPUTS += [[0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1]]
@@ -22,17 +22,17 @@ OUTPUTS = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, 
 """The transforms along one axis, from the interpolation points 0, 1, -1, 2, -2 and infinity."""
 
 LEAST_CHANNELS = 128
-"""With fewer, the transforms cost more than the products spare."""
+"""Minimum channels: with fewer, the transforms cost more than the products save."""
 
 TILES = 256
-"""Tiles transformed at once: those of 256 channels take 9 MB, which stays in the cache from step to step."""
+"""Tiles transformed at once: with 256 channels they take 9 MB, which fits into the cache."""
 
 
 class Winograd(nn.Conv2d):
-    """A 3x3 convolution for inference on CPUs. Compiled, exported or under autocast, it is an ordinary one.
+    """A 3x3 convolution for inference on CPUs. When compiled, exported or autocast, it runs as an ordinary one.
 
     Args:
-        conv: one that `suits`; its weights are taken as they are now.
+        conv: a convolution that `suits`; later changes to its weights have no effect.
     """
 
     into: Tensor
@@ -51,7 +51,7 @@ class Winograd(nn.Conv2d):
 
     @staticmethod
     def suits(layer: nn.Module) -> bool:
-        """Whether a layer is a convolution that this one computes, and faster."""
+        """Whether a layer is a convolution that this class supports and accelerates."""
         return (
             type(layer) is nn.Conv2d
             and layer.in_channels >= LEAST_CHANNELS
@@ -83,7 +83,7 @@ class Winograd(nn.Conv2d):
 
 
 def _tiles(x: Tensor, start: int, rows: int, across: int) -> Tensor:
-    """Some rows of tiles, which overlap: (N, H, W, C) to (N, rows, across, 6, 6, C)."""
+    """Extract rows of overlapping tiles: (N, H, W, C) to (N, rows, across, 6, 6, C)."""
     top, bottom, right = start * SIDE - 1, (start + rows) * SIDE + 1, across * SIDE + 1
     edges = (0, 0, 1, right - x.shape[2], max(-top, 0), max(bottom - x.shape[1], 0))
     strip = pad(x[:, max(top, 0) : bottom], edges)
@@ -91,7 +91,7 @@ def _tiles(x: Tensor, start: int, rows: int, across: int) -> Tensor:
 
 
 def use_winograd(module: nn.Module) -> None:
-    """Put `Winograd` in the place of every convolution in a module that suits it."""
+    """Replace every suitable convolution in a module by `Winograd`."""
     for parent in list(module.modules()):
         for name, child in parent._modules.items():
             if child is not None and Winograd.suits(child):

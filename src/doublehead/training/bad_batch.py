@@ -1,4 +1,4 @@
-"""The images of a step whose loss is not finite, kept to be looked at."""
+"""Storage of the images of a step with a non-finite loss, for inspection."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ def keep_batch(
     records: Sequence[Record],
     losses: dict[str, float],
 ) -> None:
-    """Write a rank's images as the model got them, once plain and once with their boxes, and a JSON that says all.
+    """Write a rank's images as passed to the model, with and without boxes, and a JSON file with all details.
 
     Args:
-        folder: where to; made if need be.
-        rank: of the process, a part of the files' names.
-        images: uint8 (3, H, W) each.
-        targets: `boxes` (N, 4) xyxy, `labels` (N,) and `index` of the record, of each.
-        records: of the split.
-        losses: by name.
+        folder: output folder; created if missing.
+        rank: rank of the process, part of the file names.
+        images: uint8 (3, H, W).
+        targets: per image `boxes` (N, 4) xyxy, `labels` (N,) and `index` of the record.
+        records: records of the split.
+        losses: losses by name.
 
     Raises:
-        Fault: they cannot be written.
+        Fault: the files cannot be written.
     """
     entries = []
     with writing(folder):

@@ -1,4 +1,4 @@
-"""The batches of a run, as its config asks for them."""
+"""Batches of a run, by its config."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from doublehead.training.step import Batch
 
 
 def steps_of_epoch(config: Config, split: Split) -> int:
-    """Steps in which a run sees its images once, or as often as sampling says."""
+    """Optimiser steps per epoch, including repetitions by sampling."""
     factors = sampling_factors(split.records, config.data.repeat_threshold, config.data.image_weights)
     return steps_per_epoch(images_per_epoch(len(split.records), factors), config.train.batch_size)
 
 
 def workers_of(config: Config, processes: Distribution) -> int:
-    """Loader processes of this process; 0: it loads images itself."""
+    """Number of this process's loader processes; 0: it loads images itself."""
     return default_workers(processes.local) if config.data.workers is None else config.data.workers
 
 
 def batches_of(
     config: Config, split: Split, processes: Distribution, start: int, total: int, workers: int | None = None
 ) -> Iterator[Batch]:
-    """The parts of batches that this process takes, `train.accumulate` a step.
+    """Iterate over this process's parts of the batches, `train.accumulate` per step.
 
     Args:
-        config: of the run.
-        split: what it trains on.
-        processes: this process among those of the run.
-        start: the first step, from 0.
-        total: steps of the whole run, whose last tenth may be augmented otherwise.
-        workers: loader processes; None: as the config says.
+        config: config of the run.
+        split: training split.
+        processes: the processes of the run.
+        start: first step, from 0.
+        total: steps of the whole run; augmentation may differ in the last tenth.
+        workers: loader processes; None: by the config.
 
     Raises:
-        DoubleheadError: as `training_loader`.
+        DoubleheadError: as in `training_loader`.
     """
     settings, data = config.train, config.data
     return training_loader(

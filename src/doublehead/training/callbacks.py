@@ -1,4 +1,4 @@
-"""Callbacks: code of a user's own that a run calls, and that may change or stop it."""
+"""Callbacks: user code that a run calls, and that may change or stop the run."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ EVENTS = ("begin", "step", "validation", "end")
 
 
 class Run:
-    """A run as its callbacks see it.
+    """View of a training run that is passed to its callbacks.
 
     Attributes:
-        config: of the run.
-        folder: of the run.
+        config: config of the run.
+        folder: run folder.
         total: optimiser steps of the whole run.
-        stopping: why it is to stop; empty: it is not.
+        stopping: reason for stopping, or "" if the run continues.
     """
 
     def __init__(self, config: Config, folder: Path, state: TrainingState, total: int, per_epoch: int) -> None:
@@ -35,17 +35,17 @@ class Run:
 
     @property
     def model(self) -> Detector:
-        """The model that learns."""
+        """The model being trained."""
         return self._state.model
 
     @property
     def average(self) -> Detector | None:
-        """The moving average of its weights, if there is one (`train.ema`)."""
+        """The exponential moving average of the model, or None without `train.ema`."""
         return self._state.average.module if self._state.average is not None else None
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """Its optimiser, with every parameter that learns when the run starts."""
+        """The optimiser. It holds the parameters that were trainable when the run started."""
         return self._state.optimizer
 
     @property
@@ -59,32 +59,34 @@ class Run:
         return self._state.step / self._per_epoch
 
     def stop(self, why: str) -> None:
-        """End the run after this step, with a last validation; one process is enough to ask.
+        """Stop the run after this step, following a final validation.
+
+        In distributed training, a call in any process stops all of them.
 
         Args:
-            why: said on the console and kept in environment.json.
+            why: reason, printed and stored in environment.json.
         """
         self.stopping = why
 
 
 class Callback:
-    """Base class of callbacks; override what is needed. Every process of a run calls its own.
+    """Base class of callbacks. Override the methods you need; each process calls its own callbacks.
 
-    A resumed run calls `begin` anew, with `run.step` where it continues: what a callback does there must depend on the
-    step alone if the resumed run is to end as one that was never stopped.
+    A resumed run calls `begin` again, with `run.step` set to the step it continues from. For a resumed run to match an
+    uninterrupted one, the state that `begin` sets up must depend on `run.step` alone.
     """
 
     def begin(self, run: Run) -> None:
-        """Before the first step of a run, or of the rest of a resumed one."""
+        """Called before the first step of a new or resumed run."""
 
     def step(self, run: Run, losses: Mapping[str, float]) -> None:
-        """After each step, with its losses by name; empty if the step was skipped since one was not finite."""
+        """Called after each step with its losses by name, or with {} if a non-finite loss caused it to be skipped."""
 
     def validation(self, run: Run, figures: Mapping[str, float]) -> None:
-        """After each validation, with its figures and losses as in validation.csv."""
+        """Called after each validation with its metrics and losses, named as in validation.csv."""
 
     def end(self, run: Run, done: bool) -> None:
-        """After the last step (done), or where the run was interrupted or failed."""
+        """Called after the last step (`done` is True), or when the run is interrupted or fails (False)."""
 
 
 class CallbackError(DoubleheadError):
@@ -95,9 +97,9 @@ class Callbacks:
     """The callbacks of a run, called in order.
 
     Args:
-        callbacks: objects with some of the methods of `Callback`.
-        run: what they are given.
-        processes: which agree on stopping.
+        callbacks: objects with at least one method of `Callback`.
+        run: the view passed to each callback.
+        processes: the processes of the run, which stop together.
 
     Raises:
         DoubleheadError: an object has none of these methods.
@@ -131,7 +133,7 @@ class Callbacks:
         self._tell("end", done)
 
     def _agree(self) -> None:
-        """Let all processes stop where one is to."""
+        """Stop all processes if a callback of any of them asked to."""
         if self.callbacks:
             self.run.stopping = next(filter(None, self.processes.gather([self.run.stopping])), "")
 

@@ -1,4 +1,4 @@
-"""What may change where a run resumes: everything that its state does not depend on."""
+"""Settings that may change when a run resumes: those that its state does not depend on."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ MAY_CHANGE: dict[str, str] = {
     "data.timeout": "wait for a batch",
     "data.check": "how images are looked at before training",
 }
-"""Settings that `resume --set` takes, and what each is."""
+"""Settings that `resume --set` accepts, with descriptions."""
 
 
 def changed(config: Config, settings: Mapping[str, Any]) -> Config:
-    """A run's config with other settings for the rest of the run.
+    """Return a run's config with changed settings for the rest of the run.
 
     Args:
-        config: of the run so far.
-        settings: values by their keys.
+        config: config of the run so far.
+        settings: values by key.
 
     Raises:
-        DoubleheadError: a setting may not change, or a value does not fit.
+        DoubleheadError: a setting may not change, or a value is invalid.
     """
     for key in settings:
         if key not in MAY_CHANGE:
@@ -63,7 +63,7 @@ def changed(config: Config, settings: Mapping[str, Any]) -> Config:
 
 
 def differences(old: Config, new: Config) -> dict[str, list[Any]]:
-    """The settings of MAY_CHANGE that differ, each with its old and its new value."""
+    """Return the settings of MAY_CHANGE that differ, each with its old and new value."""
     pairs = {key: [_value(config, key) for config in (old, new)] for key in MAY_CHANGE}
     return {key: [before, after] for key, (before, after) in pairs.items() if before != after}
 

@@ -1,4 +1,4 @@
-"""Weights of classes in the classification loss."""
+"""Class weights in the classification loss."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from doublehead.data.records import Split
 
 
 def class_weights(weights: Mapping[str, float] | str, split: Split) -> Tensor:
-    """Weights (C + 1,), the background's 1 first.
+    """Compute weights (C + 1,), background first with weight 1.
 
     Args:
-        weights: of some classes by name, the others 1; or `balanced`: in inverse proportion to a class's boxes, with a
-            mean of 1 over all boxes. A class without boxes then gets what one with a single box would.
-        split: the training images.
+        weights: weights by class name, others 1; or `balanced`: inversely proportional to the number of boxes, with a
+            mean of 1 over all boxes. A class without boxes is weighted like one with a single box.
+        split: training split.
 
     Raises:
-        DoubleheadError: a name is no class of the data.
+        DoubleheadError: a name is not a class of the data.
     """
     names = split.categories.names
     if isinstance(weights, str):

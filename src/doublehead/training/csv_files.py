@@ -1,4 +1,4 @@
-"""The recorder `csv`: training.csv and validation.csv, each a row per event, on the disk once it is told."""
+"""The recorder `csv`: training.csv and validation.csv, with one row per event, flushed to disk."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ VALIDATION = "validation.csv"
 
 
 class CSVFiles:
-    """A Recorder that writes two CSV files into the run folder; a resumed run cuts the rows it will write again."""
+    """Recorder that writes two CSV files to the run folder. A resumed run removes the rows it will write again."""
 
     folder: Path
 
@@ -31,23 +31,23 @@ class CSVFiles:
         append_row(self.folder / TRAINING, {"step": step, "epoch": epoch, **values})
 
     def machine(self, step: int, values: Mapping[str, float]) -> None:
-        """What the machine does differs from run to run; these files are the same for the same run."""
+        """Not recorded: these files are reproducible, and timings are not."""
 
     def metrics(self, step: int, epoch: float, values: Mapping[str, float]) -> None:  # noqa: D102
         append_row(self.folder / VALIDATION, {"step": step, "epoch": epoch, **values})
 
     def picture(self, step: int, name: str, path: Path) -> None:
-        """Pictures are in the run folder already."""
+        """Not recorded: pictures are already in the run folder."""
 
     def end(self, done: bool) -> None:
-        """Every row is on the disk already."""
+        """Nothing to do: rows are already on disk."""
 
 
 def append_row(path: Path, row: Mapping[str, float | int]) -> None:
-    """Add a row to a CSV and bring it to the disk; the first one brings the header, which stays.
+    """Append a row to a CSV file and flush it to disk. The first row also writes the header.
 
     Raises:
-        Fault: it cannot be written.
+        Fault: the file cannot be written.
     """
     with writing(path), path.open("a+", newline="", encoding="utf-8") as file:
         file.seek(0)
@@ -62,7 +62,7 @@ def append_row(path: Path, row: Mapping[str, float | int]) -> None:
 
 
 def cut_rows(path: Path, step: int) -> None:
-    """Drop the rows after a step, which a run resumed from there will write again, and those not written to the end.
+    """Remove the rows after a step, which a resumed run will write again, and incomplete rows.
 
     Raises:
         Fault: the file cannot be written.

@@ -1,4 +1,4 @@
-"""What a finished run says: how it went, what it wrote, and the commands for what comes next."""
+"""Summary of a finished run: outcome, files, and commands for the next steps."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from doublehead.training.run import RunFolder
 
 
 def say_done(run: RunFolder, config: Config, outcome: str, say: Callable[[str], object]) -> None:
-    """Say what a run has written and what to do with it.
+    """Print the files of a run and the commands for the next steps.
 
     Args:
-        run: its folder.
-        config: of the run.
-        outcome: how it went, in a few words.
+        run: run folder.
+        config: config of the run.
+        outcome: short description of how the run ended.
         say: prints a line.
     """
     say(f"{outcome}; everything is in {run.path}:")

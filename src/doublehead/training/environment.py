@@ -1,4 +1,4 @@
-"""What a run was made with and from: one entry in its environment.json for each time it was started."""
+"""Environment of a run: environment.json has one entry for each start."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PACKAGES = ("torchvision", "numpy", "pillow", "safetensors", "hotcoco")
 
 
 def fingerprint(split: Split, root: Path) -> str:
-    """SHA-256 of a split's classes, annotations and file names, which stays if the dataset moves; no pixel is read."""
+    """SHA-256 of a split's classes, annotations and file names. Independent of the dataset's location and of pixels."""
     digest = hashlib.sha256(json.dumps([split.categories.names, split.categories.ids]).encode())
     for record in split.records:
         file = record.path.relative_to(root) if record.path.is_relative_to(root) else record.path
@@ -38,7 +38,7 @@ def fingerprint(split: Split, root: Path) -> str:
 
 
 def environment(processes: Distribution, step: int, data: dict[str, str]) -> dict[str, Any]:
-    """Where, when, with what and how a run is started, from which step on, and the fingerprints of its data."""
+    """Describe the start of a run: machine, time, versions, command, first step, and fingerprints of the data."""
     versions = {"doublehead": doublehead.__version__, "python": platform.python_version(), "torch": torch.__version__}
     device = processes.device
     return {
@@ -56,7 +56,7 @@ def environment(processes: Distribution, step: int, data: dict[str, str]) -> dic
 
 
 def _git() -> dict[str, Any] | None:
-    """The commit of the current folder's repository and the files changed since; None where there is none."""
+    """Commit and changed files of the repository in the current folder; None outside a repository."""
     try:
         return {"commit": _ask_git("rev-parse", "HEAD"), "changed": _ask_git("status", "--porcelain").splitlines()}
     except (OSError, subprocess.SubprocessError):

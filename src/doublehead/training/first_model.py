@@ -1,4 +1,4 @@
-"""The model that a run starts with."""
+"""Initial model of a run."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from doublehead.training.parallel import share_batch_norm
 
 
 def require_start(config: Config) -> None:
-    """Refuse to train what starts at random but would stay there.
+    """Reject frozen layers with random weights.
 
     Raises:
-        DoubleheadError: a backbone without weights has layers or norms that do not learn.
+        DoubleheadError: a backbone without weights has frozen layers or norms.
     """
     backbone, settings = config.model.backbone, config.train
     scratch = backbone.weights is None and not (settings.weights or settings.grow_from)
@@ -34,17 +34,17 @@ def require_start(config: Config) -> None:
 def first_model(
     config: Config, split: Split, processes: Distribution, console: Console, bare: bool = False
 ) -> Detector:
-    """Build the model with the weights that the config names, on the device of this process.
+    """Build the model with the weights named by the config, on the device of this process.
 
     Args:
-        config: of the run.
-        split: what it trains on.
-        processes: this process among those of the run.
-        console: told which layers are new.
-        bare: without fetching weights, for a model that a checkpoint will fill.
+        config: config of the run.
+        split: training split.
+        processes: the processes of the run.
+        console: prints which layers are new.
+        bare: whether to skip loading weights, for a model to be restored from a checkpoint.
 
     Raises:
-        DoubleheadError: the weights cannot be fetched or do not fit, or a class has no weight.
+        DoubleheadError: the weights cannot be downloaded or do not fit, or a class has no weight.
     """
     settings = config.train
     torch.manual_seed(settings.seed)

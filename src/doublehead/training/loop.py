@@ -47,7 +47,7 @@ from doublehead.training.step import Stepper
 from doublehead.training.validation import Measured, validate
 
 MEASUREMENTS = 20
-"""How often a run is measured where `train.evaluate_every` does not say: so many times, each epoch at most once."""
+"""Validations per run if `train.evaluate_every` is not set; at most one per epoch."""
 
 
 @float32_by_default()
@@ -59,23 +59,23 @@ def run_training(
     dataset: Dataset | None = None,
     callbacks: Sequence[Any] = (),
 ) -> Path:
-    """Train a detector; everything about the run is written into `output`.
+    """Train a detector and write everything about the run to `output`.
 
     Args:
-        config: the whole run; `data.path` names the dataset.
-        output: the run folder; a new one, or with `resume` that of the run to resume.
-        resume: go on from the newest whole checkpoint, or from the start where there is none. The weights will be those
-            of a run that was never stopped. A run that torchrun or SLURM starts again resumes automatically.
-        other_data: go on even if the data has changed since.
-        dataset: in place of the one at `data.path`.
-        callbacks: what the run calls; see `callbacks.Callback`.
+        config: config of the run; `data.path` names the dataset.
+        output: run folder: new, or with `resume` that of the run to resume.
+        resume: continue from the newest intact checkpoint, or from the start if there is none. The final weights equal
+            those of an uninterrupted run. Runs restarted by torchrun or SLURM resume automatically.
+        other_data: resume even if the data has changed.
+        dataset: dataset to use instead of the one at `data.path`.
+        callbacks: objects to call during the run; see `callbacks.Callback`.
 
     Returns:
         The path of the best checkpoint.
 
     Raises:
-        DoubleheadError: the data, the config or the folder has a mistake, a loss is not finite, or a callback failed.
-        Fault: memory, disk, a loader process or another process of the run failed; the run is kept.
+        DoubleheadError: the data, the config or the folder is invalid, a loss is not finite, or a callback failed.
+        Fault: memory, disk, a loader process or another process of the run failed; the run can be resumed.
         Interrupted: Ctrl-C or SIGTERM; the run is saved.
     """
     processes = Distribution.start(config.train.device, config.train.timeout)
@@ -93,7 +93,7 @@ def run_training(
 
 
 class _Training:
-    """One run in one process. Built in the order in which mistakes are cheapest to find: data, folder, model."""
+    """One run in one process. Set up so that cheap checks come first: data, folder, model."""
 
     asked_to_stop: Callable[[], bool]
     progress: Progress | None = None
@@ -192,7 +192,7 @@ class _Training:
         return split, val
 
     def _fingerprints(self) -> dict[str, str]:
-        """Of each split, by its name.
+        """Fingerprint of each split, by name.
 
         Raises:
             DoubleheadError: the processes see different data.
@@ -300,7 +300,7 @@ class _Training:
         self._save()
 
     def _call_back(self, module: nn.Module, losses: dict[str, float]) -> nn.Module:
-        """Tell the callbacks of a step; gives the module for the next, which follows what they let learn."""
+        """Call the callbacks of a step; returns the module for the next, rebuilt if they changed what is trainable."""
         if not self.callbacks:
             return module
         before = [parameter.requires_grad for parameter in self.state.model.parameters()]
@@ -309,7 +309,7 @@ class _Training:
         return learner(self.state.model, self.processes) if changed else module
 
     def _estimate(self) -> None:
-        """Say what the rest of the run will take, unless it is short."""
+        """Print an estimate for the rest of the run, unless it is short."""
         done, total, processes = self.state.step, self.total, self.processes
         if total - done < estimate.LEAST:
             return
@@ -328,7 +328,7 @@ class _Training:
             self.console.say(line)
 
     def _due(self, step: int) -> bool:
-        """Whether the val split is to be measured after so many steps, and has not been yet."""
+        """Whether a validation is due after this many steps."""
         if self.val is None or step == 0 or self.state.measured == step:
             return False
         epochs = self.config.train.evaluate_every or max(1.0, self.total / self.per_epoch / MEASUREMENTS)
@@ -336,7 +336,7 @@ class _Training:
         return step == self.total or math.floor(step / every) > math.floor((step - 1) / every)
 
     def _measure(self) -> None:
-        """Measure the val split, shared among the processes, and keep the best weights."""
+        """Evaluate the val split, divided among the processes, and save the best weights."""
         assert self.val is not None
         state, processes = self.state, self.processes
         processes.share_buffers(state.for_use)
@@ -381,14 +381,14 @@ class _Training:
         )
 
     def _why_early(self) -> str:
-        """Why the run ends before its last step; empty: it does not."""
+        """Reason to stop before the last step, or ""."""
         patience = self.config.train.patience
         if patience is not None and self.state.stale >= patience:
             return f"{self.metric.title} has not improved for {self.state.stale} validations"
         return self.callbacks.run.stopping
 
     def _predictor(self) -> Predictor:
-        """The model to measure, in the precision of the run."""
+        """Predictor for validation, in the precision of the run."""
         precision = self.config.train.precision
         return Predictor(self.state.for_use, self.split.categories, self.processes.device, precision)
 
@@ -404,14 +404,14 @@ class _Training:
             self.processes.lead(record)
 
     def _save(self) -> None:
-        """Write `last`, unless it holds just this state."""
+        """Write the last checkpoint, unless it already holds this state."""
         state, run = self.state, self.run_folder
         if self.saved_at != (state.step, state.measured):
             self.processes.lead(lambda: state.save(run.last, self.config, self.split.categories, keep=run.previous))
         self.saved, self.saved_at = time.monotonic(), (state.step, state.measured)
 
     def _save_best(self, threshold: float = math.nan) -> None:
-        """Write `best`, with the score of the highest F1 as its decision threshold unless the config has one."""
+        """Write the best weights, with the score of the highest F1 as decision threshold unless the config sets one."""
         state, run, config = self.state, self.run_folder, self.config
         if config.model.roi.decision_threshold is None and not math.isnan(threshold):
             model = with_options(config.model, {"decision_threshold": threshold})

@@ -1,4 +1,4 @@
-"""The figure of the val split that decides which weights are the best, and when a run stops early."""
+"""Metric of the val split that selects the best weights and decides on early stopping."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ LOSS = "loss"
 
 @dataclass(frozen=True)
 class Metric:
-    """What `train.metric` names: one of COCO's figures, the validation loss, or the AP of a class."""
+    """Metric selected by `train.metric`: a COCO metric, the validation loss, or the AP of a class."""
 
     name: str
 
     @classmethod
     def of(cls, name: str, split: Split) -> Metric:
-        """The metric of that name on a split.
+        """Look up a metric by name for a split.
 
         Raises:
-            DoubleheadError: it is no figure and no class of the split, or the class has no boxes there.
+            DoubleheadError: the name is neither a metric nor a class of the split, or the class has no boxes there.
         """
         if name in FIGURES or name == LOSS:
             return cls(name)
@@ -41,11 +41,11 @@ class Metric:
 
     @property
     def title(self) -> str:
-        """What people read: AP50, loss, "AP of WBC"."""
+        """Display name: AP50, loss, "AP of WBC"."""
         return self.name if self.name in FIGURES or self.name == LOSS else f"AP of {self.name}"
 
     def value(self, metrics: Metrics, losses: Mapping[str, float]) -> float:
-        """Read the metric from a measurement; NaN without anything to measure against."""
+        """Read the metric from a validation; NaN without ground truth."""
         if self.name == LOSS:
             return losses[LOSS]
         if self.name in FIGURES:
@@ -53,10 +53,10 @@ class Metric:
         return next(each.ap for each in metrics.classes if each.name == self.name)
 
     def improves(self, value: float, best: float) -> bool:
-        """Whether a value is better than the best so far, which is below 0 if there is none.
+        """Whether a value is better than the best so far, which is negative if there is none.
 
-        Without boxes in the val split there is no AP, and the newest weights count as the best. A loss that is not
-        finite improves nothing.
+        Without boxes in the val split, AP is undefined and the newest weights count as the best. A non-finite loss is
+        never an improvement.
         """
         if not math.isfinite(value):
             return best < 0

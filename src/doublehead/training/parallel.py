@@ -1,4 +1,4 @@
-"""The model as several processes train it: exchanged gradients, and batch norm."""
+"""Distributed training of the model: gradient exchange and batch norm."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from doublehead.model.detector import Detector
 
 
 def learner(model: Detector, processes: Distribution) -> nn.Module:
-    """The module to call in training; with several processes, its gradients are those of all of them."""
+    """Return the module to call in training. With several processes, gradients are averaged among them."""
     return DistributedDataParallel(model) if processes.world > 1 else model
 
 
 def share_batch_norm(
     model: Detector, settings: TrainConfig, processes: Distribution, say: Callable[[str], object]
 ) -> None:
-    """Let the backbone's batch norm see the images of all processes, if so set; otherwise say that it does not.
+    """Synchronise the backbone's batch norm among processes, if configured; otherwise print that it is local.
 
-    Batch norm in the heads stays with its process: it sees hundreds of RoIs, and where a branch that only regresses has
-    no positives it sees none, for which the other processes would wait.
+    Batch norm in the heads is never synchronised: it sees hundreds of RoIs per process, and none in a box-only branch
+    without positives, for which the other processes would wait.
 
     Raises:
-        DoubleheadError: torch shares batch norm on CUDA alone.
+        DoubleheadError: the device is not CUDA, which torch requires for synchronised batch norm.
     """
     if processes.world == 1:
         return
@@ -49,7 +49,7 @@ def share_batch_norm(
 
 @contextmanager
 def no_sync(learner: nn.Module, wait: bool) -> Iterator[None]:
-    """Let DistributedDataParallel exchange gradients only with the last of the accumulated parts."""
+    """Context that delays DistributedDataParallel's gradient exchange until the last accumulated part."""
     if wait and isinstance(learner, DistributedDataParallel):
         with learner.no_sync():
             yield

@@ -1,4 +1,4 @@
-"""What a finished run shows: its curves, and its predictions beside the truth."""
+"""Pictures of a finished run: training curves, and predictions next to the ground truth."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROWS = 8
 
 
 def draw_run(run: RunFolder, split: Split, predictor: Predictor, console: Console) -> list[Path]:
-    """Draw curves.png (where matplotlib is installed) and predictions.jpg; gives the files drawn."""
+    """Draw curves.png, if matplotlib is installed, and predictions.jpg. Returns the files drawn."""
     drawn = []
     try:
         drawn.append(training_curves(run.training, run.validation, run.curves))
@@ -28,7 +28,7 @@ def draw_run(run: RunFolder, split: Split, predictor: Predictor, console: Consol
 
 
 def draw_predictions(split: Split, predictor: Predictor, path: Path) -> Path:
-    """Truth and predictions of images spread evenly over a split, side by side."""
+    """Draw ground truth and predictions side by side, for images spread evenly over a split."""
     places = np.unique(np.linspace(0, len(split.records) - 1, ROWS).round().astype(int))
     pairs = []
     for record in (split.records[place] for place in places):

@@ -1,4 +1,4 @@
-"""How a run fares while it trains: speed, memory, losses, what was measured, time left."""
+"""Progress of a run: speed, memory, losses, validation metrics, time left."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from doublehead.training.metric import Metric
 from doublehead.training.state import TrainingState
 
 SMOOTHING = 0.1
-"""Share of the newest step in the losses that people see."""
+"""Weight of the newest step in the displayed losses."""
 
 
 class Progress:
-    """Follows the steps of a run.
+    """Track the steps of a run.
 
     Args:
-        settings: how the model learns.
-        state: what learns.
-        batches: where images come from.
-        device: where it computes.
-        per_epoch: steps of an epoch.
+        settings: training settings.
+        state: state of the run.
+        batches: source of images.
+        device: device of the model.
+        per_epoch: steps per epoch.
         total: steps of the run.
-        metric: what decides which weights are the best.
+        metric: metric that selects the best weights.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Progress:
         self.last: float | None = None
 
     def machine(self) -> dict[str, float]:
-        """The figures of `Recorder.machine` since they were last read; validations are not counted."""
+        """Values for `Recorder.machine` since the last call, excluding validations."""
         step, seconds, waited = self.read
         self.read = (self.state.step, self.state.seconds, self.batches.seconds)
         took = max(self.state.seconds - seconds, 1e-9)
@@ -58,7 +58,7 @@ class Progress:
         return found | self._memory()
 
     def lines(self, losses: Mapping[str, float]) -> list[str]:
-        """What a person wants to see after a step: pace, losses, figures."""
+        """Lines to display after a step: speed, losses, metrics."""
         for name, value in losses.items():
             self.losses[name] = (1 - SMOOTHING) * self.losses.get(name, value) + SMOOTHING * value
         state, (step, seconds) = self.state, self.began

@@ -1,4 +1,4 @@
-"""`find-lr`: the loss at rising learning rates, and the rate that it suggests (Smith 2017, section 3.3)."""
+"""`find-lr`: suggest a learning rate from the loss at rising rates (Smith 2017, section 3.3)."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from doublehead.training.state import TrainingState
 from doublehead.training.step import Stepper
 
 BELOW, ABOVE = 1e-3, 1e2
-"""The sweep's ends where none are given, as multiples of `train.lr`."""
+"""Default bounds of the sweep, as multiples of `train.lr`."""
 SMOOTHING = 0.9
 DIVERGED = 3.0
-"""The sweep ends where the smoothed loss passes so many times its lowest value."""
+"""The sweep ends when the smoothed loss exceeds its minimum by this factor."""
 EARLY = 10
-"""Steps in which it is not judged."""
+"""First steps, in which divergence is not checked."""
 MARGIN = 3.0
-"""The suggestion lies by this factor below the rate with the lowest smoothed loss, beyond which training diverges."""
+"""Factor between the rate with the lowest smoothed loss, above which training diverges, and the suggestion."""
 
 
 @dataclass(frozen=True)
 class RateSweep:
-    """What a sweep has found, step by step."""
+    """Rates and losses of a sweep, by step."""
 
     rates: list[float]
     losses: list[float]
@@ -49,7 +49,7 @@ class RateSweep:
 
     @classmethod
     def of(cls, rates: Sequence[float], losses: Sequence[float]) -> RateSweep:
-        """From rates and the losses of the steps taken with them, up to where these diverge or are not finite."""
+        """Build from rates and losses, up to the step at which losses diverge or are not finite."""
         smoothed: list[float] = []
         average, diverged = 0.0, False
         for step, loss in enumerate(losses, 1):
@@ -70,11 +70,11 @@ class RateSweep:
 
     @property
     def suggested(self) -> float:
-        """The peak rate to train with, two digits of it."""
+        """Suggested peak rate, rounded to two digits."""
         return float(f"{self.best / MARGIN:.1e}")
 
     def words(self) -> str:
-        """One or two sentences: the suggestion, and whether to trust it."""
+        """The suggestion and its reliability, in one or two sentences."""
         said = (
             f"lowest smoothed loss at a rate of {self.best:.1e}; suggested, a third of it: --set "
             f"train.lr={self.suggested:g}"
@@ -90,7 +90,7 @@ class RateSweep:
         """Write sweep.csv.
 
         Raises:
-            Fault: it cannot be written.
+            Fault: the file cannot be written.
         """
         folder.mkdir(parents=True, exist_ok=True)
         with whole(folder / "sweep.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
@@ -104,20 +104,20 @@ class RateSweep:
 def find_rate(
     config: Config, output: Path, steps: int = 100, lowest: float | None = None, highest: float | None = None
 ) -> RateSweep:
-    """Train a throw-away model for a few steps at rising rates; write sweep.csv and, with matplotlib, sweep.png.
+    """Train a temporary model for a few steps at rising rates; write sweep.csv and, with matplotlib, sweep.png.
 
-    Everything but the rate is as in a run with the same config: weights to start from, batches, augmentation, clipping
-    and precision. Nothing is kept of the model.
+    Everything except the rate is as in a run with the same config: initial weights, batches, augmentation, clipping and
+    precision. The model is not saved.
 
     Args:
-        config: of the run to come.
-        output: a folder without a run.
-        steps: at most; the sweep ends early where the loss diverges.
+        config: config of the planned run.
+        output: output folder; must not contain a run.
+        steps: maximum steps; the sweep ends early if the loss diverges.
         lowest: first rate; None: a thousandth of `train.lr`.
-        highest: last rate, for the last step; None: a hundred times `train.lr`.
+        highest: rate of the last step; None: a hundred times `train.lr`.
 
     Raises:
-        DoubleheadError: data, config, rates or folder have a mistake, or this is one of several processes.
+        DoubleheadError: data, config, rates or folder are invalid, or several processes were started.
         Fault: memory ran out, or a loader process was lost.
     """
     settings = config.train
@@ -148,7 +148,7 @@ def find_rate(
 
 
 def _losses(config: Config, rates: Sequence[float], processes: Distribution) -> list[float]:
-    """The loss of each step, until the sweep is over; NaN for a step whose loss or gradient is not finite."""
+    """Loss of each step until the end of the sweep; NaN for a step with a non-finite loss or gradient."""
     data, console = config.data, Console()
     split, _ = read_for_training(data.path, data.train_split, data.val_split, data.split)
     precision = pick_precision(config.train.precision, processes.device)

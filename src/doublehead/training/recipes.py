@@ -1,4 +1,4 @@
-"""Recipes: named settings of `data` and `train`; and how a run's Config comes about from all that was said of it."""
+"""Recipes: named settings of `data` and `train`; and the resolution of a run's Config from all sources."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ADAMW: dict[str, Any] = {
     "ema": 0.998,
 }
 SMALL_SIDE = 480
-"""Largest short side of the input, in pixels, for which `small` is the recipe of a pretrained model."""
+"""Maximum short side of the input, in pixels, for which pretrained models default to the recipe `small`."""
 
 RECIPES: dict[str, dict[str, Any]] = {
     # The paper's "1x": flip, 800/1333, SGD 0.02 for 16 images, 90k steps, tenfold falls at 60k and 80k.
@@ -99,21 +99,22 @@ def resolve(
     backbone: str | None = None,
     grow_from: str | None = None,
 ) -> Config:
-    """The Config of a run. Later words win: recipe, preset, backbone, form of `grow_from`, file, settings.
+    """Resolve the Config of a run from all sources.
+
+    Later sources take precedence: recipe, preset, backbone, `grow_from`, file, settings.
 
     Args:
-        model: a preset, or a trained model to start from (a checkpoint or a published name); None where `file`
-            describes the model.
-        recipe: a row of RECIPES; None: `scratch` for a backbone without weights, `small` for small inputs, else
-            `finetune`, and none where `file` holds a `train` part.
+        model: preset, or checkpoint or published name to start from; None if `file` describes the model.
+        recipe: row of RECIPES; None: `scratch` for a backbone without weights, `small` for small inputs, otherwise
+            `finetune`; no recipe if `file` contains `train`.
         file: YAML with any part of a Config, such as the config.yaml of an earlier run.
-        settings: single values by their keys, such as {"train.epochs": 10}.
-        backbone: a row of BACKBONES, or the name of a model of timm, in place of the preset's.
-        grow_from: a detector whose backbone, FPN, RPN and fitting heads the model takes; see `model.grow`. None: what
-            `train.grow_from` says in `settings` or `file`.
+        settings: single values by key, such as {"train.epochs": 10}.
+        backbone: row of BACKBONES or timm model that replaces the preset's backbone.
+        grow_from: detector from which the model takes backbone, FPN, RPN and matching heads; see `model.grow`. None:
+            `train.grow_from` in `settings` or `file`.
 
     Raises:
-        DoubleheadError: an unknown preset, recipe or key, a value that does not fit, or a source with another backbone.
+        DoubleheadError: a preset, recipe or key is unknown, a value is invalid, or `grow_from` has another backbone.
     """
     from pydantic import ValidationError  # here: `train --help` names the recipes without it
 
@@ -149,7 +150,7 @@ def resolve(
 
 
 def one_length(values: dict[str, Any], *layers: dict[str, Any]) -> None:
-    """Let a length named in the first of the layers that names one take the place of the other in `values`."""
+    """Replace the length in `values` (epochs or steps) by that of the first layer that names one."""
     for layer in layers:
         named = LENGTHS & _part(layer, "train").keys()
         if len(named) == 1:
@@ -159,14 +160,14 @@ def one_length(values: dict[str, Any], *layers: dict[str, Any]) -> None:
 
 
 def _recipe(model: dict[str, Any], grown: bool) -> str:
-    """The recipe that suits a model's settings: by its weights and the size of its input."""
+    """Default recipe of a model, by its weights and input size."""
     if _part(model, "backbone").get("weights", "imagenet") is None and not grown:
         return "scratch"
     return "small" if _part(model, "input").get("short_side", 800) <= SMALL_SIDE else "finetune"
 
 
 def _override(values: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """`override`, to which a listed or named `data.augment` shows its steps by their names."""
+    """`override` that can address the steps of a listed or named `data.augment` by name."""
     from doublehead.config import override
 
     augment = settings.get(_AUGMENT, _part(values, "data").get("augment"))
@@ -177,7 +178,7 @@ def _override(values: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, 
 
 
 def _recipe_values(recipe: str, said: dict[str, Any]) -> dict[str, Any]:
-    """A recipe, without its augmentation where all steps are said otherwise."""
+    """Values of a recipe, without its augmentation if all steps are given explicitly."""
     values = RECIPES[recipe]
     if _ALL_STEPS & _part(_part(said, "data"), "augment").keys():
         return {**values, "data": {key: value for key, value in values.get("data", {}).items() if key != "augment"}}
@@ -185,13 +186,13 @@ def _recipe_values(recipe: str, said: dict[str, Any]) -> dict[str, Any]:
 
 
 def _part(values: dict[str, Any], key: str) -> dict[str, Any]:
-    """The mapping under a key, or an empty one where the user wrote something else, which validation will name."""
+    """The mapping under a key, or an empty one for other values, which validation will report."""
     part = values.get(key)
     return part if isinstance(part, dict) else {}
 
 
 def _model(name: str) -> dict[str, Any]:
-    """A preset's settings, or those of a trained model and where its weights are."""
+    """Settings of a preset, or those of a trained model with the path of its weights."""
     from doublehead.config import unfitted
     from doublehead.model.presets import PRESETS, preset_values
 
@@ -208,15 +209,14 @@ def _model(name: str) -> dict[str, Any]:
 
 
 def _form(source: str, asked: dict[str, Any]) -> dict[str, Any]:
-    """The settings of the parts that a model takes from another detector.
+    """Settings of the parts that a model takes from another detector.
 
     Args:
-        source: a checkpoint, a published name, or a file that `convert` reads.
-        asked: the settings of the run without them.
+        source: checkpoint, published name, or file that `convert` reads.
+        asked: the other settings of the run.
 
     Raises:
-        DoubleheadError: the source cannot be read, or has another backbone than the model; or the model is a trained
-            one, which has weights already.
+        DoubleheadError: the source cannot be read or has another backbone; or the model is already trained.
     """
     from pydantic import ValidationError
 
@@ -244,10 +244,10 @@ def _form(source: str, asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def _backbone(name: str) -> dict[str, Any]:
-    """A pretrained backbone's settings.
+    """Settings of a pretrained backbone.
 
     Raises:
-        DoubleheadError: neither a row of BACKBONES nor timm has it.
+        DoubleheadError: the backbone is neither a row of BACKBONES nor a timm model.
     """
     from doublehead.model.parts import BACKBONES, BackboneRow
 

@@ -1,4 +1,4 @@
-"""Recorders: what follows a run and writes down, or sends away, what happens in it."""
+"""Recorders: objects that write the events of a run to files or send them to other programs."""
 
 from __future__ import annotations
 
@@ -14,44 +14,44 @@ if TYPE_CHECKING:
 
 
 class Recorder(Protocol):
-    """What a recorder must be able to do. Only the first process of a run has recorders.
+    """Interface of recorders. Only the first process of a run has recorders.
 
-    `step` counts finished optimiser steps, `epoch` is the same in epochs.
+    `step` is the number of finished optimiser steps; `epoch` is the same in epochs.
     """
 
     def begin(self, config: Config, folder: Path, step: int, measured: int) -> None:
-        """Begin, or continue a run that is resumed: whatever is known of later steps will come again.
+        """Start recording a new or resumed run. Events after `step` will be repeated.
 
         Args:
-            config: of the run.
-            folder: of the run.
-            step: where it starts; 0 for a new run.
-            measured: the last step measured on the val split; -1 if none.
+            config: config of the run.
+            folder: run folder.
+            step: first step; 0 for a new run.
+            measured: step of the last validation; -1 if none.
         """
         ...
 
     def losses(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
-        """Every `train.log_every` steps: the rate as `lr`, the whole `loss`, and each part by its name."""
+        """Called every `train.log_every` steps with the learning rate `lr`, the total `loss`, and each part by name."""
         ...
 
     def machine(self, step: int, values: Mapping[str, float]) -> None:
-        """As often as `losses`: how the machine fares, which a resumed run does not repeat.
+        """Called as often as `losses` with performance figures. A resumed run does not repeat them.
 
-        `images_per_second`, `waiting` (the share of the time in which a step waited for images), and on CUDA
-        `memory_gb`, the largest amount of memory used so far.
+        They are `images_per_second`, `waiting` (the share of time spent waiting for images), and on CUDA `memory_gb`,
+        the peak memory so far.
         """
         ...
 
     def metrics(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
-        """After each measurement: the figures on the val split by name, such as AP, and the losses there."""
+        """Called after each validation with metrics by name, such as AP, and validation losses."""
         ...
 
     def picture(self, step: int, name: str, path: Path) -> None:
-        """A picture of the run, such as `predictions`, and the file that holds it."""
+        """Called with a picture of the run, such as `predictions`, and its file."""
         ...
 
     def end(self, done: bool) -> None:
-        """The run has come to its end (done), or was interrupted or failed."""
+        """Called when the run is complete (`done`), interrupted or failed."""
         ...
 
 
@@ -60,9 +60,9 @@ class RecorderRow:
     """A recorder that `train.recorders` can name.
 
     Args:
-        recorder: called without arguments, gives the Recorder; or where to import it from, as `package.module:name`.
-        required: whether its failure ends the run; any other is said once, and the run continues without it.
-        pictures: whether it takes a picture of predictions after each validation, and not only at the end.
+        recorder: callable without arguments that returns the Recorder; or its import path, as `package.module:name`.
+        required: whether its failure stops the run. The failure of any other is reported once, and the run continues.
+        pictures: whether it receives predictions after each validation, not only at the end.
     """
 
     recorder: str | Callable[[], Recorder]
@@ -77,15 +77,15 @@ RECORDERS: dict[str, RecorderRow] = {
     "mlflow": RecorderRow("doublehead.training.loggers.mlflow:MLflow", pictures=True),
 }
 LOGGERS = tuple(name for name, row in RECORDERS.items() if not row.required)
-"""What `--log` names."""
+"""Recorders that `--log` accepts."""
 
 
 class Recorders:
-    """The recorders of a run, told together.
+    """The recorders of a run, called together.
 
     Args:
         names: rows of RECORDERS.
-        say: told of a recorder that fails.
+        say: called with a message if a recorder fails.
     """
 
     def __init__(self, names: Sequence[str], say: Callable[[str], object]) -> None:
@@ -96,14 +96,14 @@ class Recorders:
 
     @property
     def want_pictures(self) -> bool:
-        """Whether one of them takes a picture after each validation."""
+        """Whether a recorder receives pictures after each validation."""
         return any(RECORDERS[name].pictures for name in self._active)
 
     def begin(self, config: Config, folder: Path, step: int, measured: int) -> None:
-        """As `Recorder.begin`, and so are the others.
+        """As `Recorder.begin`. The other methods also correspond to those of `Recorder`.
 
         Raises:
-            Fault: a recorder that the run requires cannot write.
+            Fault: a required recorder cannot write.
         """
         self._tell("begin", config, folder, step, measured)
 

@@ -1,13 +1,13 @@
-"""The run folder: what a run writes, how far it is, and how it resumes.
+"""The run folder: files, progress and resuming of a run.
 
-config.yaml           the resolved config; where it stands, a run has begun
-environment.json      versions, command, git state and data, for each time the run was started, and why it ended
-training.csv          losses every `train.log_every` steps (the recorder `csv`)
-validation.csv        the twelve COCO figures and the losses on the val split, every measurement (the same)
-last.safetensors      the newest weights and the state that resumes the run
-previous.safetensors  the one before, until the run is done
+config.yaml           the resolved config; marks the folder as a run
+environment.json      versions, command, git state and data of each start, and why the run ended
+training.csv          losses every `train.log_every` steps (recorder `csv`)
+validation.csv        COCO's twelve metrics and the losses on the val split, per validation (recorder `csv`)
+last.safetensors      the newest weights and the state for resuming
+previous.safetensors  the checkpoint before, until the run is complete
 best.safetensors      the weights with the best `train.metric` on the val split
-not-finite/           the images of steps whose loss was not finite
+not-finite/           images of steps with a non-finite loss
 curves.png, predictions.jpg
 """
 
@@ -30,7 +30,7 @@ from doublehead.training.csv_files import TRAINING, VALIDATION
 
 
 class RunFolder:
-    """Paths and writers of one run."""
+    """Paths and files of a run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -46,10 +46,10 @@ class RunFolder:
         self.pictures = path / "predictions.jpg"
 
     def require_free(self) -> None:
-        """Refuse to write over another run.
+        """Require a folder without a run.
 
         Raises:
-            DoubleheadError: a run is there already.
+            DoubleheadError: the folder already contains a run.
         """
         if self.config.exists():
             raise DoubleheadError(
@@ -58,19 +58,19 @@ class RunFolder:
             )
 
     def require_config(self, config: Config) -> None:
-        """Refuse to resume a run of other settings.
+        """Require that the run in the folder has these settings.
 
         Raises:
-            DoubleheadError: the run that is there has others.
+            DoubleheadError: its settings differ.
         """
         if self.stored_config() != config:
             raise DoubleheadError(f"{self.path}: holds a run with other settings; give another --output")
 
     def begin(self, config: Config, environment: Mapping[str, Any]) -> None:
-        """Make the folder; the config comes last, since it tells that a run is there.
+        """Create the folder. The config is written last, since it marks the folder as a run.
 
         Raises:
-            Fault: it cannot be written.
+            Fault: the folder cannot be written.
         """
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,7 @@ class RunFolder:
         self._write_config(config)
 
     def go_on(self, config: Config, environment: Mapping[str, Any]) -> None:
-        """Remove unfinished files and note with what the run continues, and which settings change from here on.
+        """Remove incomplete files, and record the environment and the changed settings of the resumed run.
 
         Raises:
             Fault: the folder cannot be written.
@@ -90,11 +90,11 @@ class RunFolder:
             self._write_config(config)
 
     def changed_at(self, step: int) -> bool:
-        """Whether settings were changed where the run continued from this step."""
+        """Whether settings were changed when the run was resumed at this step."""
         return any(entry.get("from_step") == step and "changed" in entry for entry in self.environments())
 
     def end(self, step: int, why: str) -> None:
-        """Note at which step the run has ended, and why.
+        """Record the step at which the run ended, and why.
 
         Raises:
             Fault: the folder cannot be written.
@@ -103,7 +103,7 @@ class RunFolder:
         self._write_environment([*entries, last | {"ended": {"step": step, "why": why}}])
 
     def environments(self) -> list[dict[str, Any]]:
-        """What the run was made with, for each time that it was started; empty where nothing is known of it.
+        """Read the environment of each start of the run; empty if not recorded.
 
         Raises:
             DoubleheadError: the file is damaged.
@@ -118,13 +118,13 @@ class RunFolder:
             ) from error
 
     def require_data(self, data: Mapping[str, str]) -> None:
-        """Refuse to resume with other data than the run's.
+        """Require that the data equals the run's.
 
         Args:
-            data: the fingerprint of each split.
+            data: fingerprint of each split.
 
         Raises:
-            DoubleheadError: names the splits that differ.
+            DoubleheadError: splits differ; the message names them.
         """
         known = (self.environments() or [{"data": data}])[-1]["data"]
         other = sorted(split for split in {*known, *data} if known.get(split) != data.get(split))
@@ -135,13 +135,13 @@ class RunFolder:
             )
 
     def newest(self, say: Callable[[str], object]) -> Checkpoint | None:
-        """The newest whole checkpoint of a state; None where nothing has been saved yet.
+        """Load the newest intact checkpoint of the state; None if nothing has been saved yet.
 
         Args:
-            say: told where another than the last one has to do.
+            say: called with a message if the last checkpoint cannot be used.
 
         Raises:
-            DoubleheadError: none is whole.
+            DoubleheadError: no checkpoint is intact.
         """
         faults = []
         for path in (self.last, self.previous):
@@ -161,10 +161,10 @@ class RunFolder:
         return None
 
     def stored_config(self) -> Config:
-        """The config of the existing run, to resume it.
+        """Read the config of the run in this folder.
 
         Raises:
-            DoubleheadError: no run is there, or its config has a mistake.
+            DoubleheadError: the folder contains no run, or its config is invalid.
         """
         if not self.config.exists():
             raise DoubleheadError(f"{self.path}: holds no run; give the folder that `doublehead train` wrote")
@@ -183,7 +183,7 @@ class RunFolder:
 
     @staticmethod
     def free(name: str) -> Path:
-        """The first of runs/name, runs/name-2, runs/name-3 ... that does not exist."""
+        """Return the first of runs/name, runs/name-2, runs/name-3 ... that does not exist."""
         number = 1
         while (path := Path("runs") / (name if number == 1 else f"{name}-{number}")).exists():
             number += 1

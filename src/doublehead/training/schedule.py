@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step alone, so that a resumed run needs nothing but the step."""
+"""Learning-rate schedule. It depends on the step alone, so resuming needs no other state."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from doublehead.config import TrainConfig
 
 
 def learning_rate(config: TrainConfig, step: int, total: int) -> float:
-    """The rate of one step (0 .. total - 1): linear warm-up, then tenfold falls or a half cosine to zero."""
+    """Learning rate of a step (0 .. total - 1): linear warm-up, then tenfold drops or a half cosine to zero."""
     if config.schedule == "cosine":
         rate = config.lr * 0.5 * (1 + math.cos(math.pi * step / total))
     else:

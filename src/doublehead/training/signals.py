@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: asked to stop, a run saves first."""
+"""Ctrl-C and SIGTERM: a run saves its state before it stops."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from types import FrameType
 
 
 class Interrupted(Exception):
-    """The run was asked to stop, and has been saved."""
+    """The run was asked to stop, and is saved."""
 
 
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C or SIGTERM into a flag that the loop looks at; a later Ctrl-C stops at once, unsaved."""
+    """Turn the first Ctrl-C or SIGTERM into a flag for the loop. A second Ctrl-C stops immediately, without saving."""
     asked: float | None = None
 
     def ask(number: int, frame: FrameType | None) -> None:

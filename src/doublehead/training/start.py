@@ -1,4 +1,4 @@
-"""The public entry points: begin a run, or resume one."""
+"""Public entry points: start or resume a training run."""
 
 from __future__ import annotations
 
@@ -31,37 +31,36 @@ def train(
     callbacks: Sequence[Any] = (),
     log: Sequence[str] = (),
 ) -> Path:
-    """Train a detector; everything about the run is written into a folder of its own.
+    """Train a detector and write everything about the run to a new folder.
 
         best = doublehead.train("data", "double-head-tiny", "runs/first", settings={"train.epochs": 10})
         doublehead.load(best).predict("photo.jpg")
 
     Args:
-        data: the dataset's folder, or a YAML file that names its splits; may stand in `config`. Or a dataset itself: a
-            sequence of (image, {"boxes", "labels"}), or such by split, as {"train": ..., "val": ...}; see
+        data: dataset folder, or a YAML file that names its splits; `config` may give it instead. Also accepts a Python
+            dataset: a sequence of (image, {"boxes", "labels"}), or one per split, as {"train": ..., "val": ...}; see
             `data.own.own_dataset`.
-        model: a preset (`doublehead models` lists them), or a trained model to start from: a checkpoint or a published
-            name; may stand in `config`.
-        output: the run folder, a new one; None: one in runs, named after the data and the model.
-        recipe: a row of `recipes.RECIPES`; None: by the model.
-        config: a YAML file with any settings, such as the config.yaml of an earlier run.
-        device: auto, cpu, cuda, cuda:1.
-        settings: any other settings by their keys.
-        backbone: a pretrained backbone in place of the model's: resnet18, 34, 50 or 101, or a model of timm such as
+        model: preset (`doublehead models` lists them), or a checkpoint or published name to fine-tune; `config` may
+            give it instead.
+        output: run folder; must be new. None: a folder in runs, named after the data and the model.
+        recipe: row of `recipes.RECIPES`; None: chosen by the model.
+        config: YAML file with any settings, such as the config.yaml of an earlier run.
+        device: auto, cpu, cuda or a card such as cuda:1.
+        settings: any other settings, by key.
+        backbone: pretrained backbone that replaces the model's: resnet18, 34, 50 or 101, or a timm model such as
             convnext_tiny.fb_in22k_ft_in1k.
-        from_: a trained detector whose backbone, FPN, RPN and fitting heads `model`, a preset, takes: a checkpoint, a
-            published name, or a file that `convert` reads.
-        classes: names of the classes, if `data` is a dataset itself without `classes` of its own.
-        callbacks: objects with methods of `doublehead.Callback`, which the run calls.
-        log: recorders beside those of `train.recorders`: tensorboard, wandb, mlflow.
+        from_: trained detector from which the preset `model` takes backbone, FPN, RPN and matching heads: a checkpoint,
+            a published name, or a file that `convert` reads.
+        classes: class names, if `data` is a Python dataset without a `classes` attribute.
+        callbacks: objects with methods of `doublehead.Callback`.
+        log: recorders in addition to `train.recorders`: tensorboard, wandb, mlflow.
 
     Returns:
         The path of the best checkpoint.
 
     Raises:
-        DoubleheadError: the data, the settings or the folder have a mistake, a loss is not finite, or a callback
-            failed.
-        Fault: memory, disk, a loader process or another process of the run failed; the run is kept.
+        DoubleheadError: the data, the settings or the folder are invalid, a loss is not finite, or a callback failed.
+        Fault: memory, disk, a loader process or another process of the run failed; the run can be resumed.
         Interrupted: Ctrl-C or SIGTERM; the run is saved.
     """
     own = own_dataset(data, classes) if data is not None and is_own(data) else None
@@ -90,19 +89,19 @@ def resume(
         doublehead.resume("runs/first", settings={"train.epochs": 20})
 
     Args:
-        run: the run's folder.
-        other_data: resume even if the data has changed since.
-        data: the dataset itself, if the run was given one.
-        classes: as of `train`.
-        settings: settings that change from here on; `changes.MAY_CHANGE` lists those that may.
-        callbacks: as of `train`; those of the run before are not remembered.
-        log: as of `train`.
+        run: run folder.
+        other_data: resume even if the data has changed.
+        data: the Python dataset, if the run was started with one.
+        classes: as in `train`.
+        settings: settings to change for the rest of the run; `changes.MAY_CHANGE` lists those allowed.
+        callbacks: as in `train`; callbacks are not stored, so pass them again.
+        log: as in `train`.
 
     Returns:
         The path of the best checkpoint.
 
     Raises:
-        DoubleheadError: the folder holds no run, the data has changed, a setting may not change, or as `train`.
+        DoubleheadError: the folder holds no run, the data has changed, a setting may not change, or as in `train`.
         Interrupted: Ctrl-C or SIGTERM; the run is saved.
     """
     if data is not None and not is_own(data):
@@ -115,5 +114,5 @@ def resume(
 
 
 def _recorders(config: Config, log: Sequence[str]) -> dict[str, Any]:
-    """The settings that add recorders to a run's own."""
+    """Settings that add recorders to those of the config."""
     return {"train.recorders": [*config.train.recorders, *log]} if log else {}

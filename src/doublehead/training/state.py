@@ -1,4 +1,4 @@
-"""Everything a run must remember to go on as if it had never stopped: as tensors and plain numbers, without pickle."""
+"""State of a run for exact resuming, stored as tensors and plain numbers, without pickle."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from doublehead.model.checkpoint import Checkpoint, save_checkpoint
 from doublehead.model.detector import Detector
 
 HALVINGS = 5
-"""Steps in a row that an fp16 scaler may skip while it looks for its scale: from 65536 down to 2048."""
+"""Consecutive steps that an fp16 scaler may skip to find its scale: from 65536 down to 2048."""
 
 
 @dataclass
 class TrainingState:
-    """The model that learns, its average, the optimiser, and how far the run has come.
+    """The model in training, its average, the optimiser, and the progress of the run.
 
-    Random numbers need no memory: each step seeds its own (see `loop.py`), and so does each augmented image.
+    Random generators have no state to store: each step (see `loop.py`) and each augmented image has its own seed.
     """
 
     model: Detector
@@ -44,20 +44,20 @@ class TrainingState:
 
     @classmethod
     def create(cls, model: Detector, config: TrainConfig, device: torch.device, fp16: bool) -> TrainingState:
-        """The state before the first step."""
+        """Create the state before the first step."""
         average = MovingAverage(model, config.ema) if config.ema else None
         return cls(model, average, make_optimizer(model, config), torch.amp.GradScaler(device.type, enabled=fp16))
 
     @property
     def for_use(self) -> Detector:
-        """The model to measure and to keep: the average where there is one."""
+        """The model to evaluate and save: the average, if there is one."""
         return self.average.module if self.average is not None else self.model
 
     def rescales(self) -> bool:
-        """Whether a gradient that is not finite is put down to the fp16 scaler's scale, which it then halves.
+        """Whether a non-finite gradient is attributed to the scale of the fp16 scaler, which is then halved.
 
-        Any gradient is too large for some scale. One that is not finite after `HALVINGS` halvings, or unscaled, counts
-        as the model's own.
+        Every gradient overflows at some scale. A gradient that is not finite after `HALVINGS` halvings, or without
+        scaling, is attributed to the model.
         """
         found = self.scaler.is_enabled() and self.halvings < HALVINGS and self.scaler.get_scale() > 1
         self.halvings += found
@@ -71,7 +71,7 @@ class TrainingState:
         weights_only: bool = False,
         keep: Path | None = None,
     ) -> None:
-        """Write the weights for use, and unless `weights_only` the state; `keep` as in `save_checkpoint`."""
+        """Write the weights for inference and, unless `weights_only`, the state; `keep` as in `save_checkpoint`."""
         notes: dict[str, Any] = {"step": self.step, "best": self.best}
         if config.data.split:
             notes["split"] = config.data.split.model_dump()
@@ -89,10 +89,10 @@ class TrainingState:
         save_checkpoint(path, config.model, categories, self.for_use.state_dict(), notes, tensors, keep)
 
     def restore(self, checkpoint: Checkpoint, path: Path) -> None:
-        """Go back to what `save` wrote.
+        """Restore the state written by `save`.
 
         Raises:
-            DoubleheadError: the file holds no state of a run.
+            DoubleheadError: the file contains no training state.
         """
         notes, tensors = checkpoint.notes, checkpoint.training
         if "measured" not in notes:
@@ -118,10 +118,10 @@ class TrainingState:
 
 
 class MovingAverage:
-    """A copy of a model that follows it: parameters and running statistics averaged, counters copied.
+    """Exponential moving average of a model: parameters and running statistics are averaged, counters copied.
 
-    The decay grows to `decay` as (1 + n) / (10 + n) after n updates, so that the first weights are forgotten. (Of
-    torch's AveragedModel, each update would wait for a GPU.)
+    The decay grows to `decay` as (1 + n) / (10 + n) after n updates, so that the initial weights are forgotten. Unlike
+    torch's AveragedModel, updates do not wait for the GPU.
     """
 
     def __init__(self, model: Detector, decay: float) -> None:
@@ -131,7 +131,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, model: Detector) -> None:
-        """Follow one step."""
+        """Update the average after a step."""
         weight = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.updates else 1.0
         pairs = list(zip(_tensors(self.module), _tensors(model), strict=True))
         floats = [pair for pair in pairs if pair[0].is_floating_point() and weight < 1]
@@ -149,9 +149,9 @@ def _tensors(model: nn.Module) -> Iterator[Tensor]:
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """SGD with the published decay on every weight, or AdamW with decay on matrices and kernels alone.
+    """Create the optimiser: SGD with decay on all weights, as published, or AdamW with decay on matrices and kernels.
 
-    Each group has a `share` of the learning rate: 1, less by `train.layer_decay` for stages of the backbone, or the
+    Each group has a `share` of the learning rate: 1, reduced by `train.layer_decay` for stages of the backbone, or the
     `lr` of a branch.
     """
     groups: list[dict[str, Any]] = []
@@ -167,10 +167,10 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
 
 
 def _by_rate(model: nn.Module, decay: float) -> dict[float, list[nn.Parameter]]:
-    """The parameters that learn, by their share of the learning rate: first 1, that of all but body and branches.
+    """Group trainable parameters by their share of the learning rate, starting with 1, for all but body and branches.
 
-    The last stage of the body has `decay`, the one before it `decay` squared, and so on (BEiT, appendix; here by the
-    five stages by which layers are frozen).
+    The last stage of the body has the share `decay`, the one before it `decay` squared, and so on (BEiT, appendix; here
+    by the five stages used for freezing).
     """
     shares: dict[nn.Parameter, float] = {}
     if decay < 1:

@@ -1,4 +1,4 @@
-"""One optimiser step: losses of a batch, their gradient, and what the processes agree on."""
+"""An optimiser step: losses of a batch, gradients, and agreement among processes."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from doublehead.training.parallel import no_sync
 from doublehead.training.state import TrainingState
 
 Batch = tuple[list[Tensor], list[dict[str, Any]]]
-"""Images, uint8 (3, H, W), and their targets, as `DetectionDataset` gives them."""
+"""Images, uint8 (3, H, W), and their targets, as returned by `DetectionDataset`."""
 
 
 def on_device(
     images: list[Tensor], targets: list[dict[str, Any]], device: torch.device
 ) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    """Images, and the boxes and labels of their targets, on a device."""
+    """Move images, and the boxes and labels of their targets, to a device."""
     truth = [{key: target[key].to(device, non_blocking=True) for key in ("boxes", "labels")} for target in targets]
     return [image.to(device, non_blocking=True) for image in images], truth
 
 
 @dataclass(frozen=True)
 class Taken:
-    """A step that was taken, or skipped since its loss or gradient was not finite."""
+    """Result of a step that was taken, or skipped because of a non-finite loss or gradient."""
 
     losses: dict[str, float]  # by name, averaged over the accumulated parts; empty: the step was skipped
     stop: bool  # whether some process was asked to stop
@@ -43,17 +43,17 @@ class Taken:
 
 
 class Stepper:
-    """Takes the steps of a run.
+    """Executes the steps of a run.
 
     Args:
-        settings: how the model learns.
-        state: what learns.
-        processes: this process among those of the run.
-        rate: the learning rate of a step.
-        autocast: the context in which the model computes.
-        records: the training images, to name those whose loss is not finite.
+        settings: training settings.
+        state: state of the run.
+        processes: the processes of the run.
+        rate: returns the learning rate of a step.
+        autocast: autocast context of the model.
+        records: training records, to name images with a non-finite loss.
         keep: folder for the images of such steps.
-        say: told of a step that is skipped.
+        say: called with a message if a step is skipped.
         asked_to_stop: whether this process was asked to stop.
     """
 
@@ -77,10 +77,10 @@ class Stepper:
         """Take one step.
 
         Args:
-            module: the model as `parallel.learner` gives it.
-            step: from 0.
-            batches: gives `train.accumulate` parts.
-            saved: when this process saved last, by the monotonic clock.
+            module: result of `parallel.learner`.
+            step: number of the step, from 0.
+            batches: source of `train.accumulate` parts.
+            saved: time of this process's last save, by the monotonic clock.
 
         Raises:
             DoubleheadError: a loss or gradient is not finite, more often than `train.skip_not_finite` allows.
@@ -127,12 +127,12 @@ class Stepper:
         return Taken(sums, stop, save)
 
     def _agree(self, losses: Tensor, norm: Tensor, saved: float) -> tuple[list[list[float]], float, list[bool]]:
-        """Bring a step's figures to this process; it is the step's one exchange, and its one wait for the device.
+        """Exchange a step's values among processes: its only exchange, and its only synchronisation with the device.
 
         Args:
             losses: (parts, 1 + names of losses).
-            norm: of the gradient.
-            saved: as of `take`.
+            norm: norm of the gradient.
+            saved: as in `take`.
 
         Returns:
             Losses and norm as numbers; and whether in any process a loss is not finite, a stop was asked for, and
@@ -148,10 +148,10 @@ class Stepper:
         return rows, figures[losses.numel()], [bool(flag) for flag in figures[losses.numel() + 1 :]]
 
     def _not_finite(self, step: int, bad: list[str], losses: dict[str, float], parts: list[Batch]) -> None:
-        """Keep the batch of each process that has something `bad`; stop all with one sentence if there were too many.
+        """Store the batch of each process with non-finite values, and stop the run after too many such steps.
 
         Raises:
-            DoubleheadError: names the images.
+            DoubleheadError: too many steps were skipped; the message names the images.
         """
         folder = self.keep / f"step-{step}"
         images = [image for part in parts for image in part[0]]
@@ -171,7 +171,7 @@ class Stepper:
         self.say(f"skipped: {found}; see {folder}")
 
     def _leave_out(self, buffers: list[Tensor]) -> None:
-        """Forget a step: its gradients, and what it did to running statistics."""
+        """Undo a step: drop its gradients and restore running statistics."""
         self.state.skipped += 1
         self.state.optimizer.zero_grad(set_to_none=True)
         for buffer, before in zip(self.state.model.buffers(), buffers, strict=True):

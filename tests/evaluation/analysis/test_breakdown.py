@@ -65,7 +65,7 @@ def test_an_example_worked_by_hand():
 
     a, b = 34 + 33 * 2 / 7, 34
     one_less = 34 + 33 * 2 / 6  # of A, with one false detection taken away
-    mended = {
+    fixed = {
         "classification": (one_less, 67),  # the detection becomes one of B: recall 2/3 at precision 1
         "localisation": (34 + 33 * 2 / 3 + 34 * 3 / 7, b),  # the third best detection hits
         "both": (one_less, b),
@@ -76,7 +76,7 @@ def test_an_example_worked_by_hand():
     result = break_down([found])
     assert result.ap50 == pytest.approx((a + b) / 202)
     assert result.counts == dict.fromkeys(KINDS, 1)
-    for kind, (of_a, of_b) in mended.items():
+    for kind, (of_a, of_b) in fixed.items():
         assert result.gains[kind] == pytest.approx((of_a + of_b - a - b) / 202), kind
 
 
@@ -85,7 +85,7 @@ def test_one_object_is_found_once_however_many_are_mended():
     poor = [(A, 0.9, [0, 0, 100, 40]), (A, 0.8, [0, 0, 100, 30])]
     result = break_down([judged(image, poor)])
     assert (result.ap50, result.gains["localisation"], result.counts["missed"]) == (0, pytest.approx(1), 0)
-    # Where the object is found, mending takes the poor ones away: precision 1/3 before, 1 after.
+    # Where the object is found, fixing removes the poor ones: precision 1/3 before, 1 after.
     result = break_down([judged(image, [*poor, (A, 0.1, [0, 0, 100, 100])])])
     assert result.ap50 == pytest.approx(1 / 3)
     assert result.gains["localisation"] == pytest.approx(2 / 3)

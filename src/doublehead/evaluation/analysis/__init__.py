@@ -1,4 +1,4 @@
-"""Why the heads differ (paper, section 3), on any model and any data; see docs/analysis.md."""
+"""Analysis of how heads differ (paper, section 3), for any model and data; see docs/analysis.md."""
 
 from doublehead.evaluation.analysis.analyze import analyze
 

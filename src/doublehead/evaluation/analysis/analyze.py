@@ -1,4 +1,4 @@
-"""The whole analysis: models and a split in, curves, correlations and kinds of errors out."""
+"""The complete analysis: curves, correlations and kinds of errors of models on a split."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ def analyze(
     progress: bool = False,
     settings: Mapping[str, Any] | None = None,
 ) -> Analysis:
-    """Show where models lose, in classifying or in localising, and how their heads differ (paper, section 3).
+    """Analyse where models lose AP, in classification or localisation, and how their heads differ (paper, section 3).
 
     Args:
         weights: one or more checkpoints or published names.
-        data: the dataset's folder or YAML; classes of a model that it does not have are left out.
-        split: which of its splits.
-        output: folder for the report; None: it is not written.
-        budget: how many images, objects and windows; QUICK, or FULL with the paper's numbers.
-        batch_size: images that go through a model at once.
-        workers: processes that decode images; None: by the cores.
-        device: where to compute.
-        progress: whether to show a bar.
-        settings: inference options by their names; see `config.InferenceOptions`.
+        data: dataset folder or YAML. Classes of a model that the dataset lacks are ignored.
+        split: name of the split.
+        output: folder for the report; None: no report.
+        budget: numbers of images, objects and windows; QUICK, or FULL with the paper's numbers.
+        batch_size: images per forward pass.
+        workers: processes that decode images; None: chosen by the number of CPU cores.
+        device: auto, cpu, cuda or a card such as cuda:1.
+        progress: whether to show a progress bar.
+        settings: inference options by name; see `config.InferenceOptions`.
 
     Raises:
-        DoubleheadError: weights, data or split have a mistake, the data has classes unknown to a model, the split has
-            no objects, or matplotlib is not installed and a report is wanted.
+        DoubleheadError: weights, data or split are invalid, the data has classes unknown to a model, the split has no
+            objects, or a report is requested and matplotlib is not installed.
     """
     if output is not None:
         require("matplotlib", "plots")
@@ -89,7 +89,7 @@ def analyze(
 def _show(
     look: Look, split: Split, objects: list[Object], batch_size: int, workers: int, advance: Callable[..., None]
 ) -> None:
-    """Let a model look at all images and the objects in them."""
+    """Run a model on all images and on the windows around their objects."""
     by_image: dict[int, list[Object]] = defaultdict(list)
     for each in objects:
         by_image[each.image_id].append(each)

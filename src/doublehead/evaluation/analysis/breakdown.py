@@ -1,7 +1,7 @@
-"""What kinds of errors cost how much AP, by the method of TIDE (Bolya et al., ECCV 2020).
+"""Cost in AP of each kind of error, by the method of TIDE (Bolya et al., ECCV 2020).
 
-Each false detection is of one kind, by its overlap with the objects of its image; each object that no detection found,
-and none would find whose class or box were fixed, is missed. What a kind costs is the AP gained by fixing it alone.
+Each false detection is of one kind, by its overlap with the objects of its image. An object is missed if no detection
+finds it, even with its class or box fixed. The cost of a kind is the AP gained by fixing it alone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from doublehead.evaluation.analysis.proposals import iou
 from doublehead.evaluation.coco import average_precision
 
 FOREGROUND, BACKGROUND = 0.5, 0.1
-"""IoU from which a box counts as an object's, and up to which it has nothing to do with it."""
+"""Minimum IoU of a box with its object, and maximum IoU with unrelated objects."""
 
 KINDS = ("classification", "localisation", "both", "duplicate", "background", "missed")
 HIT, IGNORED = "hit", "ignored"
@@ -26,7 +26,7 @@ HIT, IGNORED = "hit", "ignored"
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """The detections of one image, best first, each judged; and the objects among its boxes that were missed."""
+    """Detections of one image, best first, with their kinds of errors; and the missed objects."""
 
     record: Record
     boxes: np.ndarray  # (D, 4)
@@ -38,26 +38,26 @@ class Judged:
 
     @property
     def cost(self) -> float:
-        """How bad the image is: the scores of its false detections, and 1 for each object missed."""
+        """Cost of the image: sum of the scores of false detections, plus 1 for each missed object."""
         false = [score for score, kind in zip(self.scores, self.kinds, strict=True) if kind in KINDS]
         return float(sum(false)) + len(self.missed)
 
 
 @dataclass(frozen=True)
 class Breakdown:
-    """AP at IoU 0.5, mean of the classes, in 0..1; what fixing each kind would add to it; how often each occurs."""
+    """AP at IoU 0.5, mean over classes, in 0..1; the gain by fixing each kind of error; and the number of each kind."""
 
     ap50: float
     gains: dict[str, float]
     counts: dict[str, int]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Convert to plain values."""
         return {"AP50": self.ap50, "gains": self.gains, "counts": self.counts}
 
 
 def judge(record: Record, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> Judged:
-    """Match the detections of an image to its objects as COCO does at IoU 0.5, and say of what kind each error is.
+    """Match the detections of an image to its objects by COCO's rules at IoU 0.5, and classify the errors.
 
     Args:
         record: the image as annotated.
@@ -84,11 +84,11 @@ def judge(record: Record, boxes: np.ndarray, scores: np.ndarray, labels: np.ndar
 
 
 def break_down(images: Sequence[Judged]) -> Breakdown:
-    """What each kind of error costs over all images.
+    """Compute the cost of each kind of error over all images.
 
-    Fixing a detection's class or box makes it a hit, unless its object is found already or a better one of the same
-    kind would find it: then, and for the other kinds, fixing takes it away. Fixing what is missed takes the missed
-    objects out of the number to find.
+    Fixing a detection's class or box makes it a hit, unless its object is already found, or would be found by a better
+    detection of the same kind; then, and for the other kinds, fixing removes the detection. Fixing missed objects
+    removes them from the number of objects.
     """
     classes = sorted({int(label) for image in images for label in image.record.labels[~image.record.crowd]})
     rows = [row for number, image in enumerate(images) for row in _rows(number, image)]
@@ -126,7 +126,7 @@ def _rows(number: int, image: Judged) -> list[_ScoredDetection]:
 
 
 def _fixed(rows: list[_ScoredDetection], kind: str, found: set[tuple[int, int]]) -> list[_ScoredDetection]:
-    """The detections, best first, with one kind of error fixed."""
+    """Detections, best first, with one kind of error fixed."""
     taken, result = set(found), []
     for row in rows:
         if row.kind != kind:
@@ -148,7 +148,7 @@ def _mean_ap(rows: list[_ScoredDetection], wanted: Counter[int], classes: list[i
 
 
 def _hits(overlaps: np.ndarray, possible: np.ndarray) -> np.ndarray:
-    """The object that each detection hits, the best detection first; -1: none. All arrays (D, N)."""
+    """Object that each detection hits, best detection first; -1: none. All arrays (D, N)."""
     free, hits = np.ones(overlaps.shape[1], bool), np.full(len(overlaps), -1)
     for d, row in enumerate(np.where(possible, overlaps, 0)):
         open_ = row * free

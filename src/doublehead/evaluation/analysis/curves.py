@@ -1,4 +1,4 @@
-"""Scores and boxes against the IoU of proposals, gathered object by object (paper, section 3.1 and 3.2)."""
+"""Scores and boxes against the IoU of proposals, by object (paper, sections 3.1 and 3.2)."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from doublehead.evaluation.analysis.proposals import SIZES, bin_of
 from doublehead.evaluation.budget import BINS
 
 FOREGROUND = 0.5
-"""Least IoU of the proposals that a regressor is trained on."""
+"""Minimum IoU of the proposals that a regressor is trained on."""
 
 _ROUNDS = 2000
 
 
 class Bins:
-    """Mean and deviation of a value in each range of proposal IoU, over all proposals given so far."""
+    """Mean and standard deviation of a value in each range of proposal IoU, over all proposals added so far."""
 
     def __init__(self) -> None:
         self._sums = np.zeros((3, BINS))
 
     def add(self, ious: np.ndarray, values: np.ndarray) -> None:
-        """Count the values (W,) of proposals with these IoUs (W,)."""
+        """Add the values (W,) of proposals with these IoUs (W,)."""
         places, values = bin_of(ious), values.astype(np.float64)
         for row, power in zip(self._sums, (np.ones_like(values), values, values**2), strict=True):
             row += np.bincount(places, power, BINS)
@@ -50,10 +50,10 @@ class Bins:
 
 @dataclass
 class Curve:
-    """Of one head: a value against proposal IoU, for all objects and by their size, and one figure per object.
+    """Value of a head against proposal IoU, for all objects and by size, with one figure per object.
 
-    The figure is the PCC of score and IoU of a head that classifies, and the mean IoU of the boxes regressed from
-    foreground proposals of a head that regresses; NaN where an object has none.
+    The figure of a classifying head is the PCC of score and IoU. That of a regressing head is the mean IoU of boxes
+    regressed from foreground proposals, NaN for objects without any.
     """
 
     model: str
@@ -62,7 +62,7 @@ class Curve:
     per_object: list[float] = field(default_factory=list)
 
     def add(self, size: str, ious: np.ndarray, values: np.ndarray, figure: float) -> None:
-        """Count one object."""
+        """Add one object."""
         for key in ("all", size):
             self.bins[key].add(ious, values)
         self.per_object.append(figure)
@@ -70,7 +70,7 @@ class Curve:
 
 @dataclass
 class Survivors:
-    """What NMS leaves of each object's windows, scored by one head and boxed by one, or left where they are (None)."""
+    """Windows of each object that survive NMS, with scores of one head and boxes of one head, or unchanged (None)."""
 
     model: str
     score_branch: str
@@ -81,19 +81,19 @@ class Survivors:
 
 
 def pcc(scores: np.ndarray, ious: np.ndarray) -> float:
-    """Pearson's correlation of score and IoU; NaN where either is constant."""
+    """Pearson correlation of score and IoU; NaN if either is constant."""
     if len(scores) < 2 or np.ptp(scores) == 0 or np.ptp(ious) == 0:
         return float("nan")
     return float(np.corrcoef(scores.astype(np.float64), ious)[0, 1])
 
 
 def foreground_mean(ious: np.ndarray, regressed: np.ndarray) -> float:
-    """Mean IoU (W,) of the boxes regressed from the proposals that have at least 0.5; NaN if there is none."""
+    """Mean IoU of the boxes regressed from proposals (W,) with an IoU of at least 0.5; NaN if there are none."""
     return mean(regressed[ious >= FOREGROUND])
 
 
 def survive(boxes: np.ndarray, scores: np.ndarray, threshold: float, iou: float) -> np.ndarray:
-    """Which of one object's boxes (W, 4) NMS leaves of those above a score, best first."""
+    """Indices of an object's boxes (W, 4) above a score that survive NMS, best first."""
     candidates = np.flatnonzero(scores > threshold)
     kept = nms(torch.from_numpy(boxes[candidates]).double(), torch.from_numpy(scores[candidates]).double(), iou)
     return candidates[kept.numpy()]
@@ -101,7 +101,7 @@ def survive(boxes: np.ndarray, scores: np.ndarray, threshold: float, iou: float)
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean difference, the bounds of its 95% interval, and how many objects it is of."""
+    """Mean difference, with the bounds of its 95% interval and the number of objects."""
 
     mean: float
     low: float
@@ -110,14 +110,14 @@ class Interval:
 
     @property
     def certain(self) -> bool:
-        """Whether the interval leaves out 0."""
+        """Whether the interval excludes 0."""
         return self.low > 0 or self.high < 0
 
 
 def difference(ours: Sequence[float], theirs: Sequence[float], images: Sequence[int]) -> Interval:
-    """Mean of `ours - theirs` over objects that have both, and its bootstrap interval.
+    """Mean of `ours - theirs` over objects that have both values, with its bootstrap interval.
 
-    Images are drawn, not objects: those of one image are alike.
+    Images are resampled rather than objects, since objects of one image are similar.
     """
     paired = np.asarray(ours, np.float64) - np.asarray(theirs, np.float64)
     known = ~np.isnan(paired)
@@ -132,7 +132,7 @@ def difference(ours: Sequence[float], theirs: Sequence[float], images: Sequence[
 
 
 def mean(values: Sequence[float] | np.ndarray) -> float:
-    """The mean of what is not NaN; NaN if nothing is."""
+    """Mean of the values that are not NaN; NaN if all are."""
     array = np.asarray(values, np.float64)
     array = array[~np.isnan(array)]
     return float(array.mean()) if len(array) else float("nan")

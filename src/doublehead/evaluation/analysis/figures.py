@@ -1,4 +1,4 @@
-"""The figures of the report, each as a data URI of an SVG or a JPEG that the page carries in itself."""
+"""Figures of the report, each embedded in the page as a data URI of an SVG or JPEG."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from doublehead.inference.detections import class_colour, draw_boxes
 from doublehead.model.box_head import RESOLUTION
 
 Named = Callable[[str, str], str]
-"""A model and a branch to a head's name."""
+"""Returns a head's name for a model and a branch."""
 
 PANEL = (5.4, 3.9)  # inches: of a size to be read on a phone, one to a line
 CENTRES = (np.arange(BINS) + 0.5) / BINS
@@ -29,14 +29,14 @@ _LINES = ("-", "--", ":", "-.")
 _BARS = ("#364fc7", "#f08c00", "#2b8a3e", "#a61e4d")
 
 COLOUR_OF_KIND = dict(zip((*KINDS, HIT), (5, 2, 7, 4, 1, 8, 3), strict=True))
-"""Labels that `class_colour` gives well parted colours to."""
+"""Labels to which `class_colour` assigns clearly distinct colours."""
 
 _DRAWN_SCORE = 0.3
 _PICTURE = 720  # pixels, the longer side
 
 
 def against_iou(curves: Sequence[Curve], models: list[str], name: Named, size: str, title: str, regressed: bool) -> str:
-    """Mean and deviation, of scores or of the IoU of regressed boxes, in each range of proposal IoU."""
+    """Plot mean and deviation of scores, or of the IoU of regressed boxes, in each range of proposal IoU."""
     figure = new_figure(*PANEL)
     axes = figure.subplots()
     if regressed:
@@ -56,7 +56,7 @@ def against_iou(curves: Sequence[Curve], models: list[str], name: Named, size: s
 
 
 def distribution(curves: Sequence[Curve], models: list[str], name: Named) -> str:
-    """The share of objects whose PCC is at most x: further right is better."""
+    """Plot the share of objects whose PCC is at most x; further right is better."""
     figure = new_figure(*PANEL)
     axes = figure.subplots()
     for curve in curves:
@@ -74,7 +74,7 @@ def distribution(curves: Sequence[Curve], models: list[str], name: Named) -> str
 
 
 def survivors(rows: Sequence[Survivors], models: list[str], name: Named, title: str) -> str:
-    """The share of objects whose best-scored box after NMS has at least the IoU x."""
+    """Plot the share of objects whose top-scoring box after NMS has an IoU of at least x."""
     figure = new_figure(*PANEL)
     axes = figure.subplots()
     for row in rows:
@@ -90,7 +90,7 @@ def survivors(rows: Sequence[Survivors], models: list[str], name: Named, title: 
 
 
 def maps(correlation: Correlation, title: str) -> str:
-    """A 7x7 grid of 7x7 maps: how alike each position is to all others."""
+    """Draw a 7x7 grid of 7x7 maps: the similarity of each position to all others."""
     figure = new_figure(3.6, 3.9)
     axes = figure.subplots()
     step = RESOLUTION + 1
@@ -106,7 +106,7 @@ def maps(correlation: Correlation, title: str) -> str:
 
 
 def by_distance(correlations: Sequence[Correlation], models: list[str], name: Callable[[Correlation], str]) -> str:
-    """Mean correlation against the distance of two positions."""
+    """Plot the mean correlation against the distance between positions."""
     figure = new_figure(PANEL[0], PANEL[1] + 0.5)
     axes = figure.subplots()
     for correlation in correlations:
@@ -122,7 +122,7 @@ def by_distance(correlations: Sequence[Correlation], models: list[str], name: Ca
 
 
 def gains(rows: Sequence[tuple[str, dict[str, float]]]) -> str:
-    """Points of AP50 that fixing each kind of error would add, a group of bars for each kind."""
+    """Plot the points of AP50 gained by fixing each kind of error, with a group of bars per kind."""
     figure = new_figure(PANEL[0] + 0.6, 3.9)
     axes = figure.subplots()
     width = 0.8 / len(rows)
@@ -141,7 +141,7 @@ def gains(rows: Sequence[tuple[str, dict[str, float]]]) -> str:
 
 
 def picture(image: Judged, categories: Categories) -> str:
-    """The image with its hits, its false detections of score 0.3 and more, and what was missed."""
+    """Draw hits, false detections with a score of at least 0.3, and missed objects on the image."""
     full = read_image(image.record.path, image.record.encoded())
     scale = _PICTURE / max(full.size)
     canvas = full.resize([max(1, round(side * scale)) for side in full.size])
@@ -157,11 +157,11 @@ def picture(image: Judged, categories: Categories) -> str:
 
 
 def colour(kind: str) -> str:
-    """A kind's colour on the pictures, as CSS has it."""
+    """CSS colour of a kind of error on the pictures."""
     return "rgb({}, {}, {})".format(*class_colour(COLOUR_OF_KIND[kind]))
 
 
 def _style(model: str, branch: str, models: list[str]) -> dict[str, Any]:
-    """The colour says which head, the line which model."""
+    """Line style: the colour identifies the head, the dash pattern the model."""
     head = next((head for head in _COLOURS if branch.startswith(head)), "")
     return {"color": _COLOURS.get(head, "0.45"), "ls": _LINES[models.index(model) % len(_LINES)]}

@@ -1,4 +1,4 @@
-"""What the branches of a model answer when asked about given boxes."""
+"""Predictions of a model's branches for given boxes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from doublehead.model.detector import Detector, FirstStage
 from doublehead.model.postprocess import fuse
 
 AT_ONCE = 512
-"""Boxes pooled and run at once, which bounds the memory."""
+"""Boxes pooled and run at once, to bound memory."""
 
 FUSED = "fused"
 
 
 @dataclass(frozen=True)
 class Heads:
-    """Which branches of a model give scores, and which give boxes."""
+    """Branches of a model that predict scores, and branches that predict boxes."""
 
     scores: tuple[str, ...]  # names of branches, and `fused` where there are several
     boxes: tuple[str, ...]
@@ -29,21 +29,21 @@ class Heads:
 
     @property
     def combinations(self) -> list[tuple[str, str]]:
-        """Every pair of scores and boxes, the model's own first."""
+        """All pairs of a head for scores and one for boxes, the model's default first."""
         pairs = [(score, box) for score in self.scores for box in self.boxes]
         return sorted(pairs, key=lambda pair: pair != self.own)
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Of W boxes around one object: the score of its class, and the box regressed for it, by head."""
+    """Scores of an object's class and regressed boxes, by head, for W boxes around the object."""
 
     scores: dict[str, np.ndarray]  # (W,)
     boxes: dict[str, np.ndarray]  # (W, 4) xyxy in pixels of the image
 
 
 def heads_of(model: Detector, options: InferenceOptions) -> Heads:
-    """The heads of a model, and which of them its options ask for."""
+    """Return the heads of a model, and those selected by its options."""
     config: ModelConfig = model.config
     named = list(zip(config.branch_names, config.branches, strict=True))
     scores = tuple(name for name, branch in named if branch.classify)
@@ -54,7 +54,7 @@ def heads_of(model: Detector, options: InferenceOptions) -> Heads:
 
 
 def chosen(options: InferenceOptions, score: str, box: str) -> InferenceOptions:
-    """The options with other heads: a branch or `fused` for the scores, and a branch for the boxes."""
+    """Return options that select other heads: a branch or `fused` for the scores, and a branch for the boxes."""
     return options.model_copy(update={"score_branch": None if score == FUSED else score, "box_branch": box})
 
 
@@ -67,15 +67,15 @@ def ask(
     labels: np.ndarray,
     options: InferenceOptions | None = None,
 ) -> Answers:
-    """Ask every branch about boxes of one image, a part of them at a time.
+    """Run every branch on boxes of one image, in parts.
 
     Args:
         model: the detector, ready for inference.
-        stage: its first stage on a batch of images.
-        place: of the image in the batch.
+        stage: result of its first stage on a batch of images.
+        place: index of the image in the batch.
         boxes: (W, 4) xyxy in pixels of the image.
-        labels: (W,) 1..C of the model: the class whose score and box are wanted.
-        options: how scores are fused; None: the model's own.
+        labels: (W,) classes 1..C of the model whose scores and boxes are returned.
+        options: fusion of scores; None: the model's default.
     """
     scores, regressed = ask_for_all(model, stage, place, boxes, options)
     rows = np.arange(len(labels))
@@ -103,7 +103,7 @@ def ask_for_all(
 
 
 def pooled(model: Detector, stage: FirstStage, place: int, boxes: Tensor, scale: float) -> Tensor:
-    """RoI features (W, C, 7, 7) of boxes (W, 4), in pixels of one image of the batch, enlarged by the scale."""
+    """Pool RoI features (W, C, 7, 7) of boxes (W, 4), in pixels of one image of the batch, enlarged by `scale`."""
     rois = to_input(model, stage, place, boxes)
     empty = rois[:0]
     pooler = model.roi_heads.last.pooler
@@ -111,7 +111,7 @@ def pooled(model: Detector, stage: FirstStage, place: int, boxes: Tensor, scale:
 
 
 def to_input(model: Detector, stage: FirstStage, place: int, boxes: Tensor) -> Tensor:
-    """Boxes in pixels of one image of the batch as boxes in pixels of the input."""
+    """Convert boxes from pixels of one image of the batch to pixels of the input."""
     return model.edges.rescale(boxes, 1 / stage.ratios[place])
 
 
@@ -135,7 +135,7 @@ def _ask(
 
 
 def model_names(weights: list[str]) -> list[str]:
-    """A short name for each model that tells it from the others: its file's, or its run folder's, or a number."""
+    """Short, distinct name for each model: of its file, of its run folder, or a number."""
     paths = [Path(w) for w in weights]
     names = [path.parent.name if path.stem in ("best", "last") and path.parent.name else path.stem for path in paths]
     if len(set(names)) == len(names):

@@ -1,4 +1,4 @@
-"""One model looked at: its detections with every combination of heads, and its heads' answers about windows."""
+"""Analysis of one model: detections with every combination of heads, and the heads' predictions for windows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from doublehead.model.detector import FirstStage
 
 @dataclass(frozen=True)
 class Combination:
-    """The detections of a model with the scores of one head and the boxes of one, measured as COCO does."""
+    """COCO metrics of a model with the scores of one head and the boxes of one head."""
 
     score_branch: str
     box_branch: str
@@ -36,7 +36,7 @@ class Combination:
 
 @dataclass(frozen=True)
 class ModelAnalysis:
-    """What was found of one model; what goes by object is in the same order for all models."""
+    """Results of one model. Values by object are in the same order for all models."""
 
     name: str
     weights: str
@@ -60,14 +60,14 @@ class _Seen:
 
 
 class Look:
-    """Gathers what one model does, batch by batch.
+    """Collects the results of one model, batch by batch.
 
     Args:
-        predictor: the model, which looks for the classes of the data alone.
-        name: for people to read.
-        weights: where it came from.
-        categories: the classes of the data, all of them known to the model.
-        windows: how many around each object.
+        predictor: the model, limited to the classes of the data.
+        name: display name.
+        weights: source of the weights.
+        categories: classes of the data, all known to the model.
+        windows: number of windows around each object.
     """
 
     def __init__(self, predictor: Predictor, name: str, weights: str, categories: Categories, windows: int) -> None:
@@ -91,7 +91,7 @@ class Look:
         self.sizes: list[str] = []
 
     def detect(self, stage: FirstStage, records: list[Record]) -> None:
-        """Detect with every combination of heads."""
+        """Detect objects with every combination of heads."""
         for (score, box), seen in self.seen.items():
             options = chosen(self.options, score, box)
             for record, result in zip(records, self.model.second_stage(stage, options), strict=True):
@@ -101,7 +101,7 @@ class Look:
                 seen.results += found.to_coco(record.image_id)
 
     def ask(self, stage: FirstStage, place: int, objects: list[Object]) -> None:
-        """Ask every head about the windows around objects of one image of the batch."""
+        """Run every head on the windows around the objects of one image of the batch."""
         for each in objects:
             windows, ious = each.windows(self.windows)
             labels = np.full(len(windows), self.to_model[each.label])
@@ -110,7 +110,7 @@ class Look:
             self._correlate(stage, place, np.stack([each.box for each in objects]).astype(np.float32))
 
     def result(self) -> ModelAnalysis:
-        """Everything gathered."""
+        """Return the collected results."""
         combinations = []
         records = [image.record for image in self.seen[self.heads.own].images]
         for (score, box), seen in self.seen.items():
@@ -133,7 +133,7 @@ class Look:
         )
 
     def _note(self, each: Object, windows: np.ndarray, ious: np.ndarray, answers: Answers) -> None:
-        """Count one object."""
+        """Add one object."""
         self.image_ids.append(each.image_id)
         self.sizes.append(each.size)
         overlaps = {branch: iou(boxes, each.box[None])[:, 0] for branch, boxes in answers.boxes.items()}
@@ -151,7 +151,7 @@ class Look:
             row.mean.append(mean(left))
 
     def _correlations(self) -> dict[tuple[str, str], spatial.Correlation]:
-        """What is compared over positions, by branch and kind; empty as yet but for the weights."""
+        """Initial correlations over positions, by branch and kind; only those of weights have values."""
         result = {("", "input"): spatial.Correlation.empty(self.name, None, "RoI features")}
         for branch, module in self._branches():
             weights = module.trunk.weights_by_position()
@@ -164,7 +164,7 @@ class Look:
 
     @torch.no_grad()
     def _correlate(self, stage: FirstStage, place: int, boxes: np.ndarray) -> None:
-        """Count the objects of one image, each pooled by its own box (N, 4)."""
+        """Add the objects of one image, each pooled by its own box (N, 4)."""
         truth = torch.from_numpy(boxes).to(stage.levels[0].device)
         self.correlations["", "input"].add(spatial.roi_features(pooled(self.model, stage, place, truth, 1.0)))
         for branch, module in self._branches():

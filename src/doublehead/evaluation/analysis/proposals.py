@@ -1,6 +1,6 @@
-"""Predefined proposals: windows around each object, as many in each range of IoU with it (paper, section 3).
+"""Predefined proposals: windows around each object, equally many in each range of IoU with it (paper, section 3).
 
-They follow from the annotations alone, so that every model is asked about the same ones.
+They depend on the annotations alone, so every model is run on the same windows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _DRAWN, _KEPT = 600_000, 10_000  # windows drawn, and kept of each range; the ra
 
 @dataclass(frozen=True, eq=False)
 class Object:
-    """An annotated object that windows are laid around."""
+    """An annotated object that is surrounded by windows."""
 
     image_id: int
     canvas: tuple[int, int]  # width and height of the image
@@ -35,8 +35,8 @@ class Object:
     def windows(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Windows (W, 4) float32 xyxy inside the image, and their IoU (W,) with the object, `count / 20` to each range.
 
-        A window that overlaps another object of the class more than this one belongs to that one, and is left out.
-        Fewer come where an image has no room for them: none of IoU near 0 beside an object that fills it.
+        Windows that overlap another object of the class more than this one are excluded. Images without room for all
+        give fewer: an object that fills its image has no windows with an IoU near 0.
         """
         for kept in (15 * count // BINS, _KEPT):  # most objects need no more than the first
             windows, ious = self._own_of(_pool(min(kept, _KEPT)))
@@ -47,7 +47,7 @@ class Object:
         return windows[places], ious[places]
 
     def _own_of(self, relative: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The windows that lie inside the image and are this object's; and their IoU with it."""
+        """Windows inside the image that belong to this object, and their IoU with it."""
         corner, sides = self.box[:2], self.box[2:] - self.box[:2]
         windows = (relative.reshape(-1, 2, 2) * sides + corner).reshape(-1, 4).astype(np.float32)
         windows = windows[((windows >= 0) & (windows <= np.tile(self.canvas, 2))).all(1)]
@@ -59,12 +59,12 @@ class Object:
 
 
 def choose(records: Sequence[Record], budget: Budget) -> tuple[list[Record], list[Object]]:
-    """Images and objects within the budget, drawn at random but always the same ones.
+    """Sample images and objects within the budget, with a fixed seed.
 
-    Crowds are left out, and boxes under a pixel wide or high.
+    Crowds, and boxes under a pixel wide or high, are excluded.
 
     Raises:
-        DoubleheadError: there is no object.
+        DoubleheadError: there are no objects.
     """
     records = _some(records, budget.images)
     objects = _some([o for record in records for o in objects_of(record)], budget.objects)
@@ -74,7 +74,7 @@ def choose(records: Sequence[Record], budget: Budget) -> tuple[list[Record], lis
 
 
 def objects_of(record: Record) -> list[Object]:
-    """The objects of an image that windows can be laid around."""
+    """Objects of an image that can be surrounded by windows."""
     inside = record.boxes.astype(np.float64).clip(0, np.tile([record.width, record.height], 2))
     result = []
     for i, box in enumerate(inside):
@@ -89,7 +89,7 @@ def objects_of(record: Record) -> list[Object]:
 
 
 def bin_of(ious: np.ndarray) -> np.ndarray:
-    """The range 0..19 that each IoU lies in; 1 lies in the last."""
+    """Range 0..19 of each IoU; an IoU of 1 is in the last."""
     return np.minimum((ious * BINS).astype(np.int64), BINS - 1)
 
 
@@ -103,9 +103,9 @@ def iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 @cache
 def _pool(kept: int) -> np.ndarray:
-    """Windows (K, 4) around the unit box of every size and offset in random order, so many of each range of IoU.
+    """Windows (K, 4) of every size and offset around the unit box, in random order, equally many per range of IoU.
 
-    Sizes and offsets scatter more or less widely from window to window: with one spread, a range would be empty.
+    The spread of sizes and offsets varies between windows: with a single spread, some ranges would be empty.
     """
     rng = np.random.default_rng(0)
     spread = np.exp(rng.uniform(np.log(0.004), 0, (_DRAWN, 1)))
@@ -117,7 +117,7 @@ def _pool(kept: int) -> np.ndarray:
 
 
 def _some(items: Sequence, count: int | None) -> list:
-    """At most so many, at random, in their order."""
+    """Sample at most `count` items, keeping their order."""
     if count is None or len(items) <= count:
         return list(items)
     return [items[i] for i in sorted(np.random.default_rng(0).choice(len(items), count, replace=False))]

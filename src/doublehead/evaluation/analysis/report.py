@@ -1,4 +1,4 @@
-"""The report: index.html, which carries everything it shows, and the same numbers as analysis.json."""
+"""The report: a self-contained index.html, and the same numbers as analysis.json."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from doublehead.evaluation.analysis.spatial import Correlation
 from doublehead.evaluation.budget import BINS
 
 WORST = 4
-"""Pictures of each model."""
+"""Number of pictures per model."""
 
 
 def write_report(analysis: Analysis, folder: Path) -> None:
@@ -38,7 +38,7 @@ def write_report(analysis: Analysis, folder: Path) -> None:
 
 
 def page(analysis: Analysis) -> str:
-    """The page as HTML."""
+    """Render the page as HTML."""
     return render(
         "evaluation/analysis/report.html",
         analysis=analysis,
@@ -59,7 +59,7 @@ def page(analysis: Analysis) -> str:
 
 
 def to_json(analysis: Analysis) -> dict[str, Any]:
-    """Every number of the report."""
+    """Convert all numbers of the report to plain values."""
     return {
         "doublehead": doublehead.__version__,
         "found": dict(words.found(analysis)),
@@ -125,14 +125,14 @@ def _curve_json(curve: Curve, figure: str) -> dict[str, Any]:
 
 
 def _of(analysis: Analysis, correlation: Correlation) -> str:
-    """What is compared over positions, and whose it is."""
+    """Describe what is compared over positions, and of which head."""
     if correlation.branch is None:
         return correlation.of + (f" of {correlation.model}" if len(analysis.models) > 1 else "")
     return f"{words.head_name(analysis, correlation.model, correlation.branch)}: {correlation.of}"
 
 
 def _figures(analysis: Analysis) -> dict[str, list[tuple[str, str]]]:
-    """By section, figures as data URI and what they show in words."""
+    """Figures as data URIs with descriptions, by section."""
     models = [model.name for model in analysis.models]
 
     def name(model: str, branch: str) -> str:
@@ -174,7 +174,7 @@ def _figures(analysis: Analysis) -> dict[str, list[tuple[str, str]]]:
 
 
 def _pictures(analysis: Analysis, model: ModelAnalysis) -> list[tuple[str, str]]:
-    """The images that cost most, drawn, each with what went wrong in words."""
+    """Draw the images with the highest cost, each with a description of its errors."""
     worst = sorted(model.combinations[0].images, key=lambda image: -image.cost)[:WORST]
     result = []
     for image in worst:
@@ -186,7 +186,7 @@ def _pictures(analysis: Analysis, model: ModelAnalysis) -> list[tuple[str, str]]
 
 
 def _rows(analysis: Analysis, curves: list[Curve]) -> list[tuple[str, list[float]]]:
-    """Of each head, the mean figure of all, small, medium and large objects."""
+    """Mean figure of each head for all, small, medium and large objects."""
     sizes = analysis.models[0].sizes
     wanted = [size for size, count in _counts(analysis).items() if count]
     rows = []

@@ -1,4 +1,4 @@
-"""What an analysis finds."""
+"""Result of an analysis."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from doublehead.evaluation.budget import Budget
 
 @dataclass(frozen=True)
 class Analysis:
-    """What was found of some models on one split."""
+    """Analysis of one or more models on one split."""
 
     models: list[ModelAnalysis]
     data: str

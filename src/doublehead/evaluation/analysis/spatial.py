@@ -1,4 +1,4 @@
-"""How alike a head's outputs are at the 7x7 positions of a proposal (paper, section 3.3 and figure 4)."""
+"""Similarity of a head's outputs at the 7x7 positions of a proposal (paper, section 3.3 and figure 4)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ POSITIONS = RESOLUTION**2
 
 @dataclass
 class Correlation:
-    """Cosine similarity between all pairs of positions, mean over what was added."""
+    """Cosine similarity between all pairs of positions, averaged over the added objects."""
 
     model: str
     branch: str | None  # None: the RoI features that branches are given
@@ -26,11 +26,11 @@ class Correlation:
 
     @classmethod
     def empty(cls, model: str, branch: str | None, of: str) -> Correlation:
-        """Nothing added yet."""
+        """Create a correlation without objects."""
         return cls(model, branch, of, np.zeros((POSITIONS, POSITIONS)), 0)
 
     def add(self, vectors: Tensor) -> None:
-        """Count N objects by a vector at each position, (N, 49, width)."""
+        """Add N objects with a vector at each position, (N, 49, width)."""
         unit = torch.nn.functional.normalize(vectors.detach().double(), dim=2)
         total = self.matrix * self.objects + (unit @ unit.transpose(1, 2)).sum(0).cpu().numpy()
         self.objects += len(vectors)
@@ -42,19 +42,19 @@ class Correlation:
         return float(self.matrix[~np.eye(POSITIONS, dtype=bool)].mean())
 
     def by_distance(self) -> tuple[np.ndarray, np.ndarray]:
-        """Each distance between two positions that there is, in positions; and the mean over all pairs at it."""
+        """All distances between two positions, and the mean over the pairs at each distance."""
         distances, group = _distances()
         return distances, np.bincount(group, self.matrix.ravel()) / np.bincount(group)
 
 
 def roi_features(rois: Tensor) -> Tensor:
-    """RoI features position by position: (N, C, 7, 7) to (N, 49, C)."""
+    """Reshape RoI features by position: (N, C, 7, 7) to (N, 49, C)."""
     return rois.flatten(2).transpose(1, 2)
 
 
 @cache
 def _distances() -> tuple[np.ndarray, np.ndarray]:
-    """The distances there are, and which of them each of the 49 x 49 pairs has."""
+    """All distances, and the index of the distance of each of the 49 x 49 pairs."""
     at = np.stack(np.divmod(np.arange(POSITIONS), RESOLUTION), 1)
     squares = ((at[:, None] - at[None]) ** 2).sum(2)
     values, group = np.unique(squares, return_inverse=True)

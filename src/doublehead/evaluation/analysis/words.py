@@ -1,4 +1,4 @@
-"""What was found, in sentences made from the numbers; they claim a difference only where its interval leaves out 0."""
+"""Findings as sentences. They claim a difference only if its interval excludes 0."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ REMEDIES = {
     "background": "detections on the background",
     "missed": "missed objects",
 }
-"""What fixing a kind of error means, in words."""
+"""What fixing each kind of error removes, in words."""
 
 
 def head_name(analysis: Analysis, model: str, branch: str) -> str:
-    """A head, for people to read; with its model where there are several."""
+    """Display name of a head, with its model if there are several."""
     name = "fused heads" if branch == FUSED else f"{branch}-head"
     return f"{name} of {model}" if len(analysis.models) > 1 else name
 
 
 def combination_name(score: str, box: str) -> str:
-    """Whose scores and whose boxes."""
+    """Display name of a combination of heads."""
     return f"{score} scores, {box} boxes"
 
 
 def found(analysis: Analysis) -> list[tuple[str, str]]:
-    """What the page begins with: what was found of scores, boxes, positions and errors, each under its name."""
+    """Summary at the top of the page: findings on scores, boxes, positions and errors, by topic."""
     several = len(analysis.models) > 1
     return [
         ("Scores", scores(analysis)),
@@ -45,7 +45,7 @@ def found(analysis: Analysis) -> list[tuple[str, str]]:
 
 
 def stages(model: ModelAnalysis) -> str:
-    """What of a cascade the figures are about."""
+    """Explain which stages of a cascade the figures describe."""
     return (
         f"The model is a cascade of {model.stages} stages. Its detections and their errors are those of all stages; "
         "scores, boxes and positions are those of the last stage's heads, asked about the windows themselves."
@@ -53,7 +53,7 @@ def stages(model: ModelAnalysis) -> str:
 
 
 def scores(analysis: Analysis) -> str:
-    """How closely the heads' scores follow IoU; fused ones belong to no head."""
+    """How closely the scores of single heads follow IoU."""
     curves = [curve for model in analysis.models for curve in model.scores if curve.branch != FUSED]
     if len(curves) == 1:
         (only,) = curves
@@ -93,7 +93,7 @@ def boxes(analysis: Analysis) -> str:
 
 
 def positions(analysis: Analysis) -> str:
-    """How alike the outputs are across positions."""
+    """How similar the outputs are across positions."""
     outputs = [c for model in analysis.models for c in model.correlations if c.branch and c.of != "weights"]
 
     def said(correlation: Correlation) -> str:
@@ -104,7 +104,7 @@ def positions(analysis: Analysis) -> str:
 
 
 def errors(model: ModelAnalysis) -> str:
-    """Where a model's detections lose most AP."""
+    """Which errors of a model cost most AP."""
     breakdown = model.combinations[0].breakdown
     points = {kind: 100 * gain for kind, gain in breakdown.gains.items()}
     first, *others = sorted(points, key=lambda kind: -points[kind])
@@ -123,7 +123,7 @@ def errors(model: ModelAnalysis) -> str:
 
 
 def _compared(analysis: Analysis, curves: Sequence[Curve], apart: str, alike: str) -> str:
-    """The best head against the worst, on objects that both have a figure of; `apart` if the interval is clear of 0."""
+    """Compare the best head with the worst, on objects with a figure of both; `apart` if the interval excludes 0."""
     ordered = sorted(curves, key=lambda curve: -mean(curve.per_object))
     best, worst = ordered[0], ordered[-1]
     found = difference(best.per_object, worst.per_object, analysis.models[0].image_ids)

@@ -1,1 +1,1 @@
-"""Recorders of other programs: TensorBoard, Weights & Biases, MLflow."""
+"""Recorders for experiment trackers: TensorBoard, Weights & Biases, MLflow."""

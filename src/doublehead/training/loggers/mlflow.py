@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from doublehead.config import Config
 
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
-"""Unless set otherwise: by MLflow's own defaults, a server that is down would hold up the run for minutes."""
+"""Defaults of environment variables: with MLflow's own, a server that is down would block the run for minutes."""
 LONGEST = 500
-"""Characters of a parameter that every MLflow takes."""
+"""Maximum characters of a parameter that every MLflow version accepts."""
 
 
 class MLflow:
@@ -78,7 +78,7 @@ class MLflow:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings by their keys, as text."""
+    """Flatten nested settings to text by key."""
     found: dict[str, str] = {}
     for name, value in values.items():
         found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": str(value)}

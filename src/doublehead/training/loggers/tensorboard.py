@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class TensorBoard:
     """Writes scalars, pictures and the config to `tensorboard/`; `tensorboard --logdir runs` shows them.
 
-    TensorBoard keeps no files: of the best checkpoint it gets the path.
+    TensorBoard stores no files, so only the path of the best checkpoint is recorded.
     """
 
     def begin(self, config: Config, folder: Path, step: int, measured: int) -> None:  # noqa: D102

@@ -1,1 +1,1 @@
-"""Variants and seeds on one dataset, trained alike and compared."""
+"""Studies: train variants with several seeds on one or more datasets and compare them."""

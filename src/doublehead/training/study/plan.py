@@ -1,4 +1,4 @@
-"""What is compared: rows of a YAML file, each trained with every seed."""
+"""Plan of a study: rows of a YAML file, each trained with every seed."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from doublehead.common.strict import Strict
 from doublehead.config import read_yaml
 
 AT_INFERENCE = "model.roi."
-"""Settings that a row measured with another row's weights may change."""
+"""Prefix of the settings that a row may change if it uses another row's weights."""
 
 
 class StudyRow(Strict):
-    """One line of the table: a model that is trained, or the weights of another row measured with other settings."""
+    """A row of the table: a model to train, or the weights of another row evaluated with other settings."""
 
     model: str | None = Field(default=None, description="A preset, such as double-head-tiny, or weights to start from;")
     of: str | None = Field(default=None, description="or the row whose weights are measured with other `model.roi`.")
@@ -35,7 +35,7 @@ class StudyRow(Strict):
 
 
 class StudyPlan(Strict):
-    """A study: the file that `doublehead study` takes."""
+    """A study, as read from the file that `doublehead study` takes."""
 
     rows: dict[str, StudyRow] = Field(min_length=1)
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
@@ -46,15 +46,15 @@ class StudyPlan(Strict):
     settings: dict[str, Any] = Field(default={}, description="Of every row; a row's own settings win.")
 
     def part(self, rows: Sequence[str] = (), seeds: Sequence[int] = (), baseline: str | None = None) -> StudyPlan:
-        """The plan with some of its rows, to which the baseline always belongs, or seeds, or with another baseline.
+        """Return the plan limited to some rows and seeds, or with another baseline. The baseline is always included.
 
         Args:
-            rows: their names; none: all.
-            seeds: some of the plan's; none: all.
+            rows: names of rows; empty: all.
+            seeds: seeds of the plan; empty: all.
             baseline: another row to compare with.
 
         Raises:
-            LookupError: the plan has no such row or seed, or a row without the one whose weights it takes.
+            LookupError: a row or seed is unknown, or a row is selected without the one whose weights it uses.
         """
         baseline = baseline or self.baseline
         for name in (baseline, *rows):
@@ -102,7 +102,7 @@ class StudyRun:
 
     @property
     def result(self) -> Path:
-        """What was measured; it is there when the run is finished."""
+        """File with the results, which exists once the run is complete."""
         return self.folder / "result.json"
 
 
@@ -119,6 +119,6 @@ def read_plan(path: str | Path) -> StudyPlan:
 
 
 def runs(plan: StudyPlan, output: Path) -> list[StudyRun]:
-    """Every run, seed by seed, so that each seed gives a whole table; what is only measured after what is trained."""
+    """List all runs seed by seed, so that each seed completes a table; rows without training come last."""
     order = sorted(plan.rows, key=lambda name: plan.rows[name].of is not None)
     return [StudyRun(name, seed, output / name / f"seed-{seed}") for seed in plan.seeds for name in order]

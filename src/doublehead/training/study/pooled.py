@@ -1,4 +1,4 @@
-"""One difference over several datasets: datasets, seeds and images drawn with replacement, one within the other."""
+"""Differences pooled over datasets, by a nested bootstrap of datasets, seeds and images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from doublehead.training.study.summary import DRAWS, IOUS, LEVEL, Difference, Su
 
 @dataclass(frozen=True)
 class PooledRow:
-    """The mean over datasets of a row's AP less the baseline's."""
+    """Difference of a row's AP to the baseline's, averaged over datasets."""
 
     name: str
     each: list[Difference]  # of each dataset
@@ -27,7 +27,7 @@ class PooledRow:
 
 @dataclass(frozen=True)
 class Pooled:
-    """What several datasets say together."""
+    """Comparison pooled over several datasets."""
 
     NAME: ClassVar = "pooled"
 

@@ -1,4 +1,4 @@
-"""Do what a plan asks for and has not been done yet."""
+"""Execution of a study: train and evaluate the runs that are not complete."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SECONDARY = {
     "train": {"device", "save_minutes", "log_every", "timeout"},
     "data": {"path", "workers", "timeout", "check"},
 }
-"""Settings that may differ between a finished run and the plan: where and how it ran, not what was learnt."""
+"""Settings that may differ between a complete run and the plan: where and how it ran, not what it learned."""
 
 
 def study(
@@ -45,28 +45,28 @@ def study(
     rows: Sequence[str] = (),
     seeds: Sequence[int] = (),
 ) -> Summary | None:
-    """Train and measure every row of a plan with every seed, and compare them.
+    """Train and evaluate every row of a plan with every seed, and compare them.
 
     `study_all` does the same for several datasets.
 
-    What is finished is never done again, and what was stopped goes on. Processes with different shards and the same
-    output folder share the work; under torchrun, all processes train each run together.
+    Complete runs are skipped, and interrupted runs are resumed. Processes with different shards and the same output
+    folder divide the work; under torchrun, all processes train each run together.
 
     Args:
-        plan: the YAML file; see `plan.StudyPlan`.
-        data: the dataset's folder or YAML.
-        output: the folder of the study: `<row>/seed-<seed>/` for each run, and the summary.
-        settings: of every run, after the plan's own.
-        shard: i/n does every n-th of what is to be trained, from the i-th.
-        baseline: the row that the others are compared with, in place of the plan's.
-        rows: the rows to do and compare, beside the baseline; none: all.
-        seeds: those of the plan to do and compare; none: all.
+        plan: YAML file; see `plan.StudyPlan`.
+        data: dataset folder or YAML.
+        output: folder of the study: `<row>/seed-<seed>/` for each run, and the summary.
+        settings: settings for all runs, which take precedence over the plan's.
+        shard: i/n trains every n-th run, starting with the i-th.
+        baseline: row to compare with; default: the plan's baseline.
+        rows: rows to run and compare in addition to the baseline; empty: all.
+        seeds: seeds of the plan to run and compare; empty: all.
 
     Returns:
         The comparison; None while runs of other shards are missing.
 
     Raises:
-        DoubleheadError: the plan, data or settings have a mistake; or a run failed, after all others were done.
+        DoubleheadError: the plan, data or settings are invalid; or a run failed, after all others were complete.
         Interrupted: Ctrl-C or SIGTERM; the run is saved.
     """
     try:
@@ -93,19 +93,19 @@ def study(
 
 
 def study_all(plan: str | Path, data: Sequence[str], output: str | Path, **choices: Any) -> dict[Path, Summary] | None:
-    """Run `study` on each dataset; where there are several, each in a folder of its name in `output`.
+    """Run `study` on each dataset; several datasets get subfolders of `output` with their names.
 
     Args:
-        plan: as of `study`.
+        plan: as in `study`.
         data: folders or YAML files of datasets with different names.
-        output: the folder of the study.
-        choices: as of `study`.
+        output: folder of the study.
+        choices: as in `study`.
 
     Returns:
-        The comparisons by their folders; None while runs of other shards are missing.
+        The comparisons by folder; None while runs of other shards are missing.
 
     Raises:
-        DoubleheadError: as of `study`; or two datasets have the same name.
+        DoubleheadError: as in `study`; or two datasets have the same name.
     """
     names = [Path(one).resolve().stem for one in data]
     if twice := [name for name, times in Counter(names).items() if times > 1]:
@@ -117,7 +117,7 @@ def study_all(plan: str | Path, data: Sequence[str], output: str | Path, **choic
 
 
 def _share(plan: StudyPlan, every: list[StudyRun], shard: str) -> list[StudyRun]:
-    """The runs of one shard; what is only measured goes with the run whose weights it needs."""
+    """Runs of one shard. Rows without training are in the shard of the run whose weights they use."""
     part, parts = parse_shard(shard)
     homes = [(plan.rows[run.row].of or run.row, run.seed) for run in every]
     order = {home: place for place, home in enumerate(dict.fromkeys(homes))}
@@ -125,7 +125,7 @@ def _share(plan: StudyPlan, every: list[StudyRun], shard: str) -> list[StudyRun]
 
 
 def _config(plan: StudyPlan, run: StudyRun, data: str | Path, settings: dict[str, Any]) -> Config:
-    """The settings of a run; where it takes the weights of another, that one's with its own over them."""
+    """Config of a run. A run with another row's weights starts from that row's settings."""
     row = plan.rows[run.row]
     trained = plan.rows[row.of] if row.of else row
     fixed = {"data.path": str(data), "train.seed": run.seed}
@@ -134,7 +134,7 @@ def _config(plan: StudyPlan, run: StudyRun, data: str | Path, settings: dict[str
 
 
 def _do_all(plan: StudyPlan, configs: dict[StudyRun, Config], output: Path, processes: Distribution) -> None:
-    """Do what has not been done yet; what fails does not keep the rest from being done."""
+    """Do all incomplete runs. A failure does not stop the others."""
     console, faults = Console(processes.leads), []
     for number, (run, config) in enumerate(configs.items(), 1):
         if run.result.exists():
@@ -153,7 +153,7 @@ def _do_all(plan: StudyPlan, configs: dict[StudyRun, Config], output: Path, proc
 
 
 def _do(plan: StudyPlan, run: StudyRun, config: Config, output: Path, processes: Distribution) -> None:
-    """Train, unless the weights are another run's, and measure."""
+    """Train, unless the weights are another run's, and evaluate."""
     of = plan.rows[run.row].of
     folder = RunFolder(run.folder)
     seconds: float | None = None
@@ -183,7 +183,7 @@ def _do(plan: StudyPlan, run: StudyRun, config: Config, output: Path, processes:
 
 
 def _write_result(run: StudyRun, config: Config, weights: Path, found: Evaluation, seconds: float | None) -> None:
-    """The result, by which the run is finished."""
+    """Write the result, which marks the run as complete."""
     values = {
         "row": run.row,
         "seed": run.seed,
@@ -203,7 +203,7 @@ def _require_same(run: StudyRun, config: Config) -> None:
 
 
 def _require_same_config(run: StudyRun, stored: Config, config: Config) -> None:
-    """Refuse to resume a run of other settings."""
+    """Require that a run to resume has the same settings."""
     one, other = (names_only(c.model_dump(mode="json", exclude=SECONDARY)) for c in (stored, config))
     changed = list(_differences(one, other))
     if changed:
@@ -213,7 +213,7 @@ def _require_same_config(run: StudyRun, stored: Config, config: Config) -> None:
 
 
 def _differences(one: Any, other: Any, key: str = "") -> list[str]:
-    """What differs between nested settings, in words."""
+    """Describe the differences between nested settings."""
     if isinstance(one, dict) and isinstance(other, dict):
         found = []
         for name in one.keys() | other.keys():

@@ -1,4 +1,4 @@
-"""The comparison: mean and deviation over seeds, and paired differences to the baseline with their intervals."""
+"""Comparison of rows: mean and deviation over seeds, and paired differences to the baseline with intervals."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ROUNDS = 3
 
 @dataclass(frozen=True)
 class Difference:
-    """AP less the baseline's, seed by seed on the same images, and the interval that it lies in with 95%."""
+    """Difference of AP to the baseline's, paired by seed and image, with its 95% interval."""
 
     mean: float
     low: float
@@ -59,7 +59,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class ClassFigure:
-    """AP of one class, or the mean of several: over seeds, and less the baseline's."""
+    """AP of one class or the mean of several, averaged over seeds, and its difference to the baseline."""
 
     ap: float
     difference: Difference | None  # None: the baseline itself
@@ -70,7 +70,7 @@ class ClassFigure:
 
 @dataclass(frozen=True)
 class RowSummary:
-    """One line. Figures in 0..1: the mean over seeds, and the standard deviation (NaN with one seed)."""
+    """A row. Figures in 0..1: mean and standard deviation over seeds (NaN with one seed)."""
 
     name: str
     seeds: int
@@ -88,7 +88,7 @@ class RowSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """All lines, and what they were measured on."""
+    """All rows, and the data they were evaluated on."""
 
     NAME: ClassVar = "summary"
 

@@ -15,7 +15,7 @@ async function ask(path, options = {}) {
     response = await fetch(path, { ...options, headers });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Error("The server does not answer.");
+    throw new Error("The server does not respond.");
   }
   if (response.ok) return response.json();
   if (response.status === 401) $("key").hidden = false;
@@ -104,7 +104,7 @@ async function open(file, name) {
   $("boxes").replaceChildren();
   show();
   if (state.limits && file.size > state.limits.bytes) {
-    close(`${state.file.name} has ${(file.size / 1e6).toFixed(1)} MB; this server takes ${state.limits.bytes / 1e6}.`);
+    close(`${state.file.name} has ${(file.size / 1e6).toFixed(1)} MB; this server accepts at most ${state.limits.bytes / 1e6}.`);
     return;
   }
   $("invitation").hidden = true;
@@ -255,7 +255,7 @@ document.addEventListener("drop", (drop) => {
 $("sample").addEventListener("click", async () => {
   const response = await fetch("sample").catch(() => null);
   if (response?.ok) open(await response.blob(), "sample.jpg");
-  else tell("The server does not answer.");
+  else tell("The server does not respond.");
 });
 $("key").addEventListener("submit", async (event) => {
   event.preventDefault();
