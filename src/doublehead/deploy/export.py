@@ -1,4 +1,4 @@
-"""`export`: a checkpoint as a file that runs without PyTorch's model, compared with it before it gets its name."""
+"""`export`: write a checkpoint as ONNX or OpenVINO, and compare its detections before saving the file."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ from doublehead.model.parts import BranchConfig
 from doublehead.model.variants import VARIANTS
 
 COMPARED = 8
-"""Images on which the file is compared with the checkpoint."""
+"""Number of images on which the file is compared with the checkpoint."""
 
 CALIBRATION = 128
-"""Images by which layers are quantised."""
+"""Number of images for quantisation."""
 
 DRAWN = ((1.0, 1.25), (1.5, 1.0), (2.0, 2.0))
-"""Width and height of images drawn for want of others, in short sides of the input: resizing them rounds nothing."""
+"""Sizes of generated images, in multiples of the input's short side, chosen so that resizing is exact."""
 
 FORMATS = {"onnx": ".onnx", "openvino": ".xml"}
 
 
 @dataclass(frozen=True)
 class ExportWritten:
-    """What was exported, and how it compares."""
+    """Exported file, and its comparison with the checkpoint."""
 
     path: Path
     about: dict[str, str]
@@ -72,22 +72,22 @@ def export(
     images: Sequence[str] = (),
     settings: Mapping[str, Any] | None = None,
 ) -> ExportWritten:
-    """Write a detector as ONNX or as OpenVINO's format, pre- and post-processing included.
+    """Export a detector to ONNX or OpenVINO, including pre- and post-processing.
 
     Args:
-        weights: a checkpoint, or the name of a published model.
-        output: the file to write: .onnx, or .xml, which gets its weights beside it in .bin.
-        format: onnx or openvino; None: by the file's ending.
-        owners: how many proposals a branch that only regresses sees at most, when compared in the checkpoint too; None:
-            all that own a candidate detection.
-        int8: a dataset whose training images layers are quantised by; None: fp32.
-        images: files, folders or globs to compare with the checkpoint on; none: images of `int8`, or drawn ones.
-        settings: inference options of the file by their names; see `config.InferenceOptions`.
+        weights: checkpoint or published name.
+        output: output file: .onnx, or .xml, with the weights in a .bin file beside it.
+        format: onnx or openvino; None: by the file extension.
+        owners: maximum proposals passed to a box-only branch, also in the checkpoint during the comparison; None: all
+            that own a candidate detection.
+        int8: dataset whose training images are used for quantisation; None: fp32.
+        images: files, folders or globs for the comparison; empty: images of `int8`, or generated ones.
+        settings: inference options of the file, by name; see `config.InferenceOptions`.
 
     Raises:
-        DoubleheadError: an argument has a mistake, a package is not installed, or the file finds something else than
-            the checkpoint; then it is not kept. A quantised file may.
-        Fault: it cannot be written.
+        DoubleheadError: an argument is invalid, a package is not installed, or the detections differ from those of the
+            checkpoint, in which case the file is not saved. Quantised files may differ.
+        Fault: the file cannot be written.
     """
     _require_format(output, format, int8)
     for module in ("onnx", "onnxscript", "onnxruntime"):
@@ -133,7 +133,7 @@ def export(
 
 
 def describe(checkpoint: Checkpoint, owners: int, precision: str) -> dict[str, str]:
-    """What a file says of itself."""
+    """Metadata of an exported file."""
     config = checkpoint.config
     thresholds = {name: getattr(config.roi, name) for name in ("score_threshold", "nms_iou", "detections")}
     return {
@@ -149,7 +149,7 @@ def describe(checkpoint: Checkpoint, owners: int, precision: str) -> dict[str, s
 
 
 def variant(config: ModelConfig) -> str:
-    """The row of the table that a model's branches are, or `custom`; `cascade-` stands before it where it is one."""
+    """Variant of a model's branches, or `custom`; with the prefix `cascade-` for cascades."""
 
     def tasks(branches: Sequence[BranchConfig]) -> list[tuple[str, bool, bool]]:
         return [(b.trunk, b.classify > 0, b.regress > 0) for b in branches]
@@ -159,7 +159,7 @@ def variant(config: ModelConfig) -> str:
 
 
 def _require_format(output: Path, format: str | None, int8: str | Path | None) -> None:
-    """Refuse a file's ending, a format and options that do not go together."""
+    """Require that file extension, format and options fit together."""
     if format is not None and format not in FORMATS:
         raise DoubleheadError(f"--format {format}: is unknown; use {' or '.join(FORMATS)}")
     if output.suffix.lower() not in ((FORMATS[format],) if format else FORMATS.values()):
@@ -178,7 +178,7 @@ def _training_images(weights: str | Path, data: str | Path) -> list[Path | Recor
 
 
 def _spread(images: Sequence[Path | Record], most: int) -> list[Path | Record]:
-    """At most so many of the images, evenly spaced."""
+    """Select at most `most` images, evenly spaced."""
     step = max(1, len(images) / most)
     return [images[int(i * step)] for i in range(min(most, len(images)))]
 
@@ -188,7 +188,7 @@ def _tensors(images: Iterable[Path | Record]) -> list[Tensor]:
 
 
 def _drawn(folder: Path, config: InputConfig) -> list[Tensor]:
-    """Pictures of shapes, of several sizes."""
+    """Generate images of shapes in several sizes."""
     sizes = [tuple(max(64, int(side * config.short_side)) for side in sides) for sides in DRAWN]
     made = [synthesize(folder / f"{w}x{h}", {"drawn": 2}, size=(w, h)) for w, h in sizes]
     return _tensors(sorted(file for place in made for file in (place / "drawn").iterdir()))

@@ -1,4 +1,4 @@
-"""A detector as a graph: one image in, its detections out, by steps that do not depend on what was found."""
+"""A detector as a graph: one image to its detections, without data-dependent control flow."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from doublehead.model.optimize import for_inference
 
 OPSET = 18
 EXAMPLE = (3, 150, 210)
-"""An image to trace with; the graph takes any other size."""
+"""Shape of the image for tracing; the graph accepts any size."""
 MANY = 2**31 - 1
-"""Boxes that NMS may keep: all of them."""
+"""Maximum boxes kept by NMS: no limit."""
 
 
 class Graph(nn.Module):
-    """What is exported: the detector's own parts, in one round.
+    """The exported module: the parts of the detector, with post-processing in one round.
 
     Args:
-        model: the detector; a copy of it is made ready for inference on CPUs.
-        owners: how many proposals a branch that only regresses sees at most.
+        model: detector, of which a copy is optimised for inference on CPUs.
+        owners: maximum proposals passed to a box-only branch.
     """
 
     def __init__(self, model: Detector, owners: int) -> None:
@@ -42,7 +42,7 @@ class Graph(nn.Module):
             branch.trunk.in_parts(None)  # how many parts there are would depend on what was found
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """RGB uint8 (3, H, W) to boxes (D, 4) xyxy in its pixels, scores (D,) falling and labels (D,) in 1..C."""
+        """RGB uint8 (3, H, W) to boxes (D, 4) xyxy in pixels, scores (D,) in falling order and labels (D,) in 1..C."""
         stage = self.model.first_stage([image])
         found = self.model.roi_heads.detections_in_one_round(
             stage.levels, stage.proposals[0], stage.sizes[0], self.owners, self.model.options
@@ -51,15 +51,15 @@ class Graph(nn.Module):
 
     @torch.no_grad()
     def detect(self, images: list[Tensor], options: InferenceOptions | None = None) -> list[dict[str, Tensor]]:
-        """As `Detector.detect`, image by image, in one round and by the model's own options: what the file finds."""
+        """As `Detector.detect`, computed as in the exported file: per image, in one round, with the model's options."""
         return [dict(zip(OUTPUTS, self(image), strict=True)) for image in images]
 
 
 def write_onnx(graph: Graph, about: Mapping[str, str], path: Path) -> None:
-    """Write the graph by torch's exporter, with what is to be said of it as metadata.
+    """Write the graph with torch's exporter, and `about` as metadata.
 
     Raises:
-        DoubleheadError: the backbone's operations depend on the size of the image in ways that no graph can hold.
+        DoubleheadError: the backbone's operations depend on the image size in a way that cannot be exported.
     """
     image = torch.zeros(EXAMPLE, dtype=torch.uint8)
     sizes = ({1: Dim.DYNAMIC, 2: Dim.DYNAMIC},)
@@ -90,7 +90,7 @@ def write_onnx(graph: Graph, about: Mapping[str, str], path: Path) -> None:
 
 
 def _class_nms() -> Any:
-    """ONNX's way of `postprocess.class_nms`: its NonMaxSuppression treats classes separately."""
+    """`postprocess.class_nms` in ONNX, whose NonMaxSuppression handles classes separately."""
     op = require("onnxscript", "export").opset18
 
     def number(*values: int) -> Any:
