@@ -706,6 +706,13 @@ def export(
         list[str] | None,
         typer.Option(help="Images for the comparison with the checkpoint: files, folders, globs; repeatable."),
     ] = None,
+    static: Annotated[
+        tuple[int, int] | None, typer.Option(metavar="W H", help="Static shapes, for images of this size in pixels.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images per run of a file with static shapes; default: 1.", min=1)
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="tensorrt: check that TensorRT reads the file.")] = None,
     options: Options = None,
 ) -> None:
     """Export a detector to ONNX or OpenVINO and compare it with its checkpoint."""
@@ -715,7 +722,7 @@ def export(
         from doublehead.deploy import export as deployment
 
     said = parse_settings(options or [])
-    print(deployment.export(weights, output, format, owners, int8, images or (), said))
+    print(deployment.export(weights, output, format, owners, int8, images or (), said, static, batch_size, target))
 
 
 @app.command(

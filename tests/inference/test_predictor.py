@@ -119,7 +119,7 @@ def test_predict_writes_pictures_and_a_coco_file(trained, dataset, photos, tmp_p
     output = tmp_path / "out"
     outcome = command("predict", trained / "best.safetensors", photos, "-o", output, "--score", 0.05, "--device", "cpu")
     assert outcome.code == 0
-    assert outcome.out.endswith(f"images\n3 pictures and predictions.json are in {output}\n")
+    assert outcome.out.endswith(f"images\npredictions.json and 3 pictures are in {output}\n")
     assert sorted(file.name for file in output.iterdir()) == ["a-2.jpg", "a.jpg", "b.jpg", "predictions.json"]
     assert Image.open(output / "b.jpg").size == Image.open(photos / "b.jpg").size
     coco = COCO(output / "predictions.json")

@@ -7,7 +7,16 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from doublehead.config import InferenceOptions, inference_options
-from doublehead.model.postprocess import FIRST_ROUND, Scored, class_nms, detect, detect_in_one_round, fuse
+from doublehead.model import postprocess
+from doublehead.model.postprocess import (
+    FIRST_ROUND,
+    Scored,
+    class_nms,
+    detect,
+    detect_in_fixed_sizes,
+    detect_in_one_round,
+    fuse,
+)
 from doublehead.model.presets import preset
 
 SIZE = (200, 300)
@@ -167,6 +176,31 @@ def test_in_one_round_gives_the_same(seed: int) -> None:
         (expected,), _ = run([left], [boxes], config, staged=False)
         for key, value in expected.items():
             assert torch.equal(found[key], value), key
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_in_fixed_sizes_gives_the_same(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing for filling, nor for owners beyond those asked for; places that are left have score 0."""
+    config = asked(
+        detections=(20, 100)[seed % 2],
+        score_threshold=(0.0, 0.05, 0.3)[seed % 3],
+        nms_across_classes=seed % 5 == 0,
+    )
+    scores, boxes = scene(seed, images=2, classes=1 + seed % 5, spread=(0.1, 1.0, 2.0)[seed // 10])
+    monkeypatch.setattr(postprocess, "CANDIDATES", max(postprocess.CANDIDATES, *(s[:, 1:].numel() for s in scores)))
+    for most in (None, 50):
+        real = [torch.rand(len(s)) < 0.9 for s in scores]
+        scored = Known(scores, boxes, most is not None)
+        found = detect_in_fixed_sizes(scored, real, [SIZE] * 2, config, most)
+        left = [torch.where(r[:, None], s, 0.0) for s, r in zip(scores, real, strict=True)]
+        best = [s[:, 1:].amax(1).argsort(descending=True)[most or len(s) :] for s in left]
+        left = [s.index_fill(0, b, 0.0) for s, b in zip(left, best, strict=True)]
+        for each, expected in zip(found, run(left, boxes, config, staged=False)[0], strict=True):
+            there = each["scores"] > 0
+            assert torch.equal(there.sort(descending=True).values, there)
+            for key in ("boxes", "scores", "labels"):
+                assert torch.equal(each[key][there], expected[key]), key
+                assert not each[key][~there].any()
 
 
 def soft_by_definition(scores: Tensor, boxes: Tensor, config: InferenceOptions) -> list[tuple[float, int, int]]:

@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,14 @@ from doublehead.data.images import read_image, to_tensor
 from doublehead.data.records import Record
 from doublehead.data.synthetic import synthesize
 from doublehead.deploy.bulk.sources import find_files
-from doublehead.deploy.graph import Graph, write_onnx
+from doublehead.deploy.graph import Graph, StaticGraph, write_onnx
 from doublehead.deploy.openvino import write_openvino
 from doublehead.deploy.parity import Parity, RawDetections, compare, require_parity
+from doublehead.deploy.static import canvas_of, filling, require_options
+from doublehead.deploy.tensorrt import require_readable
 from doublehead.evaluation.evaluate import measured_split
-from doublehead.inference.exported import FORMAT_VERSION, open_exported
+from doublehead.inference.canvas import Canvas
+from doublehead.inference.exported import FORMAT_VERSION, Exported, open_exported
 from doublehead.inference.predictor import Detects
 from doublehead.model.checkpoint import Checkpoint, load_model
 from doublehead.model.interop.published import resolve
@@ -44,6 +47,8 @@ CALIBRATION = 128
 DRAWN = ((1.0, 1.25), (1.5, 1.0), (2.0, 2.0))
 """Sizes of generated images, in multiples of the input's short side, chosen so that resizing is exact."""
 
+DRAWN_IMAGES = 6
+
 FORMATS = {"onnx": ".onnx", "openvino": ".xml"}
 
 
@@ -58,6 +63,9 @@ class ExportWritten:
     def __str__(self) -> str:
         what = f"{self.about['variant']}, {len(json.loads(self.about['categories'])['names'])} classes"
         said = f"{self.path} holds {what}, at most {self.about['owners']} owners"
+        if "canvas" in self.about:
+            canvas = Canvas(**json.loads(self.about["canvas"]))
+            said += f", input {canvas.batch} x 3 x {canvas.height} x {canvas.width}"
         if not self.parity.detections:
             return f"{said}; nothing was found in the images to compare with the checkpoint: give some as --images"
         return f"{said}; compared with the checkpoint, {self.parity}"
@@ -71,18 +79,27 @@ def export(
     int8: str | Path | None = None,
     images: Sequence[str] = (),
     settings: Mapping[str, Any] | None = None,
+    static: tuple[int, int] | None = None,
+    batch_size: int | None = None,
+    target: str | None = None,
 ) -> ExportWritten:
     """Export a detector to ONNX or OpenVINO, including pre- and post-processing.
 
+    With static shapes, resizing is left to who runs the file; see `inference.canvas`.
+
     Args:
-        weights: checkpoint or published name.
-        output: output file: .onnx, or .xml, with the weights in a .bin file beside it.
-        format: onnx or openvino; None: by the file extension.
-        owners: maximum proposals passed to a box-only branch, also in the checkpoint during the comparison; None: all
-            that own a candidate detection.
-        int8: dataset whose training images are used for quantisation; None: fp32.
-        images: files, folders or globs for the comparison; empty: images of `int8`, or generated ones.
-        settings: inference options of the file, by name; see `config.InferenceOptions`.
+        weights: a checkpoint, or the name of a published model.
+        output: the file to write: .onnx, or .xml, which gets its weights beside it in .bin.
+        format: onnx or openvino; None: by the file's ending.
+        owners: how many proposals a branch that only regresses sees at most, when compared in the checkpoint too; None:
+            all that own a candidate detection.
+        int8: a dataset whose training images layers are quantised by; None: fp32.
+        images: files, folders or globs to compare with the checkpoint on; none: images of `int8`, or drawn ones.
+        settings: inference options of the file by their names; see `config.InferenceOptions`.
+        static: width and height of images in pixels: all shapes are those of the model's input for such an image; None:
+            the file takes images of any size.
+        batch_size: images that a file with static shapes takes at once; None: 1.
+        target: tensorrt: refuse what TensorRT does not read; None: any runtime of ONNX.
 
     Raises:
         DoubleheadError: an argument is invalid, a package is not installed, or the detections differ from those of the
@@ -90,6 +107,7 @@ def export(
         Fault: the file cannot be written.
     """
     _require_format(output, format, int8)
+    require_options(output, static, batch_size, target, int8)
     for module in ("onnx", "onnxscript", "onnxruntime"):
         require(module, "export")
     model, checkpoint = load_model(resolve(weights), settings)
@@ -97,9 +115,10 @@ def export(
         raise DoubleheadError(
             f"{weights}: soft-NMS cannot be exported, because it takes one step per detection; add --set nms=hard"
         )
-    graph = Graph(model, owners or checkpoint.config.rpn.proposals_inference)
-    reference: Detects = graph if owners else for_inference(model, model.mean.device)
-    about = describe(checkpoint, graph.owners, "int8" if int8 else "fp32")
+    most = owners or checkpoint.config.rpn.proposals_inference
+    reference: Detects = Graph(model, most) if owners else for_inference(model, model.mean.device)
+    canvas = canvas_of(model, weights, static, batch_size or 1) if static else None
+    about = describe(checkpoint, most, "int8" if int8 else "fp32", canvas)
     calibration = _spread(_training_images(weights, int8), CALIBRATION) if int8 else []
     shown = _spread(list(find_files(images)), COMPARED) if images else calibration[:COMPARED]
     console = Console()
@@ -110,19 +129,17 @@ def export(
         unfinished = Path(name, output.name)
         onnx = unfinished.with_suffix(".onnx")
         console.say("tracing the model and writing its graph: half a minute for a small one")
-        write_onnx(graph, about, onnx)
+        write_onnx(StaticGraph(model, most, canvas) if canvas else Graph(model, most), about, onnx)
+        if target:
+            require_readable(onnx, str(output))
         if output.suffix.lower() != ".onnx":
             by = f", in int8 by {len(calibration)} images" if calibration else ""
             console.say(f"converting it to OpenVINO's format{by}")
             write_openvino(onnx, about, unfinished, _tensors(calibration))
-        pictures = _tensors(shown) if shown else _drawn(Path(name), checkpoint.config.input)
-        exported, expected, found = open_exported(unfinished, "cpu"), list[RawDetections](), list[RawDetections]()
-        with console.progress("comparing", len(pictures)) as advance:
-            for picture in pictures:
-                expected += reference.detect([picture])
-                found += exported.detect([picture])
-                advance()
-        parity = compare(expected, found)
+        pictures = _tensors(shown) if shown else _drawn(Path(name), [static] if static else _sizes(model.config.input))
+        if canvas:
+            pictures = filling(pictures, model, canvas)
+        parity = _compared(reference, open_exported(unfinished, "cpu"), pictures, console)
         if not int8 and parity.detections:
             require_parity(parity, f"{output} was not written: it", "please report this with the output of `pip list`")
         with writing(output):
@@ -132,8 +149,8 @@ def export(
     return ExportWritten(output, about, parity)
 
 
-def describe(checkpoint: Checkpoint, owners: int, precision: str) -> dict[str, str]:
-    """Metadata of an exported file."""
+def describe(checkpoint: Checkpoint, owners: int, precision: str, canvas: Canvas | None) -> dict[str, str]:
+    """What a file says of itself."""
     config = checkpoint.config
     thresholds = {name: getattr(config.roi, name) for name in ("score_threshold", "nms_iou", "detections")}
     return {
@@ -145,6 +162,7 @@ def describe(checkpoint: Checkpoint, owners: int, precision: str) -> dict[str, s
         "owners": str(owners),
         "precision": precision,
         "model": json.dumps(names_only(config.model_dump(mode="json"))),
+        **({"canvas": json.dumps(asdict(canvas))} if canvas else {}),
     }
 
 
@@ -173,6 +191,20 @@ def _require_format(output: Path, format: str | None, int8: str | Path | None) -
         require("nncf", "openvino")
 
 
+def _compared(reference: Detects, exported: Exported, pictures: list[Tensor], console: Console) -> Parity:
+    """How a file agrees with the checkpoint, shown one image after another, in images that the file takes at once."""
+    expected, found = list[RawDetections](), list[RawDetections]()
+    at_once = exported.canvas.batch if exported.canvas else 1
+    with console.progress("comparing", len(pictures)) as advance:
+        for start in range(0, len(pictures), at_once):
+            batch = pictures[start : start + at_once]
+            for picture in batch:
+                expected += reference.detect([picture])
+            found += exported.detect(batch)
+            advance(len(batch))
+    return compare(expected, found)
+
+
 def _training_images(weights: str | Path, data: str | Path) -> list[Path | Record]:
     return [*measured_split(weights, data, "train").records]
 
@@ -187,8 +219,13 @@ def _tensors(images: Iterable[Path | Record]) -> list[Tensor]:
     return [to_tensor(read_record(image) if isinstance(image, Record) else read_image(image)) for image in images]
 
 
-def _drawn(folder: Path, config: InputConfig) -> list[Tensor]:
-    """Generate images of shapes in several sizes."""
-    sizes = [tuple(max(64, int(side * config.short_side)) for side in sides) for sides in DRAWN]
-    made = [synthesize(folder / f"{w}x{h}", {"drawn": 2}, size=(w, h)) for w, h in sizes]
+def _sizes(config: InputConfig) -> list[tuple[int, int]]:
+    """Width and height of images to draw, of several shapes."""
+    return [(max(64, int(w * config.short_side)), max(64, int(h * config.short_side))) for w, h in DRAWN]
+
+
+def _drawn(folder: Path, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """Pictures of shapes, of several sizes."""
+    each = -(-DRAWN_IMAGES // len(sizes))
+    made = [synthesize(folder / f"{w}x{h}", {"drawn": each}, size=(w, h)) for w, h in sizes]
     return _tensors(sorted(file for place in made for file in (place / "drawn").iterdir()))

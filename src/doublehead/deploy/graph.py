@@ -1,4 +1,4 @@
-"""A detector as a graph: one image to its detections, without data-dependent control flow."""
+"""A detector as a graph: images in, their detections out, by steps that do not depend on what was found."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from doublehead.common.errors import DoubleheadError, require
 from doublehead.config import InferenceOptions
+from doublehead.inference.canvas import Canvas
 from doublehead.inference.exported import OUTPUTS
 from doublehead.model.detector import Detector
 from doublehead.model.optimize import for_inference
@@ -29,8 +30,12 @@ class Graph(nn.Module):
     """The exported module: the parts of the detector, with post-processing in one round.
 
     Args:
-        model: detector, of which a copy is optimised for inference on CPUs.
-        owners: maximum proposals passed to a box-only branch.
+        model: the detector; a copy of it is made ready for inference on CPUs.
+        owners: how many proposals a branch that only regresses sees at most.
+
+    Attributes:
+        example: inputs to trace with, by their names.
+        free: dimensions of each that take any size.
     """
 
     def __init__(self, model: Detector, owners: int) -> None:
@@ -38,6 +43,8 @@ class Graph(nn.Module):
         self.model = for_inference(model, torch.device("cpu"))
         self.owners = owners
         self.config = model.config
+        self.example = {"image": torch.zeros(EXAMPLE, dtype=torch.uint8)}
+        self.free: tuple[dict[int, Any], ...] = ({1: Dim.DYNAMIC, 2: Dim.DYNAMIC},)
         for branch in self.model.roi_heads:
             branch.trunk.in_parts(None)  # how many parts there are would depend on what was found
 
@@ -55,18 +62,55 @@ class Graph(nn.Module):
         return [dict(zip(OUTPUTS, self(image), strict=True)) for image in images]
 
 
-def write_onnx(graph: Graph, about: Mapping[str, str], path: Path) -> None:
-    """Write the graph with torch's exporter, and `about` as metadata.
+class StaticGraph(nn.Module):
+    """The same for runtimes that want to know all sizes beforehand: only what NMS keeps has a size of its own, inside.
+
+    Args:
+        model: as of `Graph`; without a score floor.
+        owners: how many proposals of an image a branch that only regresses sees.
+        canvas: the input.
+
+    Attributes:
+        example: as of `Graph`.
+        free: as of `Graph`: none.
+    """
+
+    def __init__(self, model: Detector, owners: int, canvas: Canvas) -> None:
+        super().__init__()
+        self.model = for_inference(model, torch.device("cpu"))
+        self.owners = owners
+        self.config = model.config
+        inputs, _ = canvas.fill([], model.config.input)
+        self.example = {name: torch.from_numpy(value) for name, value in inputs.items()}
+        self.free: tuple[dict[int, Any], ...] = ({}, {})
+        self.model.use_fixed_sizes()
+        for branch in self.model.roi_heads:
+            branch.trunk.in_parts(None)
+
+    def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `Canvas.fill` gives them, to boxes (N, D, 4) xyxy in their pixels, scores (N, D) falling, labels (N, D).
+
+        Places without a detection have score and label 0.
+        """
+        stage = self.model.first_stage_of_canvases(images, sizes)
+        found = self.model.roi_heads.detections_in_fixed_sizes(
+            stage.levels, stage.proposals, stage.sizes, self.owners, self.model.options
+        )
+        boxes, scores, labels = (torch.stack([each[name] for each in found]) for name in OUTPUTS)
+        return boxes, scores, labels
+
+
+def write_onnx(graph: Graph | StaticGraph, about: Mapping[str, str], path: Path) -> None:
+    """Write the graph by torch's exporter, with what is to be said of it as metadata.
 
     Raises:
         DoubleheadError: the backbone's operations depend on the image size in a way that cannot be exported.
     """
-    image = torch.zeros(EXAMPLE, dtype=torch.uint8)
-    sizes = ({1: Dim.DYNAMIC, 2: Dim.DYNAMIC},)
+    inputs = tuple(graph.example.values())
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of operators that torchvision registers by a name from before
         try:
-            program = torch.export.export(graph, (image,), dynamic_shapes=sizes, strict=False)
+            program = torch.export.export(graph, inputs, dynamic_shapes=graph.free, strict=False)
         except GuardOnDataDependentSymNode as error:
             raise DoubleheadError(
                 f"model.backbone: {graph.config.backbone.network} cannot be exported, because its steps depend on the "
@@ -74,12 +118,14 @@ def write_onnx(graph: Graph, about: Mapping[str, str], path: Path) -> None:
             ) from error
         written = torch.onnx.export(
             program,
-            (image,),
-            input_names=["image"],
+            inputs,
+            input_names=list(graph.example),
             output_names=list(OUTPUTS),
             opset_version=OPSET,
-            custom_translation_table={torch.ops.doublehead.class_nms.default: _class_nms()},
-            optimize=False,  # which takes longer than all the rest; runtimes do it when they load
+            custom_translation_table=_own_operators(),
+            # With static shapes it folds what follows from them, sequences too. Else it takes longer than all the rest,
+            # and runtimes do it when they load.
+            optimize=isinstance(graph, StaticGraph),
             verbose=False,
         )
     assert written is not None
@@ -89,16 +135,15 @@ def write_onnx(graph: Graph, about: Mapping[str, str], path: Path) -> None:
     written.save(path, external_data=False)
 
 
-def _class_nms() -> Any:
-    """`postprocess.class_nms` in ONNX, whose NonMaxSuppression handles classes separately."""
+def _own_operators() -> dict[Any, Any]:
+    """ONNX's way of `class_nms` and `kept_by_class_nms`: its NonMaxSuppression treats classes separately."""
     op = require("onnxscript", "export").opset18
 
     def number(*values: int) -> Any:
         return op.Constant(value_ints=values)
 
-    def class_nms(boxes: Any, scores: Any, labels: Any, iou: float) -> Any:
-        last = op.ReduceMax(op.Concat(labels, number(0), axis=0), keepdims=0)
-        classes = op.Range(op.Constant(value_int=0), op.Add(last, op.Constant(value_int=1)), op.Constant(value_int=1))
+    def places(boxes: Any, scores: Any, labels: Any, iou: float, classes: Any) -> Any:
+        """What is kept, class by class."""
         own = op.Equal(op.Unsqueeze(classes, number(1)), op.Unsqueeze(labels, number(0)))  # (C + 1, K)
         kept = op.NonMaxSuppression(
             op.Unsqueeze(boxes, number(0)),
@@ -107,8 +152,20 @@ def _class_nms() -> Any:
             op.Constant(value_floats=[iou]),
             op.Constant(value_floats=[0.0]),
         )
-        places = op.Gather(kept, op.Constant(value_int=2), axis=1)  # of batch, class and place; class by class
-        in_order, _ = op.TopK(places, op.Shape(places), largest=0)
+        return op.Gather(kept, op.Constant(value_int=2), axis=1)  # of batch, class and place
+
+    def class_nms(boxes: Any, scores: Any, labels: Any, iou: float) -> Any:
+        last = op.ReduceMax(op.Concat(labels, number(0), axis=0), keepdims=0)
+        classes = op.Range(op.Constant(value_int=0), op.Add(last, op.Constant(value_int=1)), op.Constant(value_int=1))
+        kept = places(boxes, scores, labels, iou, classes)
+        in_order, _ = op.TopK(kept, op.Shape(kept), largest=0)
         return in_order
 
-    return class_nms
+    def kept_by_class_nms(boxes: Any, scores: Any, labels: Any, iou: float, classes: int) -> Any:
+        kept = places(boxes, scores, labels, iou, number(*range(classes)))
+        none = op.Sub(scores, scores)  # a zero for each, of known size
+        ones = op.Expand(op.Constant(value_float=1.0), op.Shape(kept))
+        return op.Greater(op.ScatterElements(none, kept, ones), op.Constant(value_float=0.5))
+
+    own = torch.ops.doublehead
+    return {own.class_nms.default: class_nms, own.kept_by_class_nms.default: kept_by_class_nms}

@@ -92,7 +92,7 @@ def predict(
         written = predict_pictures(predictor, parts, output, score, batch_size, advance)
     return Done(
         f"{written.waited:.0%} of the time went into waiting for images\n"
-        f"{written.done} pictures and predictions.json are in {output}",
+        f"predictions.json and {written.done} picture{'' if written.done == 1 else 's'} are in {output}",
         _unread(written.faults, listing),
     )
 

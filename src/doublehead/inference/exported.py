@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,8 @@ from doublehead.common.errors import DoubleheadError, require
 from doublehead.common.files import cache_folder
 from doublehead.common.model_files import EXPORTED, missing_weights, of_newer_version
 from doublehead.config import AROUND_MODEL, IN_MODEL, InferenceOptions, ModelConfig, inference_options
+from doublehead.inference.canvas import Canvas
+from doublehead.model.boxes import Edges
 from doublehead.model.postprocess import thresholds
 
 OUTPUTS = ("boxes", "scores", "labels")
@@ -26,8 +29,8 @@ SECTION = "doublehead"
 
 REMEDY = "export it again with `doublehead export`"
 
-RunImage = Callable[[np.ndarray], list[np.ndarray]]
-"""Runs an image, uint8 (3, H, W), and returns the `OUTPUTS`."""
+Run = Callable[[dict[str, np.ndarray]], list[np.ndarray]]
+"""Runs the file's inputs and returns the `OUTPUTS`."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,8 @@ class Exported:
     categories: Categories
     config: ModelConfig  # of the model that was exported
     about: Mapping[str, str]  # the file's own words of itself
-    run: RunImage
+    run: Run
+    canvas: Canvas | None  # the input, if it has one fixed size
 
     def __str__(self) -> str:
         return str(self.path)
@@ -66,8 +70,8 @@ class Exported:
                 )
 
     def detect(self, images: list[Tensor], options: InferenceOptions | None = None) -> list[dict[str, Tensor]]:
-        """As `Detector.detect`, for images uint8 (3, H, W), one at a time."""
-        found = [dict(zip(OUTPUTS, map(torch.from_numpy, self.run(image.numpy())), strict=True)) for image in images]
+        """As `Detector.detect`, for images uint8 (3, H, W), as many at once as the file takes."""
+        found = [dict(zip(OUTPUTS, values, strict=True)) for values in self._found(images)]
         if options is None:
             return found
         kept = [each["scores"] > thresholds(options, each["labels"]) for each in found]  # scores fall: best first
@@ -75,6 +79,20 @@ class Exported:
             {name: value[k][: options.detections] for name, value in each.items()}
             for each, k in zip(found, kept, strict=True)
         ]
+
+    def _found(self, images: list[Tensor]) -> Iterator[list[Tensor]]:
+        """Of each image, what `OUTPUTS` names, in its own pixels."""
+        if self.canvas is None:
+            for image in images:
+                yield [torch.from_numpy(value) for value in self.run({"image": image.numpy()})]
+            return
+        for start in range(0, len(images), self.canvas.batch):
+            inputs, ratios = self.canvas.fill(images[start : start + self.canvas.batch], self.config.input)
+            results = zip(*map(torch.from_numpy, self.run(inputs)), strict=True)
+            for (boxes, scores, labels), ratio in zip(results, ratios, strict=False):  # no image in the last canvases
+                there = scores > 0
+                boxes = Edges(self.config.inclusive_pixels).rescale(boxes[there], ratio)
+                yield [boxes, scores[there], labels[there]]
 
 
 def is_exported(path: Path) -> bool:
@@ -101,12 +119,13 @@ def open_exported(path: Path, device: str = "auto", precision: str = "fp32") -> 
             raise of_newer_version(path, about["doublehead"])
         categories = Categories.from_json(about["categories"])
         config = ModelConfig.model_validate_json(about["model"])
+        canvas = Canvas(**json.loads(about["canvas"])) if "canvas" in about else None
     except (KeyError, TypeError, ValueError) as error:
         raise DoubleheadError(f"{path}: is a model, but not one that `doublehead export` wrote") from error
-    return Exported(path, categories, config, about, run)
+    return Exported(path, categories, config, about, run, canvas)
 
 
-def _onnx(path: Path, device: str) -> tuple[RunImage, Mapping[str, str]]:
+def _onnx(path: Path, device: str) -> tuple[Run, Mapping[str, str]]:
     """Open a session of onnxruntime."""
     runtime = require("onnxruntime", "export")
     there = runtime.get_available_providers()
@@ -127,10 +146,10 @@ def _onnx(path: Path, device: str) -> tuple[RunImage, Mapping[str, str]]:
     except Exception as error:  # a class of its own for each fault, none of them public
         raise _unreadable(path, "ONNX", error) from error
     about = session.get_modelmeta().custom_metadata_map
-    return lambda image: session.run(OUTPUTS, {"image": image}), about
+    return lambda inputs: session.run(OUTPUTS, inputs), about
 
 
-def _openvino(path: Path, device: str) -> tuple[RunImage, Mapping[str, str]]:
+def _openvino(path: Path, device: str) -> tuple[Run, Mapping[str, str]]:
     """Compile a model with OpenVINO."""
     openvino = require("openvino", "openvino")
     if device not in ("auto", "cpu"):
@@ -150,8 +169,8 @@ def _openvino(path: Path, device: str) -> tuple[RunImage, Mapping[str, str]]:
     except Exception as error:
         raise _unreadable(path, "OpenVINO", error) from error
 
-    def run(image: np.ndarray) -> list[np.ndarray]:
-        found = compiled(image)
+    def run(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        found = compiled(inputs)
         return [found[name] for name in OUTPUTS]
 
     return run, about

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+Size = tuple[int, int] | tuple[Tensor, Tensor]
+"""Height and width of an image's part of the input, in pixels: numbers, or in a graph of fixed sizes tensors ()."""
+
 
 @dataclass(frozen=True)
 class Edges:
@@ -18,13 +21,18 @@ class Edges:
 
     inclusive: bool
 
-    def clip(self, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    def clip(self, boxes: Tensor, size: Size) -> Tensor:
         """Clip boxes to an image of (height, width); inclusive ones keep at least one pixel."""
         height, width = size
         x1, y1, x2, y2 = boxes.unbind(-1)
         least = int(self.inclusive)
         return torch.stack(
-            [x1.clamp(0, width - least), y1.clamp(0, height - least), x2.clamp(least, width), y2.clamp(least, height)],
+            [
+                x1.clamp(min=0).clamp(max=width - least),
+                y1.clamp(min=0).clamp(max=height - least),
+                x2.clamp(min=least).clamp(max=width),
+                y2.clamp(min=least).clamp(max=height),
+            ],
             -1,
         )
 

@@ -18,9 +18,10 @@ from doublehead.common.device import float32_by_default
 from doublehead.config import InferenceOptions, ModelConfig, RPNConfig, inference_options
 from doublehead.model.anchors import ANCHORS
 from doublehead.model.backbone import Backbone
-from doublehead.model.boxes import Edges
+from doublehead.model.boxes import Edges, Size
 from doublehead.model.branches import at_least_float32
 from doublehead.model.matching import PairMatcher
+from doublehead.model.postprocess import kept_by_class_nms
 from doublehead.model.roi_heads import RoIHeads
 from doublehead.model.rpn_gradient import rpn_outputs
 
@@ -33,7 +34,7 @@ class FirstStage:
 
     levels: list[Tensor]  # P2..P5
     proposals: list[Tensor]  # per image, (N, 4) xyxy in input pixels
-    sizes: list[tuple[int, int]]  # per image, (height, width) of its part of the input
+    sizes: list[Any]  # per image, (height, width) of its part of the input: numbers; of canvases, tensors ()
     ratios: list[Tensor]  # per image, (4,): pixels of the original image per input pixel, for x, y, x, y
 
 
@@ -150,6 +151,30 @@ class Detector(nn.Module):
             result["boxes"] = self.edges.rescale(result["boxes"], ratio)
         return results
 
+    def use_fixed_sizes(self) -> None:
+        """Let no size inside depend on what is found: `first_stage_of_canvases` then gives as many proposals always."""
+        rpn: Any = self.rpn
+        rpn.fixed_sizes = True
+        for head in self.roi_heads.each:
+            head.pooler.fixed_sizes = True
+
+    @torch.no_grad()
+    def first_stage_of_canvases(self, canvases: Tensor, sizes: Tensor) -> FirstStage:
+        """As `first_stage`, of images that have been resized and lie in canvases of one size.
+
+        Args:
+            canvases: RGB uint8 (N, 3, H, W), H and W multiples of `backbone.body.multiple`; an image in the top left
+                corner of each.
+            sizes: (N, 2) height and width of the images.
+        """
+        rows, columns = (torch.arange(side, device=sizes.device) for side in canvases.shape[-2:])
+        inside = (rows[:, None] < sizes[:, 0, None, None]) & (columns < sizes[:, 1, None, None])  # (N, H, W)
+        pixels = (unit_range(canvases, self.mean.dtype) - self.mean) / self.std
+        batch = torch.where(inside[:, None], pixels, 0.0)
+        of_each = [(size[0], size[1]) for size in sizes.to(self.mean.dtype)]
+        images: Any = ImageList(batch, of_each)  # sizes are numbers elsewhere
+        return self._proposed(images, self._maps(batch), [self.mean.new_ones(4)] * len(of_each))
+
     def forward(self, images: list[Tensor], targets: list[Target] | None = None) -> object:
         """Call `losses` if targets are given, else `detect`. Entry point for DistributedDataParallel."""
         return self.detect(images) if targets is None else self.losses(images, targets)
@@ -166,8 +191,11 @@ class Detector(nn.Module):
                 for image, (h, w) in zip(on_device, sizes, strict=True)
             ]
         )
-        features = self.backbone(batch)
-        return ImageList(batch, sizes), OrderedDict((name, at_least_float32(f)) for name, f in features.items())
+        return ImageList(batch, sizes), self._maps(batch)
+
+    def _maps(self, batch: Tensor) -> OrderedDict[str, Tensor]:
+        """P2..P6, not in 16 bits (anchors take the maps' type: bf16 would move them)."""
+        return OrderedDict((name, at_least_float32(f)) for name, f in self.backbone(batch).items())
 
 
 class _RPNHead(RPNHead):
@@ -192,7 +220,11 @@ def _pair(objects: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _RPN(RegionProposalNetwork):
-    """torchvision's RPN, with proposals clipped by our box convention, and NMS per level, which can be exported."""
+    """torchvision's RPN, with proposals clipped by our box convention, and NMS per level, which can be exported.
+
+    Attributes:
+        fixed_sizes: whether it always gives the same number of proposals, filled up with empty boxes.
+    """
 
     def __init__(self, edges: Edges, smallest_side: float, matcher: PairMatcher, *parts: Any, **numbers: Any) -> None:
         super().__init__(*parts, **numbers)
@@ -201,6 +233,7 @@ class _RPN(RegionProposalNetwork):
         # torchvision hands one's result to the other: here the boxes themselves, which are matched in parts.
         own: Any = self
         own.box_similarity, own.proposal_matcher = _pair, matcher
+        self.fixed_sizes = False
 
     def forward(
         self, images: ImageList, features: dict[str, Tensor], targets: list[Target] | None = None
@@ -222,17 +255,22 @@ class _RPN(RegionProposalNetwork):
             kept = [self._best_of_level(*level, size) for level in levels]
             score = torch.cat([score for _, score in kept])
             score, best = score.topk(torch.sym_min(score.shape[0], self.post_nms_top_n()))
-            boxes.append(torch.cat([box for box, _ in kept])[best])
+            box = torch.cat([box for box, _ in kept])[best]
+            boxes.append(torch.where(score[:, None] > 0, box, 0.0) if self.fixed_sizes else box)
             found.append(score)
         return boxes, found
 
-    def _best_of_level(self, boxes: Tensor, logits: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Boxes and scores of one level's best anchors after NMS."""
+    def _best_of_level(self, boxes: Tensor, logits: Tensor, size: Size) -> tuple[Tensor, Tensor]:
+        """Boxes and scores of one level's best anchors after NMS; with fixed sizes dropped ones have score 0."""
         scores, best = logits.topk(torch.sym_min(logits.shape[0], self.pre_nms_top_n()))
         boxes, scores = self.edges.clip(boxes[best], size), scores.sigmoid()
         good = ((boxes[:, 2:] - boxes[:, :2]) >= self.min_size).all(1)
         if self.score_thresh:
             good &= scores >= self.score_thresh
+        if self.fixed_sizes:
+            scores = torch.where(good, scores, 0.0)
+            kept = kept_by_class_nms(boxes, scores, torch.zeros_like(best), self.nms_thresh, 1)
+            return boxes, torch.where(kept, scores, 0.0)
         places = torch.where(good)[0]
         keep = places[nms(boxes[places], scores[places], self.nms_thresh)]
         return boxes[keep], scores[keep]
@@ -260,12 +298,7 @@ def build_rpn(config: RPNConfig, channels: int, edges: Edges, strides: tuple[int
 def resize(image: Tensor, short_side: int, long_side: int, antialias: bool) -> Tensor:
     """Resize an image (3, H, W) to the short side, or smaller if the long side would exceed its limit."""
     height, width = image.shape[-2:]
-    short: Any = torch.sym_min(height, width)  # as the builtins, for sizes that an exporter does not know either
-    long: Any = torch.sym_max(height, width)
-    size: list[Any] = [
-        torch.sym_max(1, torch.sym_min(_ratio(side * short_side, short), _ratio(side * long_side, long)))
-        for side in (height, width)
-    ]
+    size = input_size(height, width, short_side, long_side)
     if not torch.compiler.is_exporting():
         return images_v2.resize(image, size, antialias=antialias)
     # What torch does to uint8 on CPUs in one call: columns, then rows, each rounded. Runtimes round in their own ways.
@@ -273,6 +306,16 @@ def resize(image: Tensor, short_side: int, long_side: int, antialias: bool) -> T
     for step in ([height, size[1]], size):
         result = (interpolate(result, step, mode="bilinear", antialias=antialias) + 0.5).floor()
     return result[0].to(torch.uint8)
+
+
+def input_size(height: int, width: int, short_side: int, long_side: int) -> list[Any]:
+    """Height and width of an image after resizing, before padding; see `resize`."""
+    short: Any = torch.sym_min(height, width)  # as the builtins, for sizes that an exporter does not know either
+    long: Any = torch.sym_max(height, width)
+    return [
+        torch.sym_max(1, torch.sym_min(_ratio(side * short_side, short), _ratio(side * long_side, long)))
+        for side in (height, width)
+    ]
 
 
 def _ratio(numerator: int, denominator: int) -> int:

@@ -24,6 +24,9 @@ class RoIPooler(nn.Module):
         aligned: whether box coordinates are shifted by half a pixel.
         edges: convention for where a box ends.
         strides: strides of the levels.
+
+    Attributes:
+        fixed_sizes: whether all RoIs are pooled from all levels, so that no size depends on where they lie.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class RoIPooler(nn.Module):
         self.aligned = aligned
         self.edges = edges
         self.strides = strides
+        self.fixed_sizes = False
 
     def forward(self, levels: list[Tensor], boxes: list[Tensor], scale: float = 1.0) -> Tensor:
         """Pool the boxes of a batch of images.
@@ -58,6 +62,10 @@ class RoIPooler(nn.Module):
         rois = torch.cat([image, self.edges.corners(enlarge(flat, scale))], dim=1)
         pooled = levels[0].new_zeros(flat.shape[0], levels[0].shape[1], self.resolution, self.resolution)
         for i, (features, stride) in enumerate(zip(levels, self.strides, strict=True)):
+            if self.fixed_sizes:
+                part = roi_align(features, rois, self.resolution, 1 / stride, self.sampling, self.aligned)
+                pooled = torch.where((level == i)[:, None, None, None], part, pooled)
+                continue
             here = torch.where(level == i)[0]
             part = roi_align(features, rois[here], self.resolution, 1 / stride, self.sampling, self.aligned)
             pooled.index_put_((here,), part.to(pooled.dtype))  # in place: no copy of all RoIs for each level

@@ -7,6 +7,7 @@ maximum number of detections is reached, the boxes of the remaining owners are n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,10 +15,13 @@ from torch import Tensor
 from torchvision.ops import box_iou, nms
 
 from doublehead.config import InferenceOptions
-from doublehead.model.boxes import EXCLUSIVE, Edges
+from doublehead.model.boxes import EXCLUSIVE, Edges, Size
 
 FIRST_ROUND = 128
 """Owners per image whose boxes are computed in the first round. Each further round doubles the number."""
+
+CANDIDATES = 3000
+"""Candidates that meet in NMS where sizes are fixed, those of the best scores; TensorRT sorts no more than 3840."""
 
 SMALLEST_SIDE = 1e-2
 """Default minimum side of a detection, in pixels. Smaller ones are dropped."""
@@ -212,6 +216,62 @@ def detect_in_one_round(
     }
 
 
+def detect_in_fixed_sizes(
+    scored: Scored,
+    real: list[Tensor],
+    sizes: Sequence[Size],
+    options: InferenceOptions,
+    most: int | None,
+    edges: Edges = EXCLUSIVE,
+    smallest_side: float = SMALLEST_SIDE,
+) -> list[dict[str, Tensor]]:
+    """The best detections of each image by steps whose sizes do not depend on the image, as some runtimes need them.
+
+    Args:
+        scored: as many proposals of each image, and their boxes for the asking: once for all images.
+        real: per image, (N,) bool: which of them are proposals, and no filling.
+        sizes: per image, (height, width) of its part of the input.
+        options: threshold, NMS and the number of detections.
+        most: owners of each image whose boxes are asked for, those of the best scores; None: all proposals.
+        edges: how boxes are clipped to their image.
+        smallest_side: detections with a side under it, in pixels, are dropped.
+
+    Returns:
+        Per image `boxes` (D, 4), `scores` (D,) falling and `labels` (D,), where D is the number of detections wanted;
+        places that are left have score 0. The same as `detect` finds wherever there are no more owners than `most`, and
+        its detections are among the best `CANDIDATES` candidates.
+    """
+    owned = [torch.where(r[:, None], s[:, 1:], 0.0) for r, s in zip(real, scored.scores, strict=True)]
+    owners = [own.amax(1).topk(min(most or len(own), len(own))).indices for own in owned]
+    found = scored.boxes(owners)
+    return [
+        _best_in_fixed_sizes(own[chosen], boxes, size, options, edges, smallest_side)
+        for own, chosen, boxes, size in zip(owned, owners, found, sizes, strict=True)
+    ]
+
+
+def _best_in_fixed_sizes(
+    scores: Tensor, boxes: Tensor, size: Size, options: InferenceOptions, edges: Edges, smallest_side: float
+) -> dict[str, Tensor]:
+    """Of one image, from its owners' scores (M, C) and boxes (M, C + 1, 4) or (M, 1, 4)."""
+    owners, classes = scores.shape
+    best, place = scores.flatten().topk(min(CANDIDATES, scores.numel()))
+    rank = torch.arange(owners, device=place.device)[:, None].expand(owners, classes).flatten()[place]
+    label = torch.arange(1, classes + 1, device=place.device).repeat(owners)[place]
+    candidates = edges.clip(boxes[rank, label if boxes.shape[1] > 1 else torch.zeros_like(label)], size)
+    big = ((candidates[:, 2:] - candidates[:, :2]) >= smallest_side).all(1)
+    best = torch.where(big & (best > options.score_threshold), best, 0.0)
+    apart, most = (torch.zeros_like(label), 1) if options.nms_across_classes else (label, classes + 1)
+    kept = kept_by_class_nms(candidates, best, apart, options.nms_iou, most)
+    final, place = torch.where(kept, best, 0.0).topk(min(options.detections, len(best)))
+    there = final > 0
+    return {
+        "boxes": torch.where(there[:, None], candidates[place], 0.0),
+        "scores": final,
+        "labels": torch.where(there, label[place], 0),
+    }
+
+
 def _suppressed(
     boxes: Tensor,
     scores: Tensor,
@@ -298,3 +358,25 @@ def class_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float) -> Tens
 def _(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float) -> Tensor:
     """Shape function for the exporter: an unknown number of indices."""
     return labels.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.int64)
+
+
+@torch.library.custom_op("doublehead::kept_by_class_nms", mutates_args=())
+def kept_by_class_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float, classes: int) -> Tensor:
+    """Which boxes with a score above 0 are kept by NMS within each class, (K,) bool: of a size known beforehand.
+
+    Args:
+        boxes: (K, 4).
+        scores: (K,) in any order.
+        labels: (K,) in 0..classes - 1.
+        iou: above which the box of the lower score is dropped.
+        classes: number of classes.
+    """
+    kept = torch.zeros_like(labels, dtype=torch.bool)
+    kept[class_nms(boxes, scores, labels, iou)] = True
+    return kept & (scores > 0)
+
+
+@kept_by_class_nms.register_fake
+def _(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float, classes: int) -> Tensor:
+    """What the exporter needs to know."""
+    return torch.empty_like(labels, dtype=torch.bool)

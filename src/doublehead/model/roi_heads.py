@@ -6,16 +6,16 @@ heads with a branch of the same name.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from doublehead.config import InferenceOptions, ModelConfig
 from doublehead.model.box_head import BoxHead, Sample
-from doublehead.model.boxes import Edges
+from doublehead.model.boxes import Edges, Size
 from doublehead.model.branches import Branch
-from doublehead.model.postprocess import Scored, detect, detect_in_one_round
+from doublehead.model.postprocess import Scored, detect, detect_in_fixed_sizes, detect_in_one_round
 
 
 class RoIHeads(nn.Module):
@@ -110,14 +110,14 @@ class RoIHeads(nn.Module):
         return result
 
     def _scored(
-        self, levels: list[Tensor], proposals: list[Tensor], sizes: list[tuple[int, int]], options: InferenceOptions
+        self, levels: list[Tensor], proposals: list[Tensor], sizes: Sequence[Size], options: InferenceOptions
     ) -> Scored:
         """Refine proposals by all heads but the last, and score them by all."""
         refined, earlier = self._refined_to_last(levels, proposals, sizes, options)
         return self.last.scored(levels, refined, options, earlier)
 
     def _refined_to_last(
-        self, levels: list[Tensor], proposals: list[Tensor], sizes: list[tuple[int, int]], options: InferenceOptions
+        self, levels: list[Tensor], proposals: list[Tensor], sizes: Sequence[Size], options: InferenceOptions
     ) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
         """Proposals for the last head, and their logits from earlier heads, by branch."""
         earlier: dict[str, list[Tensor]] = {}
@@ -166,3 +166,25 @@ class RoIHeads(nn.Module):
         scored = self._scored(levels, [proposals], [size], options)
         most = owners if scored.staged else None
         return detect_in_one_round(scored, size, options, most, self.edges, self.smallest_side)
+
+    def detections_in_fixed_sizes(
+        self,
+        levels: list[Tensor],
+        proposals: list[Tensor],
+        sizes: Sequence[Size],
+        owners: int,
+        options: InferenceOptions,
+    ) -> list[dict[str, Tensor]]:
+        """The best detections of each image, by steps of fixed sizes; see `postprocess.detect_in_fixed_sizes`.
+
+        Args:
+            levels: P2..P5.
+            proposals: per image, (N, 4), as many of each; empty boxes are filling.
+            sizes: per image, (height, width) of its part of the input.
+            owners: how many proposals of an image a branch that only regresses sees.
+            options: as of `detections`; without a score floor.
+        """
+        scored = self._scored(levels, proposals, sizes, options)
+        real = [(boxes[:, 2:] > boxes[:, :2]).all(1) for boxes in proposals]
+        most = owners if scored.staged else None
+        return detect_in_fixed_sizes(scored, real, sizes, options, most, self.edges, self.smallest_side)

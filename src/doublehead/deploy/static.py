@@ -1,0 +1,77 @@
+"""Static shapes: which options go together, the input that they fix, and the images that suit it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from doublehead.common.errors import DoubleheadError
+from doublehead.inference.canvas import Canvas
+from doublehead.model.detector import Detector
+
+TARGETS = ("tensorrt",)
+
+SMALLEST = 64
+"""Pixels of an image's side that shapes are fixed for: pictures to compare with are drawn at that size."""
+
+
+def require_options(
+    output: Path, static: tuple[int, int] | None, batch_size: int | None, target: str | None, int8: str | Path | None
+) -> None:
+    """Refuse options of `export` that do not go together.
+
+    Raises:
+        DoubleheadError: names the option.
+    """
+    if target is not None and target not in TARGETS:
+        raise DoubleheadError(f"--target {target}: is not known; use {' or '.join(TARGETS)}")
+    if target and output.suffix.lower() != ".onnx":
+        raise DoubleheadError(f"{output}: TensorRT reads ONNX; give a file that ends in .onnx")
+    if static is None:
+        if option := f"--target {target}" if target else f"--batch-size {batch_size}" if batch_size else None:
+            raise DoubleheadError(f"{option}: needs static shapes; add --static and your images' width and height")
+        return
+    if min(static) < SMALLEST:
+        raise DoubleheadError(f"--static {static[0]} {static[1]}: give width and height in pixels, {SMALLEST} or more")
+    if int8:
+        raise DoubleheadError(f"{output}: int8 needs shapes that are not static; leave out --static or --int8")
+
+
+def canvas_of(model: Detector, weights: str | Path, static: tuple[int, int], batch_size: int) -> Canvas:
+    """The input that a model's file gets with static shapes.
+
+    Args:
+        model: the detector.
+        weights: what to call it.
+        static: width and height of the images that it is for.
+        batch_size: images at once.
+
+    Raises:
+        DoubleheadError: the model's sizes depend on the image.
+    """
+    if model.config.roi.score_floor:
+        raise DoubleheadError(
+            f"{weights}: how many proposals pass roi.score_floor is not known beforehand, so shapes cannot be static; "
+            "add --set score_floor=0"
+        )
+    width, height = static
+    return Canvas.of_images(height, width, model.config.input, model.backbone.body.multiple, batch_size)
+
+
+def filling(pictures: Sequence[Tensor], model: Detector, canvas: Canvas) -> list[Tensor]:
+    """The images that the checkpoint pads to the size of the canvas: others have more padding there than alone.
+
+    Raises:
+        DoubleheadError: there are none.
+    """
+    config, multiple = model.config.input, model.backbone.body.multiple
+    own = [Canvas.of_images(p.shape[-2], p.shape[-1], config, multiple, canvas.batch) for p in pictures]
+    found = [picture for picture, size in zip(pictures, own, strict=True) if size == canvas]
+    if not found:
+        raise DoubleheadError(
+            f"--images: the model resizes none of them to {canvas.width} x {canvas.height}, the size that --static "
+            "fixes; give images of that shape, or leave out --images"
+        )
+    return found
