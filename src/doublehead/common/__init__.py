@@ -1,1 +1,1 @@
-"""What everything else stands on: errors, files, devices, processes, the console."""
+"""Shared foundations: errors, files, devices, processes, the console."""

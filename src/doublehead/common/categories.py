@@ -1,4 +1,4 @@
-"""The classes of a dataset or of a model: what both speak of."""
+"""Classes of a dataset or a model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Categories:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Categories:
-        """What `to_json` wrote.
+        """Read the output of `to_json`.
 
         Raises:
             KeyError, TypeError, ValueError: it is something else.
@@ -40,7 +40,7 @@ class Categories:
 
 
 def require_same_classes(between: str, one: Categories, other: Categories) -> None:
-    """Refuse classes that would stand for others.
+    """Require equal classes.
 
     Args:
         between: what has these classes, in words: "the splits train and val".

@@ -1,4 +1,4 @@
-"""What a command says: lines that last, and progress bars with the time left. Other ranks than the first are silent."""
+"""Console output of commands: lines, and progress bars with the time left. Only the first rank prints."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class _Panel(Progress):
 
 
 class Console:
-    """Speaks only where `leads`."""
+    """Prints only if `leads`."""
 
     def __init__(self, leads: bool = True) -> None:
         self.leads = leads

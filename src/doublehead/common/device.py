@@ -1,4 +1,4 @@
-"""Where to compute, and in which number format."""
+"""Choice of device and number format."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from doublehead.common.errors import DoubleheadError
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 KINDS = ("cpu", "cuda")
-"""Kinds of devices the package computes on. MPS, for one, has no float64, which NMS needs."""
+"""Supported kinds of devices. MPS, for example, lacks float64, which NMS needs."""
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The device of that name; `auto` is CUDA where there is a card, else the CPU.
+    """Return the device of a name; `auto` is CUDA if a card is available, else the CPU.
 
     Raises:
         DoubleheadError: the device is unknown, not supported or not available; the sentence says why.
@@ -35,7 +35,7 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def _cause(device: torch.device) -> str:
-    """Why nothing can be put on a device; empty if something can."""
+    """Why a device cannot be used; "" if it can."""
     if device.type == "cuda" and not torch.cuda.is_available():
         return "no CUDA device found" if torch.version.cuda else "this PyTorch is built without CUDA"
     count = torch.cuda.device_count() if device.type == "cuda" else 0
@@ -49,12 +49,12 @@ def _cause(device: torch.device) -> str:
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype | None:
-    """The type to autocast to, or None for plain float32.
+    """Return the type to autocast to, or None for float32.
 
-    `auto` is bf16 where the device computes in it natively: recent CUDA cards, and CPUs with AVX512-BF16 or AMX.
+    `auto` is bf16 if the device supports it natively: recent CUDA cards, and CPUs with AVX512-BF16 or AMX.
 
     Raises:
-        DoubleheadError: there is no such precision.
+        DoubleheadError: the precision is unknown.
     """
     if name not in ("auto", *PRECISIONS):
         raise DoubleheadError(f"precision {name} is not known; use {', '.join(PRECISIONS)} or auto")

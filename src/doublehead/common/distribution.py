@@ -1,4 +1,4 @@
-"""One process or many: torchrun and torch.distributed."""
+"""Distributed processes: torchrun and torch.distributed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STARTED_AGAIN = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 
 @dataclass(frozen=True)
 class Distribution:
-    """This process among those of the run."""
+    """This process and its place among the processes of the run."""
 
     rank: int
     world: int
@@ -38,11 +38,11 @@ class Distribution:
 
     @classmethod
     def start(cls, device: str, timeout: float = 1800) -> Distribution:
-        """Join the other processes where torchrun started this one; otherwise stand alone.
+        """Join the other processes if torchrun started this one; otherwise run alone.
 
         Args:
-            device: auto, cpu, cuda, cuda:1.
-            timeout: seconds for which the others are waited for.
+            device: auto, cpu, cuda or a card such as cuda:1.
+            timeout: maximum seconds to wait for the others.
 
         Raises:
             DoubleheadError: the device is not available, several processes were given one card, or WORLD_SIZE is set
@@ -82,7 +82,7 @@ class Distribution:
 
     @property
     def leads(self) -> bool:
-        """Whether this process writes files and speaks."""
+        """Whether this process writes files and prints."""
         return self.rank == 0
 
     def started_again(self) -> bool:
@@ -130,7 +130,7 @@ class Distribution:
             raise raised[0] if raised else fault
 
     def require_same(self, value: object, otherwise: str) -> None:
-        """Refuse to go on where the processes have different values.
+        """Require that all processes have the same value.
 
         Raises:
             DoubleheadError: the sentence `otherwise`, with the values.

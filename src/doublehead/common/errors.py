@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 class DoubleheadError(Exception):
-    """A mistake in the input, told in one sentence. The command line prints it and exits with code 2.
+    """An error in the input, described in one sentence. The command line prints it and exits with code 2.
 
     Args:
-        sentence: names the file, field or image, and the fix.
-        kind: what it is one of, in the plural, where many are counted.
+        sentence: message that names the file, field or image, and the fix.
+        kind: kind of error in the plural, for counting.
     """
 
     def __init__(self, sentence: str, kind: str = "") -> None:
@@ -25,11 +25,11 @@ class DoubleheadError(Exception):
 
 
 class Fault(DoubleheadError):
-    """What happened to the machine - memory, disk, network, a process - and no mistake of the user's: try again."""
+    """A failure of the machine rather than of the input: memory, disk, network or a process. Retrying may help."""
 
 
 def sentence(error: ValidationError) -> str:
-    """Pydantic's findings as one sentence: each names its key and what is wrong with it."""
+    """Convert Pydantic's errors to one sentence that names each key and its problem."""
     findings = []
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"])

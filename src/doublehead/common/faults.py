@@ -1,4 +1,4 @@
-"""What machines do to a computation, told in one sentence each."""
+"""Failures of the machine, converted to one-sentence errors."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ def allow_open_files(count: int) -> None:
 
 @contextmanager
 def told(memory: str = "use a machine with more") -> Iterator[None]:
-    """Tell in one sentence that memory or files ran out, a loader process ended, or another process was lost.
+    """Context that converts torch's errors to one sentence: out of memory or files, or a lost process.
 
     Args:
-        memory: what to do where memory runs out.
+        memory: advice for running out of memory.
 
     Raises:
         Fault: in place of torch's errors.

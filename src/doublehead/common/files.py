@@ -1,4 +1,4 @@
-"""Files that are whole or absent, whatever ends the process that writes them."""
+"""Atomic writing of files: they are complete or absent, even if the process is killed."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _LOCK = ".lock"
 
 @contextmanager
 def whole(path: Path, keep: Path | None = None) -> Iterator[Path]:
-    """Give a temporary name to write to; afterwards the file goes to the disk and takes its own name in one step.
+    """Context with a temporary path; on exit the file is flushed to disk and renamed atomically.
 
-    Processes may write into one folder at the same time, and even the same file: the last one's then stands.
+    Processes may write to the same folder, or even the same file, concurrently; the last one wins.
 
     Args:
-        path: the file that is to be, replaced if there is one.
-        keep: a name under which the file that stood at `path` before stays.
+        path: output file; replaced if it exists.
+        keep: path to move an existing file at `path` to.
 
     Raises:
-        Fault: the disk is full, or the folder is gone or may not be written to; the file from before still stands.
+        Fault: the disk is full, or the folder is missing or not writable; an existing file is unchanged.
     """
     with writing(path), _own_folder(path.parent) as own:  # a folder: safetensors has temporary files of its own
         temporary = own / path.name

@@ -1,1 +1,1 @@
-"""Files to batches. Knows no model."""
+"""Datasets: from files to batches. Independent of models."""

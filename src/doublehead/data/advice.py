@@ -1,4 +1,4 @@
-"""What a dataset asks of a model: the input size and the anchors that suit its boxes."""
+"""Suggested input size and anchors for the boxes of a dataset."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from doublehead.config import ModelConfig
 from doublehead.data.records import Split
 
 REACHED = 0.5
-"""IoU at which an anchor reaches a box."""
+"""Minimum IoU of an anchor that matches a box."""
 WORTH = 0.03
-"""Share of all boxes that other anchors must reach besides, to be suggested."""
+"""Minimum share of additional boxes that suggested anchors must match."""
 SIDES = (240, 320, 400, 480, 560, 640, 720, 800)
-"""Short sides in pixels that are suggested."""
+"""Candidates for the short side, in pixels."""
 SCALES = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8)
-"""Factors of the model's anchor sizes among which the best is sought."""
+"""Candidate factors of the model's anchor sizes."""
 RATIOS = ((0.5, 1.0, 2.0), (0.33, 0.5, 1.0, 2.0, 3.0), (0.2, 0.33, 0.5, 1.0, 2.0, 3.0, 5.0))
-"""Sets of aspect ratios among which the smallest that is worth it is sought."""
+"""Candidate sets of aspect ratios. The smallest sufficient set is suggested."""
 
 
 @dataclass(frozen=True)
 class Smallness:
-    """Boxes that are hard to detect, and the share of them from which a larger input is suggested."""
+    """Criterion for small boxes, and the share of them above which a larger input is suggested."""
 
     words: str
     found: Callable[[np.ndarray], np.ndarray]  # width and height in the input, (N, 2), to (N,) bool
     most: float
 
     def share(self, seen: np.ndarray) -> float:
-        """The share of boxes that are hard, NaN without boxes."""
+        """Share of boxes that are small; NaN without boxes."""
         return _share(self.found(seen))
 
 
@@ -47,7 +47,7 @@ SMALL = Smallness("under 32 x 32 pixels", lambda seen: seen.prod(1) < 32**2, 0.5
 
 @dataclass(frozen=True)
 class Bin:
-    """Boxes within a range of sizes or shapes, and the anchors in it."""
+    """Boxes and anchors within a range of sizes or shapes."""
 
     low: float
     high: float
@@ -58,7 +58,7 @@ class Bin:
 
 @dataclass(frozen=True)
 class Advice:
-    """How the boxes of a training split and a model go together. Shares are in 0..1, NaN without boxes."""
+    """Fit of a model to the boxes of a training split. Shares are in 0..1, NaN without boxes."""
 
     model: str
     boxes: int
@@ -74,13 +74,13 @@ class Advice:
 
     @property
     def line(self) -> str:
-        """The settings, given and suggested, as options of `doublehead train`, quoted for a shell."""
+        """Given and suggested settings as options of `doublehead train`, quoted for a shell."""
         together = self.given | self.settings
         pairs = (f"{key}={json.dumps(value, separators=(',', ':'))}" for key, value in together.items())
         return " ".join(f"--set {shlex.quote(pair)}" for pair in pairs)
 
     def command(self, data: str) -> str:
-        """The command that trains with these settings, to be pasted into a shell."""
+        """Command that trains with these settings, quoted for a shell."""
         return f"doublehead train {shlex.quote(data)} --model {shlex.quote(self.model)} {self.line}".rstrip()
 
     def to_json(self) -> dict[str, Any]:
@@ -91,17 +91,17 @@ class Advice:
 
 
 def advise(split: Split, config: ModelConfig, name: str, given: Mapping[str, Any] | None = None) -> Advice:
-    """Judge the boxes of a split as a model sees them, and say what would suit them better.
+    """Compare the boxes of a split with the input size and anchors of a model, and suggest better settings.
 
-    An anchor reaches a box if their IoU is at least 0.5 when their centres coincide: an upper bound over all positions.
-    Suggested anchors reach more boxes than the model's. A suggested input is no larger than the median image, and at
-    least halves the share of boxes that are hard to detect.
+    An anchor matches a box if their IoU is at least 0.5 with coinciding centres, an upper bound over all positions.
+    Suggested anchors match more boxes than the model's. A suggested input is no larger than the median image, and at
+    least halves the share of small boxes.
 
     Args:
-        split: the training split.
-        config: the model.
-        name: what the model is called.
-        given: settings with which `config` departs from it, to be part of the command.
+        split: training split.
+        config: config of the model.
+        name: name of the model.
+        given: settings by which `config` differs from the named model, repeated in the command.
     """
     sizes, images = _boxes(split)
     short, long = config.input.short_side, config.input.long_side
@@ -157,7 +157,7 @@ def _boxes(split: Split) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _scales(images: np.ndarray, short: float, long: float) -> np.ndarray:
-    """By how much each image is resized, (N,)."""
+    """Scale factor of each image, (N,)."""
     return np.minimum(short / images.min(1, initial=np.inf), long / images.max(1, initial=1.0))
 
 
@@ -166,7 +166,7 @@ def _share(found: np.ndarray) -> float:
 
 
 def _larger_side(sizes: np.ndarray, images: np.ndarray, short: int, long: int, kind: Smallness) -> int:
-    """The smallest short side with few boxes that are hard, or else with half as many; `short` if there is none."""
+    """Smallest short side with few small boxes, or else with half as many; `short` if there is none."""
 
     def share(side: int) -> float:
         return kind.share(sizes * _scales(images, side, side * long / short)[:, None])
@@ -179,12 +179,12 @@ def _larger_side(sizes: np.ndarray, images: np.ndarray, short: int, long: int, k
 
 
 def _unreached(sizes: np.ndarray, anchor_sizes: Sequence[float], ratios: Sequence[float]) -> float:
-    """The share of boxes that no anchor reaches."""
+    """Share of boxes that match no anchor."""
     return _share(_best_iou(sizes, anchor_sizes, ratios) < REACHED)
 
 
 def _best_iou(sizes: np.ndarray, anchor_sizes: Sequence[float], ratios: Sequence[float]) -> np.ndarray:
-    """The highest IoU of each box (N, 2) with an anchor about the same centre, (N,)."""
+    """Highest IoU of each box (N, 2) with an anchor at the same centre, (N,)."""
     root = np.sqrt(np.array(ratios, dtype=np.float64))
     side = np.array(anchor_sizes, dtype=np.float64)[:, None]
     anchors = np.stack([side / root, side * root], -1).reshape(-1, 2)
@@ -198,7 +198,7 @@ def _best_iou(sizes: np.ndarray, anchor_sizes: Sequence[float], ratios: Sequence
 def _better_anchors(
     sizes: np.ndarray, anchor_sizes: tuple[float, ...], ratios: tuple[float, ...]
 ) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Sizes and ratios that reach at least WORTH more of the boxes, with as few ratios as that takes; or None."""
+    """Sizes and ratios that match at least WORTH more of the boxes, with the fewest ratios; or None."""
     before = _unreached(sizes, anchor_sizes, ratios)
     if not before >= WORTH:
         return None
@@ -215,7 +215,7 @@ def _better_anchors(
 
 
 def _bins(values: np.ndarray, missed: np.ndarray, anchors: Sequence[float]) -> list[Bin]:
-    """A histogram over ranges between powers of the root of 2; those without boxes and anchors are left out."""
+    """Histogram over ranges between powers of the square root of 2, without ranges that have no boxes or anchors."""
     places, of_anchor = (np.floor(2 * np.log2(found)).astype(int) for found in (values, np.array(anchors)))
     return [
         Bin(

@@ -1,4 +1,4 @@
-"""What must hold before training starts, so that hour three brings no surprise; `doublehead check` asks the same."""
+"""Checks of the data before training starts, which `doublehead check` also makes."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def read_for_training(
     val: str | None = "val",
     shares: SplitConfig | None = None,
 ) -> tuple[Split, Split | None]:
-    """The splits to train on and to measure during training; None where the dataset has no such split to measure.
+    """Read the training and validation splits; the latter is None if the dataset has no such split.
 
     Args:
-        path: the dataset's folder or YAML.
-        train: the split to train on.
-        val: the split to measure; None: none.
-        shares: how to share out a dataset without splits; None: its own, else 80/10/10.
+        path: dataset folder or YAML.
+        train: name of the training split.
+        val: name of the validation split; None: no validation.
+        shares: how to split a dataset without splits; None: as the dataset says, else 80/10/10.
 
     Raises:
-        DoubleheadError: the dataset or one of the two splits has a mistake, or they do not go together.
+        DoubleheadError: the dataset or a split is invalid, or the splits are inconsistent.
     """
     dataset = path if isinstance(path, Dataset) else open_dataset(path, shares)
     split = dataset.read(train)
@@ -44,10 +44,10 @@ def read_for_training(
 
 
 def require_trainable(path: str | Path, split: Split, val: Split | None) -> None:
-    """Refuse splits that cannot be learned from, each sound in itself.
+    """Require that two valid splits can be used for training.
 
     Raises:
-        DoubleheadError: the splits have different classes, or there is no box to learn from.
+        DoubleheadError: the splits have different classes, or there are no boxes to train on.
     """
     if val is not None:
         require_same_classes(f"the splits {split.name} and {val.name}", split.categories, val.categories)
@@ -59,13 +59,13 @@ def read_record(record: Record) -> Image.Image:
     """Read a record's image as RGB.
 
     Raises:
-        DoubleheadError: the file cannot be read, or its size is not the annotations' size.
+        DoubleheadError: the file cannot be read, or its size differs from the annotations.
     """
     return read_record_picture(record).rgb
 
 
 def read_record_picture(record: Record) -> Picture:
-    """As `read_record`, with what the file was before."""
+    """As `read_record`, with properties of the original file."""
     picture = read_picture(record.path, record.encoded())
     _same_size(record, picture.rgb.size)
     return picture
@@ -76,12 +76,12 @@ def check_images(
     how: Literal["decode", "header", "none"] = "decode",
     progress: Callable[[], object] | None = None,
 ) -> None:
-    """Look at every image in parallel threads; `progress` is called once per image, in this thread.
+    """Check every image in parallel threads; `progress` is called once per image, in this thread.
 
-    `decode` reads all pixels and so finds files cut short; `header` is faster and finds missing files and wrong sizes.
+    `decode` reads all pixels and detects truncated files; `header` is faster and detects missing files and wrong sizes.
 
     Raises:
-        DoubleheadError: names the first image at fault and how many more there are.
+        DoubleheadError: images are invalid; the message names the first and the number of others.
     """
     if how == "none":
         return

@@ -25,7 +25,7 @@ _SNIFFED = 1 << 16  # bytes at each end of a JSON file in which its keys are loo
 
 
 def find_coco(folder: Folder) -> Splits | NotMine | None:
-    """Splits of COCO files of any name: called after their files, or else after the folders they lie in."""
+    """Find splits in COCO files of any name; splits are named after the files or else their folders."""
     files = [file for file in folder.suffixed(".json") if _is_coco(folder, file)]
     homes = {posixpath.dirname(file) for file in files if _is_instances(file)}
     files = [file for file in files if _is_instances(file) or posixpath.dirname(file) not in homes]  # no keypoints
@@ -40,14 +40,14 @@ def find_coco(folder: Folder) -> Splits | NotMine | None:
 def read_coco(name: str, annotations: Path, images: Path) -> Split:
     """Read one split from a COCO `instances` file whose `file_name`s lie under the folder `images`.
 
-    Category ids may have gaps: labels 1..C follow them in rising order, and every category is kept, also one
-    without boxes. Crowds are kept and marked. Objects with `ignore` set are crowds too. Without `bbox` the box around
-    `segmentation` is taken, and counted. Boxes without area inside the image are counted and left out; boxes past the
-    image's edge are counted and kept as annotated. Sizes come from the JSON, or else from the image file. Images and
-    annotations at fault are left out, each a fault in the split's findings.
+    Category ids may have gaps: labels 1..C follow them in rising order, and categories without boxes are kept. Crowds,
+    and objects with `ignore` set, are marked as crowds. Without `bbox`, the bounding box of `segmentation` is used, and
+    counted. Boxes without area inside the image are counted and ignored; boxes that extend beyond the image are counted
+    and kept as annotated. Sizes come from the JSON, or else from the image file. Invalid images and annotations are
+    ignored, each with a fault in the findings of the split.
 
     Raises:
-        DoubleheadError: the file is missing or is no COCO JSON, or its categories contradict each other.
+        DoubleheadError: the file is missing or is not COCO JSON, or its categories are contradictory.
     """
     if not os.path.isdir(images):
         raise DoubleheadError(f"{images}: there is no such folder of images for {annotations}")
@@ -62,7 +62,7 @@ def _is_instances(file: str) -> bool:
 
 
 def _is_coco(folder: Folder, file: str) -> bool:
-    """Whether a JSON file is likely COCO's, by its name or by the keys near its start and end."""
+    """Whether a JSON file is likely in COCO format, by its name or by the keys near its start and end."""
     if _is_instances(file):
         return True
     try:
@@ -77,7 +77,7 @@ def _is_coco(folder: Folder, file: str) -> bool:
 
 
 def _split(file: str, alone: bool) -> str:
-    """The split of a file: `train2017` of instances_train2017.json, `valid` of valid/_annotations.coco.json."""
+    """Name of a file's split: `train2017` for instances_train2017.json, `valid` for valid/_annotations.coco.json."""
     stem = posixpath.splitext(posixpath.basename(file))[0].removeprefix("instances_")
     if canonical(stem) in ("train", "val", "test", "trainval", "all"):
         return stem
@@ -118,10 +118,10 @@ def _read(name: str, annotations: Path, content: dict[str, list[Entry]], picture
 
 
 def read_categories(annotations: Path) -> Categories:
-    """The categories of a COCO `instances` file, by rising id.
+    """Read the categories of a COCO `instances` file, by rising id.
 
     Raises:
-        DoubleheadError: as `read_coco`.
+        DoubleheadError: as in `read_coco`.
     """
     return _categories(annotations, _load(annotations), Findings())
 
@@ -165,7 +165,7 @@ def _categories(path: Path, content: dict[str, list[Entry]], findings: Findings)
 
 
 def _is_placeholder(first: Entry, others: list[Entry], annotations: list[Entry]) -> bool:
-    """Whether category 0 is the project's name that Roboflow puts before the real classes, as their parent."""
+    """Whether category 0 is the project name that Roboflow adds as the parent of the real classes."""
     return (
         first["id"] == 0
         and bool(others)
@@ -175,14 +175,14 @@ def _is_placeholder(first: Entry, others: list[Entry], annotations: list[Entry])
 
 
 class _Reader:
-    """Entries of one file to records; what is wrong with one goes into `findings`."""
+    """Converts the entries of a file to records, and collects errors in `findings`."""
 
     def __init__(self, path: Path, pictures: Pictures, categories: Categories, findings: Findings) -> None:
         self.path, self.pictures, self.findings = path, pictures, findings
         self.label_of = {category: label for label, category in enumerate(categories.ids, start=1)}
 
     def images(self, entries: list[Entry]) -> dict[int, tuple[Entry, list[Entry]]]:
-        """Images by id, each with an empty list for its annotations."""
+        """Index images by id, each with an empty list for its annotations."""
         found: dict[int, tuple[Entry, list[Entry]]] = {}
         files: dict[str, str] = {}
         for image in entries:
@@ -202,7 +202,7 @@ class _Reader:
         return found
 
     def annotations(self, entries: list[Entry], images: dict[int, tuple[Entry, list[Entry]]]) -> None:
-        """Hand each annotation to its image."""
+        """Assign each annotation to its image."""
         seen: set[Any] = set()
         for annotation in entries:
             number, image_id, category = (annotation.get(key) for key in ("id", "image_id", "category_id"))
@@ -223,7 +223,7 @@ class _Reader:
                 seen.add(number)
 
     def record(self, image: Entry, annotations: list[Entry]) -> Record:
-        """One image with its annotations."""
+        """Convert an image with its annotations."""
         file_name = image.get("file_name")
         if not isinstance(file_name, str) or not file_name:
             raise DoubleheadError(f"{self.path}: image {image['id']} has no `file_name`")
@@ -257,7 +257,7 @@ class _Reader:
 
 
 def _box(annotation: Entry, where: str) -> tuple[Box, str]:
-    """The box of an annotation, and the kind of finding where it is only the box around a mask."""
+    """Box of an annotation, and the kind of finding if it was derived from a mask."""
     bbox, segmentation = annotation.get("bbox"), annotation.get("segmentation")
     if (bbox is None or bbox == []) and segmentation:
         if isinstance(segmentation, dict):

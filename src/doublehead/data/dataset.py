@@ -1,4 +1,4 @@
-"""A folder or a YAML file to its splits, whatever the format."""
+"""Datasets: the splits of a folder or YAML file in any supported format."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ _STRUCTURE = ("images", "labels", "annotations", "data", "jpegimages", "imageset
 
 @dataclass(frozen=True)
 class Dataset:
-    """The splits found, none of them read yet.
+    """The splits of a dataset, read on demand.
 
-    Splits go by `train`, `val` and `test` where they can: `train2017` and `Validation` are found as `train` and `val`.
-    A dataset without splits has its one split as `whole`: it is split into train, val and test (`shares.py`), and
-    can also be read as `all`.
+    Splits are named `train`, `val` and `test` where possible: `train2017` and `Validation` become `train` and `val`. A
+    dataset without splits has a single split `whole`, which is split into train, val and test (`shares.py`), and can
+    also be read as `all`.
     """
 
     path: Path
@@ -68,34 +68,34 @@ class Dataset:
 
     @property
     def distinct(self) -> list[str]:
-        """Names of the splits, without VOC's trainval where train and val are there."""
+        """Names of the splits, without VOC's trainval if train and val exist."""
         again = "trainval" if {"train", "val"} <= set(self.splits) else ""
         return [name for name in self.splits if name != again]
 
     @property
     def note(self) -> str:
-        """One line on how the images were split; "" where the dataset has splits of its own."""
+        """How the images were split, in one line; "" if the dataset has its own splits."""
         if not self.whole:
             return ""
         return f"{self.path}: no splits found; images are split {self.shares} by content (set data.split to change it)"
 
     def has(self, split: str) -> bool:
-        """Whether `read` finds this split."""
+        """Whether the dataset has this split."""
         return self.name_of(split) is not None
 
     def read(self, split: str) -> Split:
-        """Read one split; its `name` is the one found.
+        """Read one split. Its `name` is that of the dataset.
 
         Raises:
-            DoubleheadError: there is no such split, or its files have a mistake.
+            DoubleheadError: the split does not exist, or its files are invalid.
         """
         return self.look(split).sound()
 
     def look(self, split: str) -> Split:
-        """Read one split as far as it goes, with its faults among its findings; not yet fit to train on.
+        """Read one split as far as possible, with errors among its findings. It may not be valid for training.
 
         Raises:
-            DoubleheadError: there is no such split, or nothing of it can be read.
+            DoubleheadError: the split does not exist, or cannot be read at all.
         """
         name = self.name_of(split)
         if name is None:
@@ -103,7 +103,7 @@ class Dataset:
         return self.whole() if self.whole and name == "all" else self.splits[name]()
 
     def name_of(self, split: str) -> str | None:
-        """The name under which `read` finds this split."""
+        """Name of the split in this dataset; None if it does not exist."""
         names = [*self.splits, *(["all"] if self.whole else [])]
         return next((name for name in (split, canonical(split)) if name in names), None)
 
@@ -134,7 +134,7 @@ def open_dataset(path: str | Path, shares: SplitConfig | None = None) -> Dataset
 
 
 def summary(split: Split) -> str:
-    """One line on what the split holds, and one on what was found amiss, if anything was."""
+    """Describe the content of a split in one line, and its findings, if any, in another."""
     records = split.records
     crowds = sum(int(record.crowd.sum()) for record in records)
     empty = sum(not len(record.boxes) for record in records)
@@ -172,7 +172,7 @@ def _from_folder(path: Path) -> Dataset:
 
 
 def _unpacked(folder: Folder) -> Folder:
-    """The folder within, where an archive was unpacked to a folder of its own."""
+    """The inner folder, if an archive was unpacked into its own folder."""
     while True:
         tops = {file.split("/")[0] for file in folder.folders if file}
         files = [file for file in folder.files if "/" not in file and not file.lower().startswith(("readme", "licen"))]
@@ -187,7 +187,7 @@ def _unpacked(folder: Folder) -> Folder:
 def _dataset(
     path: Path, form: str, found: Splits, folder: Folder | None = None, shares: SplitConfig | None = None
 ) -> Dataset:
-    """Splits under their plain names; one that is called `all` or `default` alone is the whole."""
+    """Build a dataset with plain split names; a single split named `all` or `default` is the whole."""
     splits = _named(found)
     if folder and folder.skipped:
         first = next(iter(splits))
@@ -214,7 +214,7 @@ def _shared_out(dataset: Dataset, whole: Callable[[], Split], shares: SplitConfi
 
 
 def _named(splits: Mapping[str, Callable[[str], Split]]) -> dict[str, Callable[[], Split]]:
-    """Splits under their plain names, train, val and test first; a name keeps its year where two would meet."""
+    """Splits by plain name, train, val and test first. Names keep their year if they would collide."""
     result: dict[str, Callable[[], Split]] = {}
     alone = not any(canonical(given) == "train" for given in splits)
     for given, read in splits.items():

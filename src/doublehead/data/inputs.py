@@ -1,4 +1,4 @@
-"""Anything that shows an image, or several, as pictures in RGB."""
+"""Conversion of any kind of image input to RGB images."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from doublehead.common.errors import DoubleheadError, Fault, brief
 from doublehead.data.images import eight_bits, read_image, to_rgb, unreadable
 
 ImageLike = str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | np.ndarray | Tensor
-"""One image: a path, an http(s) address, the bytes of a file, an open file, a PIL image, an array or a tensor.
+"""One image: a path, an http(s) URL, the bytes of a file, an open file, a PIL image, an array or a tensor.
 
 Arrays and tensors are (H, W), (H, W, channels) or (channels, H, W): grey, RGB or RGBA; uint8, uint16 or float in 0..1.
 """
 
 SECONDS = 30.0
-"""Longest silence of a server that an image is fetched from, and longest time for the whole image."""
+"""Maximum seconds without a response while downloading an image, and for the whole download."""
 
 MEGABYTES = 100
-"""Most that is fetched from an address."""
+"""Maximum size of a download."""
 
 CHANNELS = (1, 3, 4)
 
@@ -40,12 +40,12 @@ _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # not C://, a drive
 
 
 def as_images(images: ImageLike | Iterable[ImageLike]) -> tuple[Iterable[Any], bool]:
-    """Whatever `predict` is given as images one after the other, and whether it was one image.
+    """Convert the input of `predict` to an iterable of images, and return whether it was a single image.
 
-    A batch (N, 3, H, W) or (N, H, W, 3) and any other collection are several, even if they hold one.
+    Batches (N, 3, H, W) or (N, H, W, 3) and other collections are several images, even if they contain one.
 
     Raises:
-        DoubleheadError: None, a mapping or a number was given.
+        DoubleheadError: the input is None, a mapping or a number.
     """
     if isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | Image.Image) or hasattr(images, "read"):
         return [images], True
@@ -60,15 +60,15 @@ def as_images(images: ImageLike | Iterable[ImageLike]) -> tuple[Iterable[Any], b
 
 
 def as_picture(image: Any, name: str = "the image") -> Image.Image:
-    """One image of any kind as a PIL image in RGB.
+    """Convert an image of any kind to a PIL image in RGB.
 
     Args:
         image: see ImageLike.
-        name: what to call it in a sentence, where it has no name of its own.
+        name: name for error messages, if the image has none.
 
     Raises:
-        DoubleheadError: it cannot be read, or is no image; says what was given and what to give.
-        Fault: an address does not answer.
+        DoubleheadError: the input cannot be read or is not an image.
+        Fault: a server does not respond.
     """
     if isinstance(image, str) and _ADDRESS.match(image):
         return read_image(_short(image), _fetch(image))

@@ -1,4 +1,4 @@
-"""`doublehead check`: all that training and evaluation would meet in a dataset, found beforehand."""
+"""`doublehead check`: find errors and suspects in a dataset before training and evaluation."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ LONGEST_NAME = 36
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found in a dataset."""
+    """Findings in a dataset."""
 
     path: Path
     splits: list[Split]  # those that could be read, each with its findings
@@ -58,12 +58,12 @@ class Inspection:
 
     @property
     def errors(self) -> int:
-        """How many things keep a split from being trained on or measured."""
+        """Number of findings that prevent training or evaluation."""
         return sum(finding.count for _, finding in self.rows if finding.error)
 
     @property
     def warnings(self) -> int:
-        """How many things training can live with."""
+        """Number of findings that do not prevent training."""
         return sum(finding.count for _, finding in self.rows if not finding.error)
 
     @property
@@ -141,17 +141,17 @@ def inspect(
     config: Config | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Inspection:
-    """Look at every file of a dataset, as training and evaluation would, and at what is likely a mistake besides.
+    """Check every file of a dataset as training and evaluation would, and find likely mistakes.
 
     Args:
-        path: the dataset's folder or YAML.
-        progress: whether to show a bar.
-        model: what to call the model whose input size and anchors the boxes are judged by.
-        config: the settings of that model and of the data; None: those of the preset `model`.
-        settings: those of them that were given by hand, to be repeated in the command that is suggested.
+        path: dataset folder or YAML.
+        progress: whether to show a progress bar.
+        model: name of the model whose input size and anchors boxes are compared with.
+        config: settings of the model and of the data; None: those of the preset `model`.
+        settings: settings given by the user, which the suggested command repeats.
 
     Raises:
-        DoubleheadError: there is no such preset.
+        DoubleheadError: the preset does not exist.
     """
     config = config or Config(model=preset(model))
     findings = Findings()

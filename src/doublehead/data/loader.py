@@ -1,4 +1,4 @@
-"""Batches: the same for every number of workers, for a run resumed as for one never stopped, split among the ranks."""
+"""Batches, divided among ranks. They are independent of the number of workers and of interruptions."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from doublehead.data.sampling import epoch_order, images_per_epoch
 from doublehead.data.transforms import Sample, Step, StepError, training_transform
 
 LAST = 10
-"""Steps that close do so for the last of so many parts of a run."""
+"""Augmentation changes for the last 1/LAST of a run (steps with `closes`)."""
 
 
 class Key(NamedTuple):
-    """All that an augmented image depends on, besides the seed."""
+    """Everything besides the seed that determines an augmented image."""
 
     epoch: int
     record: int  # its index
@@ -51,7 +51,7 @@ UNGUARDED = (
 
 
 class Samples(Sequence[Sample]):
-    """The images of a split as they are, with the boxes and labels to train on."""
+    """Images of a split without augmentation, with the boxes and labels for training."""
 
     def __init__(self, records: Sequence[Record]) -> None:
         self.records = records
@@ -69,18 +69,18 @@ class Samples(Sequence[Sample]):
 
 
 class DetectionDataset(torch.utils.data.Dataset[tuple[torch.Tensor, Target]]):
-    """Augmented training images; `dataset[epoch, index]` is always the same for the same seed.
+    """Augmented training images. `dataset[epoch, index]` is deterministic for a seed.
 
-    An image that is shown several times in an epoch is another each time: `dataset[epoch, index, 1]` is its second.
+    Repetitions of an image in an epoch are augmented differently: `dataset[epoch, index, 1]` is the second.
 
-    Gives an image, uint8 (3, H, W), and its target: `boxes` float32 (N, 4) xyxy, `labels` int64 (N,), `image_id`
+    Items are an image, uint8 (3, H, W), and its target: `boxes` float32 (N, 4) xyxy, `labels` int64 (N,), `image_id`
     and `index` of the record.
 
     Args:
         split: the images.
-        transform: what is done to each.
-        seed: of the run.
-        closing: what is done in the last tenth of a run; None: the same.
+        transform: augmentation.
+        seed: seed of the run.
+        closing: augmentation in the last tenth of a run; None: `transform`.
     """
 
     def __init__(self, split: Split, transform: Step, seed: int, closing: Step | None = None) -> None:
@@ -110,7 +110,7 @@ class DetectionDataset(torch.utils.data.Dataset[tuple[torch.Tensor, Target]]):
 
     @contextmanager
     def drawing(self, epoch: int, index: int, showing: int = 0) -> Iterator[None]:
-        """Draw as for this epoch, image and showing, which is named where a step fails.
+        """Context with the random state of this epoch, image and repetition. Errors of steps name the image.
 
         Raises:
             StepError: a step failed.
@@ -125,7 +125,7 @@ class DetectionDataset(torch.utils.data.Dataset[tuple[torch.Tensor, Target]]):
 
 
 def training_dataset(split: Split, config: Config) -> DetectionDataset:
-    """The images of a run as its config augments them.
+    """Create the augmented training images of a run.
 
     Raises:
         DoubleheadError: a function that a step names cannot be imported.
@@ -139,7 +139,7 @@ def training_dataset(split: Split, config: Config) -> DetectionDataset:
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
-    """Full batches in one pass over the images; at least one."""
+    """Number of full batches in one pass over the images; at least one."""
     return max(1, images // batch_size)
 
 
@@ -148,15 +148,15 @@ def epoch_batches(
 ) -> list[list[int]]:
     """Shuffle the images of one epoch into full batches of indices.
 
-    Each batch is of one orientation, so that little padding is needed; what is left of both fills mixed batches at
-    the end, and what fills none is left out of this epoch. Fewer images than a batch are repeated to fill one.
+    Each batch has images of one orientation, to reduce padding. The remainders of both fill mixed batches at the end,
+    and images left over are omitted in this epoch. Fewer images than a batch are repeated to fill one.
 
     Args:
         sizes: (width, height) of each image in pixels.
         batch_size: images per step, over all ranks and accumulation.
-        seed: of the run.
-        epoch: from 0.
-        factors: how often each image is seen, on average; None: once. See `sampling`.
+        seed: seed of the run.
+        epoch: number of the epoch, from 0.
+        factors: average number of repetitions of each image; None: one. See `sampling`.
     """
     order = epoch_order(len(sizes), factors, np.random.default_rng(_mix(seed, epoch)))
     if len(order) < batch_size:
@@ -188,16 +188,16 @@ def training_loader(
     pin: bool = False,
     factors: np.ndarray | None = None,
 ) -> Iterator[tuple[list[torch.Tensor], list[Target]]]:
-    """Micro-batches (images, targets) of one rank, from `start_step` up to, not including, `steps`, the run's length.
+    """Iterate over micro-batches (images, targets) of one rank, from `start_step` to `steps` - 1.
 
-    Step s takes batch s of the endless row of epochs, whatever came before: resuming needs nothing but the step.
-    A rank takes its contiguous part of each batch of `batch_size` images, in `batch_size / world / micro_batch` pieces.
-    With `factors` images are seen as often as these say (see `sampling`).
-    With `pin` they lie in pinned memory, from which a CUDA device copies without waiting.
+    Step s always takes batch s of the sequence of epochs, so resuming needs the step alone. A rank takes its contiguous
+    part of each batch of `batch_size` images, in `batch_size / world / micro_batch` pieces. `factors` are the average
+    repetitions of images (see `sampling`). With `pin`, batches are in pinned memory, from which CUDA devices copy
+    asynchronously.
 
     Raises:
         DoubleheadError: there are no images, the batch cannot be divided among processes, or an image cannot be read.
-        Fault: no batch came for `timeout` seconds.
+        Fault: no batch arrived within `timeout` seconds.
     """
     if not len(dataset):
         raise DoubleheadError("the training split holds no images")
@@ -213,14 +213,14 @@ def training_loader(
 def evaluation_loader(
     split: Split, batch_size: int, workers: int, rank: int = 0, world: int = 1, timeout: float = LOADER_TIMEOUT
 ) -> Iterator[tuple[list[torch.Tensor], list[Record]]]:
-    """Images, uint8 (3, H, W) in their original size, and their records; a rank takes each `world`-th batch.
+    """Iterate over batches of images, uint8 (3, H, W) in original size, and their records.
 
-    They come by shape, from tall to wide, so that a batch needs little padding. Ranks take whole batches, since
-    padding affects the last digits of detections, and these must not depend on the number of ranks.
+    Images are sorted by shape, from tall to wide, to reduce padding. Each rank takes every `world`-th batch: padding
+    affects the last digits of detections, which must not depend on the number of ranks.
 
     Raises:
         DoubleheadError: an image cannot be read.
-        Fault: as `training_loader`.
+        Fault: as in `training_loader`.
     """
     shapes = [record.width / record.height for record in split.records]
     indices = sorted(range(len(shapes)), key=shapes.__getitem__)
@@ -232,7 +232,7 @@ def evaluation_loader(
 
 
 class Waited(Iterator[Item]):
-    """Hands on what an iterator gives, and knows for how many seconds it was waited for."""
+    """Iterator wrapper that measures the seconds spent waiting for items."""
 
     def __init__(self, items: Iterator[Item]) -> None:
         self.items = items
@@ -246,17 +246,17 @@ class Waited(Iterator[Item]):
             self.seconds += time.monotonic() - began
 
     def close(self) -> None:
-        """End the iterator, and with it the processes that load for it."""
+        """Close the iterator and stop its loader processes."""
         close = getattr(self.items, "close", None)
         if close is not None:
             close()
 
 
 def default_workers(local: int = 1) -> int:
-    """Loader processes per rank, 1 to 8: the cores this process may use, shared with the machine's other ranks.
+    """Default number of loader processes per rank, 1 to 8: the available cores, divided among the machine's ranks.
 
     Args:
-        local: ranks on this machine. One core is left to each of them to compute.
+        local: ranks on this machine. One core is reserved for each.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(8, cores // local - 1))
@@ -320,7 +320,7 @@ class _Originals:
 
 
 class _Guarded(torch.utils.data.Dataset[Any]):
-    """Items of a whole batch; a mistake comes back as a value, since torch would bury its sentence in a traceback."""
+    """Dataset of whole batches that returns errors as values: torch would wrap their messages in a traceback."""
 
     def __init__(self, item: Callable[[Any], tuple[torch.Tensor, Any]]) -> None:
         self.item = item
@@ -374,12 +374,12 @@ def _load(
 
 @functools.cache
 def _require_guard() -> None:
-    """See once, with a process that does nothing, whether processes can start.
+    """Check once, with an empty process, that loader processes can start.
 
-    Of its own processes, torch notices only after `timeout` that a fork server's have ended.
+    With a fork server, torch notices only after `timeout` that its processes have ended.
 
     Raises:
-        DoubleheadError: they run the user's script.
+        DoubleheadError: the processes run the user's script.
     """
     if multiprocessing.get_start_method() == "fork":
         return
@@ -399,10 +399,10 @@ def _nothing() -> None:
 
 @contextmanager
 def _signals_later() -> Iterator[None]:
-    """Hold back Ctrl-C and SIGTERM while loader processes start, which inherit that until they can ignore both.
+    """Block Ctrl-C and SIGTERM while loader processes start; they inherit the mask until they ignore both signals.
 
-    Under the start methods spawn and forkserver they first import for seconds, and would die there of a Ctrl-C that
-    asks the run to stop and save.
+    With the start methods spawn and forkserver, processes import modules for seconds, and a Ctrl-C that asks the run to
+    save and stop would kill them.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
@@ -419,10 +419,7 @@ def _as_is(batch: Any) -> Any:
 
 
 def _quiet(_: int) -> None:
-    """Leave Ctrl-C and SIGTERM to the main process, which has something to save; it ends its workers itself.
-
-    (Workers compute with one thread: torch sees to it.)
-    """
+    """Ignore Ctrl-C and SIGTERM in workers: the main process saves its state and then stops them."""
     for number in _STOPPING:
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):
@@ -430,5 +427,5 @@ def _quiet(_: int) -> None:
 
 
 def _mix(*parts: int) -> int:
-    """One 64-bit seed out of several numbers."""
+    """Combine numbers into a 64-bit seed."""
     return int(np.random.SeedSequence([part % 2**64 for part in parts]).generate_state(1, np.uint64)[0])

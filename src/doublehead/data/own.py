@@ -27,20 +27,20 @@ BACKGROUND = ("__background__", "_background_", "background")
 
 
 def is_own(data: Any) -> bool:
-    """Return whether `data` is a dataset itself rather than the path of one."""
+    """Whether `data` is a Python dataset rather than a path."""
     return not isinstance(data, str | os.PathLike)
 
 
 def own_dataset(data: Any, classes: Sequence[str] | None = None) -> Dataset:
-    """Wrap objects as a dataset.
+    """Wrap Python objects as a dataset.
 
     Args:
-        data: one sequence, which is `train`; or a mapping of split names to sequences. An item is (image, target) and
-            must be the same each time it is read. The image is anything that `Predictor.predict` takes. The target
-            holds `boxes`, (N, 4) xyxy in pixels or torchvision's BoundingBoxes of any format, and `labels`, (N,) names
-            or indices of the class names. `weight` says how often the image is seen (`data.image_weights`).
-        classes: the class names. None: each sequence's own `classes` or `class_names`, or else those of the first
-            split. A first name `__background__` is not a class, so labels that count from 1 fit too.
+        data: a sequence, used as `train`; or a mapping of split names to sequences. Items are (image, target), and must
+            be the same on every access. The image is anything that `Predictor.predict` accepts. The target has `boxes`,
+            (N, 4) xyxy in pixels or torchvision's BoundingBoxes in any format, and `labels`, (N,) class names or
+            indices of them. An optional `weight` sets how often the image is seen (`data.image_weights`).
+        classes: class names. None: attribute `classes` or `class_names` of each sequence, or else of the first split. A
+            first name `__background__` is not a class, so that labels may start at 1.
 
     Raises:
         DoubleheadError: `data` is not such a dataset, or has no class names.
@@ -60,7 +60,7 @@ def own_dataset(data: Any, classes: Sequence[str] | None = None) -> Dataset:
 
 
 def own_split(name: str, items: Any, classes: Sequence[str] | None = None) -> Split:
-    """Read one sequence as a split, every item of it; see `own_dataset`."""
+    """Read all items of a sequence as a split; see `own_dataset`."""
     if not hasattr(items, "__getitem__") or not hasattr(items, "__len__"):
         raise DoubleheadError(f"{brief(items)}: is not a dataset; give a sequence of (image, target) with a length")
     names = _checked_names(_own_names(items) if classes is None else classes)

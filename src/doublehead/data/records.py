@@ -1,4 +1,4 @@
-"""What the readers give: one record per image, the categories, and what they found amiss."""
+"""Results of dataset readers: a record per image, the categories, and the findings."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class Place:
 
 @dataclass
 class Finding:
-    """One kind of thing found amiss. An error keeps a split from training or evaluation; a warning does not."""
+    """A kind of problem found. Errors prevent training and evaluation of a split; warnings do not."""
 
     kind: str  # in the plural: "boxes without area ignored"
     error: bool
@@ -120,7 +120,7 @@ class Finding:
 
 
 class Findings:
-    """What was found amiss, by kind."""
+    """Problems found, by kind."""
 
     def __init__(self) -> None:
         self.by_kind: dict[str, Finding] = {}
@@ -135,7 +135,7 @@ class Findings:
 
     @property
     def errors(self) -> list[Finding]:
-        """The kinds that keep from training."""
+        """The kinds that prevent training."""
         return [finding for finding in self if finding.error]
 
     def warn(
@@ -150,7 +150,7 @@ class Findings:
 
     @contextmanager
     def collect(self, kind: str, image: Path | None = None) -> Iterator[None]:
-        """Count a DoubleheadError raised inside as a fault, of its own kind or else of this, and go on behind it."""
+        """Context that counts a DoubleheadError as a fault, of its own kind or else of this one, and continues."""
         try:
             yield
         except DoubleheadError as error:
@@ -164,9 +164,9 @@ class Findings:
 
 
 def note_box(box: Box, width: float, height: float, where: str, image: Path, findings: Findings) -> bool:
-    """Say whether a box has area inside its image, and warn in `findings` if it has none or passes the edge.
+    """Return whether a box has area inside its image, and warn in `findings` if it has none or extends beyond it.
 
-    Half a pixel past the edge is rounding and not worth a word.
+    Up to half a pixel beyond the edge counts as rounding.
     """
     x1, y1, x2, y2 = box
     if x2 <= x1 or y2 <= y1:
@@ -191,10 +191,10 @@ class Split:
     made: str = ""  # how, where the dataset has no splits of its own: "80/10/10 into train, val, test"
 
     def sound(self) -> Split:
-        """This split, if it may be trained on and measured.
+        """Return this split if it is valid for training and evaluation.
 
         Raises:
-            DoubleheadError: the first fault that was found while reading, and how many more there are.
+            DoubleheadError: reading found faults; the message has the first, and the number of others.
         """
         faults = self.findings.errors
         more = sum(finding.count for finding in faults) - 1

@@ -20,13 +20,13 @@ MOST = 0.5
 
 
 def share_out(whole: Split, config: SplitConfig) -> dict[str, Split]:
-    """Share the images of `whole` out to train, val and test.
+    """Split the images of `whole` into train, val and test.
 
-    Where an image goes depends on a hash of its file's bytes, on the seed and the turn, not on its name or its place in
-    the dataset. Near-copies stay together: pictures that look alike, and those whose names differ only behind `.rf.`.
-    If a split that should have images gets none, it takes the group nearest to it.
+    The split of an image depends on a hash of its file's bytes, the seed and the turn, not on its name or position.
+    Near-copies stay together: images that look alike, and those whose names differ only after `.rf.`. If a split with a
+    share would be empty, it gets the nearest group.
 
-    What was found in the dataset goes to the split whose image it is about, or else to train.
+    Findings are assigned to the split of their image, or else to train.
     """
     home = _homes(whole.records, config)
     parts: dict[str, Split] = {}

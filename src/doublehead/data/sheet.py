@@ -1,4 +1,4 @@
-"""A contact sheet of what training sees: each image as it is, and as several epochs augment it, with its boxes."""
+"""Contact sheet of training images: each original, and its augmented versions in several epochs, with boxes."""
 
 from __future__ import annotations
 
@@ -43,20 +43,20 @@ class Row:
 
 
 def contact_sheet(config: Config, page: Path, images: int = 6, epochs: int = 3, dataset: Dataset | None = None) -> Path:
-    """Draw what a run with this config trains on.
+    """Draw the augmented training images of a run with this config.
 
     Args:
-        config: the run; `data.path` names the dataset.
-        page: the file to write: .html, .png or .jpg; or a folder, in which `index.html` is written.
-        images: how many, evenly spaced in the training split.
-        epochs: how many of each, from the first. Another `train.seed` gives other epochs.
-        dataset: in place of the one at `data.path`.
+        config: config of the run; `data.path` names the dataset.
+        page: output file, .html, .png or .jpg; or a folder for `index.html`.
+        images: number of images, evenly spaced in the training split.
+        epochs: number of epochs per image, starting with the first. `train.seed` changes the augmentation.
+        dataset: dataset to use instead of the one at `data.path`.
 
     Returns:
         The file written.
 
     Raises:
-        DoubleheadError: the data or a step has a mistake.
+        DoubleheadError: the data or a step is invalid.
     """
     page = page if page.suffix.lower() in (".html", ".htm", *_PICTURES) else page / "index.html"
     split = (dataset or open_dataset(config.data.path, config.data.split)).read(config.data.train_split).sound()

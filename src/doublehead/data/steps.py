@@ -1,4 +1,4 @@
-"""Augmentation as a config says it: named steps with their own settings. No torch: `transforms.py` does the work."""
+"""Settings of augmentation: named steps with their settings. Independent of torch; see `transforms.py`."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ VISIBLE: Any = Field(
 
 
 class Chance(Strict):
-    """A step that is done or not."""
+    """A step with a probability."""
 
     p: Fraction = Field(default=0.5, description="Probability.")
 
 
 class Sized(Strict):
-    """A step that chooses the size of the image that the model gets."""
+    """A step that determines the input size."""
 
     def limits(self, short_side: int, long_side: int) -> list[tuple[int, int]]:
         """Short side and limit of the long side, in pixels, of each size that the step may leave.
@@ -150,7 +150,7 @@ class Blur(Chance):
 
 
 class Jpeg(Chance):
-    """Compress as JPEG does."""
+    """Apply JPEG compression."""
 
     quality: Annotated[tuple[Quality, Quality], AfterValidator(_rising)] = Field(
         default=(30, 90), description="Range of the quality, 1 to 100."
@@ -169,7 +169,7 @@ class Erasing(Chance):
 
 
 class Use(Strict):
-    """Call a function of your own."""
+    """Call a user function."""
 
     transform: str = Field(
         description="package.module:name of a callable on (image, boxes, labels), or of a Compose of Albumentations."
@@ -226,7 +226,7 @@ STANDARD: list[dict[str, Any]] = [
     {"vertical_flip": {"p": 0.0}},
     {"colour": {"strength": 0.0}},
 ]
-"""The steps of a config that lists none."""
+"""Default steps."""
 
 PRESETS: dict[str, list[dict[str, Any]]] = {
     "none": [],
@@ -275,11 +275,11 @@ class AugmentStep(Strict):
 
 
 class AugmentConfig(RootModel[tuple[AugmentStep, ...]]):
-    """Augmentation of training images: a list of steps, done in that order, or the name of one of `PRESETS`.
+    """Augmentation of training images: a list of steps, applied in that order, or the name of one of `PRESETS`.
 
-    A mapping in place of the list changes single steps of the standard list, or of `steps` in it, as in
-    `{flip: {p: 0.2}, colour: {strength: 0.3}}` or `{steps: strong, flip: 0}`. With `use` and no `steps` it is a list of
-    its own: the standard steps are left out.
+    A mapping instead of the list changes single steps of the default list, or of that in `steps`, as in
+    `{flip: {p: 0.2}, colour: {strength: 0.3}}` or `{steps: strong, flip: 0}`. A mapping with `use` and no `steps` is a
+    complete list, without the default steps.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -298,15 +298,15 @@ class AugmentConfig(RootModel[tuple[AugmentStep, ...]]):
 
     @property
     def closed(self) -> AugmentConfig:
-        """The steps of the last tenth of a run, in which the model sees images as they are in use."""
+        """Steps for the last tenth of a run, in which images resemble those at inference."""
         return AugmentConfig(root=tuple(step for step in self.root if not STEPS[step.name].closes))
 
 
 def listed(values: Any) -> Any:
-    """Steps as a list, however `data.augment` says them.
+    """Convert any form of `data.augment` to a list of steps.
 
     Raises:
-        ValueError: a preset is not known.
+        ValueError: a preset is unknown.
     """
     if isinstance(values, str):
         return PRESETS[row_of("preset", values, PRESETS)]

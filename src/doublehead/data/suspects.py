@@ -1,4 +1,4 @@
-"""What training can live with, and a person may want to look at: each a warning among the findings."""
+"""Suspects: likely mistakes that do not prevent training, reported as warnings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MANY = 3.0  # ... and boxes of the class in such an image, on average: then a la
 
 
 def suspect_boxes(split: Split) -> None:
-    """Boxes that are tiny, cover everything, or are there twice; coordinates that look like fractions."""
+    """Find boxes that are tiny, cover the whole image or occur twice, and coordinates that look like fractions."""
     largest = 0.0
     for record in split.records:
         if not len(record.boxes):
@@ -37,7 +37,7 @@ def suspect_boxes(split: Split) -> None:
 
 
 def suspect_classes(split: Split) -> None:
-    """Classes without a box, and names that are taken for different ones by their spelling alone."""
+    """Find classes without boxes, and class names that differ only in spelling."""
     counts = class_counts(split)
     for name, count in zip(split.categories.names, counts, strict=True):
         if not count:
@@ -51,7 +51,7 @@ def suspect_classes(split: Split) -> None:
 
 
 def suspect_images(splits: Sequence[Split]) -> None:
-    """Images that look unlabelled: without a box, or without any of a class that nearly every image has many of."""
+    """Find images that look unlabelled: without boxes, or without those of a class frequent in nearly all others."""
     records = [record for split in splits for record in split.records]
     labelled = sum(len(record.boxes) > 0 for record in records)
     of_class: dict[str, list[int]] = defaultdict(list)
@@ -78,7 +78,7 @@ def suspect_images(splits: Sequence[Split]) -> None:
 
 
 def suspect_overlap(splits: Sequence[Split], digests: dict[Path, bytes], findings: Findings) -> None:
-    """The same picture twice in a split, or in two splits: the same file, or other files with the same pixels."""
+    """Find images that occur twice in a split, or in two splits: the same file, or files with the same pixels."""
     first: dict[bytes, tuple[Split, Path]] = {}
     for split in splits:
         for record in split.records:
@@ -97,9 +97,9 @@ def suspect_overlap(splits: Sequence[Split], digests: dict[Path, bytes], finding
 def suspect_near_copies(
     splits: Sequence[Split], digests: dict[Path, bytes], hashes: dict[Path, int], findings: Findings
 ) -> None:
-    """Warn of pictures that look like one of an earlier split: frames of one video, or scaled or brightened copies.
+    """Warn of images that look like one of an earlier split: frames of a video, or scaled or brightened copies.
 
-    Results on such a picture are too good. Each is named once, with the picture it is nearest to; the nearest first.
+    Results on such images are too optimistic. Each is named once with its nearest image, nearest pairs first.
     """
     splits = sorted(splits, key=lambda split: split.name != "train")
     by_hash: dict[int, list[tuple[int, Path]]] = defaultdict(list)  # places of splits, in rising order
@@ -130,13 +130,13 @@ def _homes(splits: Sequence[Split]) -> list[tuple[int, Path]]:
 
 
 def suspect_files(splits: Sequence[Split], findings: Findings) -> None:
-    """Image files that lie among the others, and that no split names."""
+    """Warn of image files next to those of the splits that no split uses."""
     for file in unnamed_files(splits):
         findings.warn("image files that no split names", str(file), file)
 
 
 def unnamed_files(splits: Sequence[Split]) -> list[Path]:
-    """Image files that lie among those of the splits, and that no split names."""
+    """Image files next to those of the splits that no split uses."""
     named = {record.path for split in splits for record in split.records}
     return [
         file

@@ -1,4 +1,4 @@
-"""Any dataset to COCO's official layout."""
+"""Conversion of datasets to COCO's official layout."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from doublehead.data.records import Record, Split
 def write_coco(data: str | Path, output: str | Path, link: bool = False, progress: bool = False) -> list[Split]:
     """Write the distinct splits as `annotations/instances_<split>.json` and `<split>/`, into a new folder.
 
-    Class ids stay as the dataset has them (those of YOLO begin with 0), boxes too, so that a model trained on either
-    can be measured on the other. Difficult objects of VOC become crowds. What the reader left out is left out.
+    Class ids (YOLO's start at 0) and boxes are unchanged, so a model trained on either version can be evaluated on the
+    other. Difficult objects of VOC become crowds. Annotations that the reader ignores are omitted.
 
     Args:
-        data: the dataset's folder or YAML; never written to.
-        output: made where it is missing; must be empty.
-        link: make symbolic links to the images instead of copies.
-        progress: whether to show a bar.
+        data: dataset folder or YAML; not modified.
+        output: output folder; created if missing, and must be empty.
+        link: whether to create symbolic links to the images instead of copies.
+        progress: whether to show a progress bar.
 
     Returns:
         The splits that were written.

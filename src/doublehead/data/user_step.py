@@ -1,4 +1,4 @@
-"""The step `use`: a callable of the user's own, or a Compose of Albumentations."""
+"""The step `use`: a user function, or a Compose of Albumentations."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def use(settings: Use, size: InputSize) -> Step:
 
 
 class UserStep:
-    """Calls a user's function with an image, boxes and labels.
+    """Calls a user function with an image, boxes and labels.
 
-    The function gets a uint8 `tv_tensors.Image` (3, H, W), `tv_tensors.BoundingBoxes` XYXY float32 (N, 4) in pixels and
-    labels int64 (N,), and gives the same: any transform of torchvision.transforms.v2 fits. Its random numbers may come
-    from torch, numpy or `random`: all are seeded for each image.
+    The function receives a uint8 `tv_tensors.Image` (3, H, W), `tv_tensors.BoundingBoxes` XYXY float32 (N, 4) in pixels
+    and labels int64 (N,), and returns the same. Any transform of torchvision.transforms.v2 can be used. Random numbers
+    may come from torch, numpy or `random`, which are seeded for each image.
 
     Args:
-        name: where the function is, as `package.module:name`.
+        name: import path of the function, as `package.module:name`.
     """
 
     def __init__(self, name: str) -> None:

@@ -1,1 +1,1 @@
-"""Detectors where they run: exported, served, over many images."""
+"""Deployment: export, server, and inference on many images."""

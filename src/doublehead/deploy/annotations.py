@@ -1,6 +1,6 @@
-"""Detections as annotations that a person corrects: in the formats that annotation tools import.
+"""Detections as annotations for correction, in the formats of annotation tools.
 
-A new format is a class here and a row of `choices.ANNOTATORS`.
+To add a format, write a class here and add a row to `choices.ANNOTATORS`.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ DECIMALS = 2
 
 
 class Annotator(ABC):
-    """Writes what was found in each image into a folder.
+    """Base class: writes the detections of images to a folder.
 
     Args:
-        folder: to write into.
-        names: of the classes, in the model's order.
+        folder: output folder.
+        names: class names in the model's order.
     """
 
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
@@ -41,14 +41,14 @@ class Annotator(ABC):
 
     @abstractmethod
     def add(self, file: str, size: tuple[int, int], found: Detections) -> None:
-        """Take what was found in an image of (width, height), clipped to it; `file` is its name without folders."""
+        """Add the detections of an image of (width, height), clipped to it; `file` is its name without folders."""
 
     @abstractmethod
     def close(self) -> None:
-        """Write what needs all images."""
+        """Write the content that depends on all images."""
 
     def write(self, name: str, text: str) -> None:
-        """Write a file of the folder, whole or not at all."""
+        """Write a file in the folder atomically."""
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole(path) as temporary:
@@ -63,7 +63,7 @@ class Voc(Annotator):
         self.write(f"Annotations/{Path(file).stem}.xml", found.to_voc(file, size))
 
     def close(self) -> None:
-        """All is written."""
+        """Nothing to do: each image has its own file."""
 
 
 class Yolo(Annotator):
@@ -93,7 +93,7 @@ class Cvat(Annotator):
         self.images = 0
 
     def add(self, file: str, size: tuple[int, int], found: Detections) -> None:
-        """Take an <image>."""
+        """Add an <image> element."""
         node = SubElement(self.root, "image", id=str(self.images), name=file, width=str(size[0]), height=str(size[1]))
         self.images += 1
         for name, box in zip(found.class_names, found.boxes.tolist(), strict=True):
@@ -110,7 +110,7 @@ class Cvat(Annotator):
 class LabelStudio(Annotator):
     """Label Studio: tasks with predictions in `label-studio.json`, and the labelling interface in `label-config.xml`.
 
-    Images are named as its local storage does; the storage's folder must be that of the images.
+    Images are referred to as in Label Studio's local storage, which must be set to the folder of the images.
     """
 
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
@@ -118,7 +118,7 @@ class LabelStudio(Annotator):
         self.tasks: list[dict[str, Any]] = []
 
     def add(self, file: str, size: tuple[int, int], found: Detections) -> None:
-        """Take a task; boxes are in per cent of the image."""
+        """Add a task; boxes are in per cent of the image."""
         width, height = size
         result = []
         for number, (name, score, box) in enumerate(
@@ -159,17 +159,17 @@ def annotate(
     Args:
         predictor: the model.
         parts: the images.
-        output: folder to write into.
-        form: a row of `choices.ANNOTATORS`.
-        score: detections below it are left out.
-        batch_size: images that go through the model at once.
-        progress: told how many images are done.
+        output: output folder.
+        form: row of `choices.ANNOTATORS`.
+        score: minimum score.
+        batch_size: images per forward pass.
+        progress: called with the number of finished images.
 
     Returns:
-        How many images are annotated, and a sentence for each that could not be read.
+        Number of annotated images, and a message for each image that could not be read.
 
     Raises:
-        DoubleheadError: two images have one name, or the folder cannot be written.
+        DoubleheadError: two images have the same name, or the folder cannot be written.
     """
     writer, faults, done = imported(ANNOTATORS[form])(output, predictor.categories.names), list[str](), 0
     _require_names_of_their_own(chain.from_iterable(part.items() for part in parts))

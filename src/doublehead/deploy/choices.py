@@ -1,4 +1,4 @@
-"""What `predict` can be asked for: names alone, so that `--help` lists them without what does the work."""
+"""Choices of `predict`: names alone, so that `--help` can list them without importing implementations."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ ANNOTATORS = {
     "cvat": "doublehead.deploy.annotations:Cvat",
     "label-studio": "doublehead.deploy.annotations:LabelStudio",
 }
-"""Formats of annotation tools, and where to import the `Annotator` of each from."""
+"""Formats of annotation tools, with the import path of each `Annotator`."""
 FORMATS = (PICTURES, "parquet", "coco", *ANNOTATORS)
 ENGINES = ("plain", "ray")
 
 
 def models_and_sources(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Tell the models of an ensemble from the images that follow them: by their files' endings, or as published.
+    """Separate models, recognised by file extension or published name, from the image sources that follow them.
 
     Raises:
-        DoubleheadError: no images follow.
+        DoubleheadError: there are no image sources.
     """
     from doublehead.model.interop.published import PUBLISHED  # here: `--help` does not need it
 

@@ -1,4 +1,4 @@
-"""The page of `serve` with a bundled detector: something to try before there is data or a trained model."""
+"""Demo: the page of `serve` with a bundled detector, without data or a trained model."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from doublehead.deploy.server.settings import make_settings
 from doublehead.deploy.server.start import serve
 
 WEIGHTS = Path(__file__).with_name("shapes.safetensors")
-"""A double-head-nano trained on pictures of `synthesize`; docs/deployment.md has the commands that make it again."""
+"""A double-head-nano trained on images of `synthesize`; docs/deployment.md has the commands to reproduce it."""
 
 OPTIONS = {"short_side": 384, "long_side": 640}
-"""The page's sample is 640x480. At this input size its shapes are as large as they were in training."""
+"""At this input size, the shapes of the page's 640x480 sample are as large as in training."""
 
 
 def demo(host: str = "127.0.0.1", port: int = 8000, device: str = "auto", browser: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""`export`: a checkpoint as a file that runs without PyTorch's model, compared with it before it gets its name."""
+"""`export`: write a checkpoint as ONNX or OpenVINO, and compare its detections before saving the file."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ from doublehead.model.parts import BranchConfig
 from doublehead.model.variants import VARIANTS
 
 COMPARED = 8
-"""Images on which the file is compared with the checkpoint."""
+"""Number of images on which the file is compared with the checkpoint."""
 
 CALIBRATION = 128
-"""Images by which layers are quantised."""
+"""Number of images for quantisation."""
 
 DRAWN = ((1.0, 1.25), (1.5, 1.0), (2.0, 2.0))
-"""Width and height of images drawn for want of others, in short sides of the input: resizing them rounds nothing."""
+"""Sizes of generated images, in multiples of the input's short side, chosen so that resizing is exact."""
 
 DRAWN_IMAGES = 6
 
@@ -54,7 +54,7 @@ FORMATS = {"onnx": ".onnx", "openvino": ".xml"}
 
 @dataclass(frozen=True)
 class ExportWritten:
-    """What was exported, and how it compares."""
+    """Exported file, and its comparison with the checkpoint."""
 
     path: Path
     about: dict[str, str]
@@ -83,7 +83,7 @@ def export(
     batch_size: int | None = None,
     target: str | None = None,
 ) -> ExportWritten:
-    """Write a detector as ONNX or as OpenVINO's format, pre- and post-processing included.
+    """Export a detector to ONNX or OpenVINO, including pre- and post-processing.
 
     With static shapes, resizing is left to who runs the file; see `inference.canvas`.
 
@@ -102,9 +102,9 @@ def export(
         target: tensorrt: refuse what TensorRT does not read; None: any runtime of ONNX.
 
     Raises:
-        DoubleheadError: an argument has a mistake, a package is not installed, or the file finds something else than
-            the checkpoint; then it is not kept. A quantised file may.
-        Fault: it cannot be written.
+        DoubleheadError: an argument is invalid, a package is not installed, or the detections differ from those of the
+            checkpoint, in which case the file is not saved. Quantised files may differ.
+        Fault: the file cannot be written.
     """
     _require_format(output, format, int8)
     require_options(output, static, batch_size, target, int8)
@@ -167,7 +167,7 @@ def describe(checkpoint: Checkpoint, owners: int, precision: str, canvas: Canvas
 
 
 def variant(config: ModelConfig) -> str:
-    """The row of the table that a model's branches are, or `custom`; `cascade-` stands before it where it is one."""
+    """Variant of a model's branches, or `custom`; with the prefix `cascade-` for cascades."""
 
     def tasks(branches: Sequence[BranchConfig]) -> list[tuple[str, bool, bool]]:
         return [(b.trunk, b.classify > 0, b.regress > 0) for b in branches]
@@ -177,7 +177,7 @@ def variant(config: ModelConfig) -> str:
 
 
 def _require_format(output: Path, format: str | None, int8: str | Path | None) -> None:
-    """Refuse a file's ending, a format and options that do not go together."""
+    """Require that file extension, format and options fit together."""
     if format is not None and format not in FORMATS:
         raise DoubleheadError(f"--format {format}: is unknown; use {' or '.join(FORMATS)}")
     if output.suffix.lower() not in ((FORMATS[format],) if format else FORMATS.values()):
@@ -210,7 +210,7 @@ def _training_images(weights: str | Path, data: str | Path) -> list[Path | Recor
 
 
 def _spread(images: Sequence[Path | Record], most: int) -> list[Path | Record]:
-    """At most so many of the images, evenly spaced."""
+    """Select at most `most` images, evenly spaced."""
     step = max(1, len(images) / most)
     return [images[int(i * step)] for i in range(min(most, len(images)))]
 

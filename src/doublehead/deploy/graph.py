@@ -21,13 +21,13 @@ from doublehead.model.optimize import for_inference
 
 OPSET = 18
 EXAMPLE = (3, 150, 210)
-"""An image to trace with; the graph takes any other size."""
+"""Shape of the image for tracing; the graph accepts any size."""
 MANY = 2**31 - 1
-"""Boxes that NMS may keep: all of them."""
+"""Maximum boxes kept by NMS: no limit."""
 
 
 class Graph(nn.Module):
-    """What is exported: the detector's own parts, in one round.
+    """The exported module: the parts of the detector, with post-processing in one round.
 
     Args:
         model: the detector; a copy of it is made ready for inference on CPUs.
@@ -49,7 +49,7 @@ class Graph(nn.Module):
             branch.trunk.in_parts(None)  # how many parts there are would depend on what was found
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """RGB uint8 (3, H, W) to boxes (D, 4) xyxy in its pixels, scores (D,) falling and labels (D,) in 1..C."""
+        """RGB uint8 (3, H, W) to boxes (D, 4) xyxy in pixels, scores (D,) in falling order and labels (D,) in 1..C."""
         stage = self.model.first_stage([image])
         found = self.model.roi_heads.detections_in_one_round(
             stage.levels, stage.proposals[0], stage.sizes[0], self.owners, self.model.options
@@ -58,7 +58,7 @@ class Graph(nn.Module):
 
     @torch.no_grad()
     def detect(self, images: list[Tensor], options: InferenceOptions | None = None) -> list[dict[str, Tensor]]:
-        """As `Detector.detect`, image by image, in one round and by the model's own options: what the file finds."""
+        """As `Detector.detect`, computed as in the exported file: per image, in one round, with the model's options."""
         return [dict(zip(OUTPUTS, self(image), strict=True)) for image in images]
 
 
@@ -104,7 +104,7 @@ def write_onnx(graph: Graph | StaticGraph, about: Mapping[str, str], path: Path)
     """Write the graph by torch's exporter, with what is to be said of it as metadata.
 
     Raises:
-        DoubleheadError: the backbone's operations depend on the size of the image in ways that no graph can hold.
+        DoubleheadError: the backbone's operations depend on the image size in a way that cannot be exported.
     """
     inputs = tuple(graph.example.values())
     with torch.no_grad(), warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""Models shared on the Hugging Face Hub, by the conventions of huggingface_hub's mixin."""
+"""Sharing of models on the Hugging Face Hub, with huggingface_hub's mixin."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ FIGURES = ("AP", "AP50", "AP75")
 
 
 class HubPredictor(Predictor, ModelHubMixin):
-    """A Predictor with `save_pretrained`, `from_pretrained` and `push_to_hub`; their arguments are the mixin's.
+    """A Predictor with `save_pretrained`, `from_pretrained` and `push_to_hub`, with the mixin's arguments.
 
     `from_pretrained` also takes `device` and `precision`. `model_card_kwargs` are fields of the model card's header,
-    such as license or datasets; all else in the card comes from the run folder that the weights lie in.
+    such as license or datasets; the rest of the card is filled from the weights' run folder.
 
     Args:
-        weights: a checkpoint, such as a run's best.safetensors, or a published name.
-        device: auto, cpu, cuda, cuda:1.
-        precision: as of `load`.
+        weights: checkpoint, such as a run's best.safetensors, or published name.
+        device: auto, cpu, cuda or a card such as cuda:1.
+        precision: as in `load`.
 
     Raises:
-        DoubleheadError: as `load`.
+        DoubleheadError: as in `load`.
     """
 
     def __init__(self, weights: str | Path, device: str = "auto", precision: str = "fp32") -> None:
@@ -52,10 +52,10 @@ class HubPredictor(Predictor, ModelHubMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> HubPredictor:
-        """Load a folder that `save_pretrained` wrote, or a repository of the Hub: the mixin's `from_pretrained`.
+        """Load a model from a repository on the Hub, or from a folder written by `save_pretrained`.
 
         Raises:
-            DoubleheadError: there is no such folder or repository, the network fails, or it holds no such model.
+            DoubleheadError: the folder or repository does not exist or has no such model, or the network fails.
         """
         folder = Path(pretrained_model_name_or_path)
         if folder.is_dir() and not (folder / WEIGHTS).is_file():
@@ -64,17 +64,17 @@ class HubPredictor(Predictor, ModelHubMixin):
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
-        """Upload weights, config and model card: the mixin's `push_to_hub`. Returns the commit's address.
+        """Upload weights, config and model card. Returns the URL of the commit.
 
         Raises:
-            DoubleheadError: the Hub cannot be reached, or refuses.
+            DoubleheadError: the Hub cannot be reached, or rejects the upload.
         """
         with _told(repo_id):
             said = {"repo_id": repo_id} | (kwargs.pop("model_card_kwargs", None) or {})
             return super().push_to_hub(repo_id, model_card_kwargs=said, **kwargs)
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> Any:
-        """The card, filled from the run folder of the weights. Its header's fields may be given."""
+        """Create the model card from the weights' run folder. Arguments are fields of its header."""
         checkpoint, config = load_checkpoint(self.weights), _run_config(self.weights)
         repo_id = kwargs.pop("repo_id", None)
         name = repo_id.rpartition("/")[2] if repo_id else self.weights.resolve().parent.name
@@ -130,7 +130,7 @@ class HubPredictor(Predictor, ModelHubMixin):
 
 @contextmanager
 def _told(name: str) -> Iterator[None]:
-    """Tell what the Hub, the network or huggingface_hub said in one sentence."""
+    """Convert errors of the Hub, the network or huggingface_hub to one-sentence errors."""
     try:
         yield
     except (OSError, ValueError) as error:  # all of huggingface_hub's, and its HTTP client's, are among these
@@ -142,18 +142,18 @@ def _told(name: str) -> Iterator[None]:
 
 
 def _run_config(weights: Path) -> Config | None:
-    """The settings of the run that the weights lie in, if it is one."""
+    """Config of the run folder that contains the weights, if any."""
     run = RunFolder(weights.parent)
     return run.stored_config() if run.config.exists() else None
 
 
 def _data_name(config: Config | None) -> str:
-    """The dataset's name; where it lies is nobody's business."""
+    """Name of the dataset, without its path, which is private."""
     return Path(config.data.path).stem if config else ""
 
 
 def _results(folder: Path) -> dict[str, dict[str, Any]]:
-    """What `doublehead evaluate` wrote beside the weights, by split."""
+    """Results of `doublehead evaluate` beside the weights, by split."""
     found = {}
     for path in sorted(folder.glob("*/metrics.json")):
         try:
@@ -164,7 +164,7 @@ def _results(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _header_results(data: str, results: dict[str, dict[str, Any]]) -> list[Any]:
-    """The figures as the card's header has them (`model-index`)."""
+    """Metrics in the format of the card's header (`model-index`)."""
     dataset = {"dataset_name": data or "unknown", "dataset_type": data.lower() or "unknown"}
     return [
         hub.EvalResult("object-detection", metric_type=figure, metric_value=value, dataset_split=split, **dataset)
@@ -175,7 +175,7 @@ def _header_results(data: str, results: dict[str, dict[str, Any]]) -> list[Any]:
 
 
 def _table(metrics: dict[str, Any]) -> dict[str, Any]:
-    """The rows of the card's table, in per cent."""
+    """Rows of the card's table, in per cent."""
     rows = [*metrics["classes"], {"name": "all", **metrics}]
     shown = [row | {f: "-" if row[f] is None else f"{100 * row[f]:.1f}" for f in FIGURES} for row in rows]
     return {"images": metrics["images"], "rows": shown}

@@ -1,4 +1,4 @@
-"""From ONNX to OpenVINO's own format, in fp32 or int8."""
+"""Conversion from ONNX to OpenVINO's format, in fp32 or int8."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from doublehead.inference.exported import SECTION
 
 
 def write_openvino(onnx: Path, about: Mapping[str, str], path: Path, calibration: Sequence[Tensor] = ()) -> None:
-    """Write an ONNX file as OpenVINO's: `path`, which ends in .xml, and the weights beside it in .bin.
+    """Convert an ONNX file to OpenVINO's format: `path`, which ends in .xml, with the weights in a .bin file beside it.
 
     Args:
-        onnx: what `write_onnx` wrote.
-        about: what is to be said of it, as runtime information.
-        path: where to.
-        calibration: images uint8 (3, H, W) by which layers are quantised to int8; none: fp32.
+        onnx: file written by `write_onnx`.
+        about: metadata, stored as runtime information.
+        path: output file.
+        calibration: images uint8 (3, H, W) for quantisation to int8; empty: fp32.
     """
     openvino = require("openvino", "openvino")
     model = openvino.convert_model(onnx)
@@ -34,7 +34,7 @@ def write_openvino(onnx: Path, about: Mapping[str, str], path: Path, calibration
 
 
 def _quantised(model: Any, calibration: Sequence[Tensor]) -> Any:
-    """Backbone, pyramid, RPN and fully connected layers in int8; all else stays floats."""
+    """Quantise backbone, pyramid, RPN and fully connected layers to int8; the rest stays in float."""
     nncf = require("nncf", "openvino")
     nncf.set_log_level(logging.ERROR)  # else a line for each operator left alone
     kept = [node.get_friendly_name() for node in model.get_ops() if node.get_output_size() == 1 and not _fit(node)]
@@ -48,10 +48,10 @@ def _quantised(model: Any, calibration: Sequence[Tensor]) -> Any:
 
 
 def _fit(node: Any) -> bool:
-    """Whether 256 values can hold what an operator computes.
+    """Whether int8 is precise enough for the output of an operator.
 
-    They cannot hold coordinates and scores, nor the maps of proposals: with its conv-head in int8 too, a model trained
-    on BCCD came to AP 0.567, without to 0.592, in fp32 to 0.591.
+    It is not for coordinates, scores and RoI feature maps: a model trained on BCCD has AP 0.567 with its conv-head in
+    int8 too, 0.592 without, and 0.591 in fp32.
     """
     shape = node.get_output_partial_shape(0)
     if shape.rank.is_dynamic:
@@ -62,7 +62,7 @@ def _fit(node: Any) -> bool:
 
 
 def _average_when_resizing(model: Any) -> None:
-    """Put OpenVINO's operator that averages as Pillow and torch do where its reader of ONNX takes one that does not."""
+    """Replace the resizing operator chosen by OpenVINO's ONNX reader by one that averages like Pillow and torch."""
     operators = require("openvino", "openvino").opset11
     for node in model.get_ordered_ops():
         if node.get_type_name() == "Interpolate" and node.get_attributes()["antialias"]:

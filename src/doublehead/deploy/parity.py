@@ -1,4 +1,4 @@
-"""Whether two models find the same."""
+"""Comparison of the detections of two models."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RawDetections = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Parity:
-    """How far two models agree in some images."""
+    """Agreement of two models on a set of images."""
 
     images: int
     detections: int  # of the model that more were found by, image by image
@@ -31,12 +31,12 @@ class Parity:
 
     @property
     def share(self) -> float:
-        """Matched detections among all."""
+        """Share of matched detections."""
         return self.matched / max(self.detections, 1)
 
     @property
     def holds(self) -> bool:
-        """Whether both find the same."""
+        """Whether the models agree."""
         return self.share >= SHARE
 
     def __str__(self) -> str:
@@ -47,7 +47,7 @@ class Parity:
 
 
 def compare(expected: Sequence[RawDetections], found: Sequence[RawDetections]) -> Parity:
-    """Match the detections of two models in the same images."""
+    """Match the detections of two models on the same images."""
     detections = matched = 0
     difference = 0.0
     for one, other in zip(expected, found, strict=True):
@@ -60,10 +60,10 @@ def compare(expected: Sequence[RawDetections], found: Sequence[RawDetections]) -
 
 
 def require_parity(parity: Parity, name: str, remedy: str) -> None:
-    """Refuse what finds something else.
+    """Require that two models agree.
 
     Raises:
-        DoubleheadError: too few detections have a partner.
+        DoubleheadError: too few detections match.
     """
     if not parity.holds:
         raise DoubleheadError(f"{name} finds other detections than the checkpoint ({parity}); {remedy}")

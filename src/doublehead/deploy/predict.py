@@ -1,4 +1,4 @@
-"""`doublehead predict`: pictures of a few images, files of detections of many, videos."""
+"""`doublehead predict`: drawn images, files of detections, and videos."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from doublehead.inference.predictor import Predictor, decision_threshold, load
 
 @dataclass(frozen=True)
 class Done:
-    """What was done."""
+    """Result of `predict`."""
 
     words: str  # where it is, in sentences
     fault: str | None = None  # what could not be done, after all else was
@@ -46,27 +46,27 @@ def predict(
     workers: int = 1,
     settings: Mapping[str, Any] | None = None,
 ) -> Done:
-    """Detect objects in whatever the sources name, and write it in the format asked for, with a progress bar.
+    """Detect objects in images or videos, and write the results in the given format, with a progress bar.
 
     Args:
-        weights: a checkpoint, a published name or an exported file; several make an ensemble.
+        weights: checkpoint, published name or exported file; several form an ensemble.
         sources: image files, folders, globs, tars, Parquet files; or videos.
-        output: folder to write into.
+        output: output folder.
         format: pictures, with predictions.json; parquet or coco, for any number of images; or voc, yolo, cvat or
-            label-studio, for a person to correct in an annotation tool.
-        score: detections below it are left out; None: the weights' decision threshold, else 0.5.
-        batch_size: images that go through the model at once.
-        device: where to compute.
-        precision: as of `load`.
-        column: of Parquet files, the one with the images.
-        part_size: images in a part, which is finished or done again.
-        shard: i/n does every n-th part.
+            label-studio, for correction in an annotation tool.
+        score: minimum score; None: the weights' decision threshold, else 0.5.
+        batch_size: images per forward pass.
+        device: auto, cpu, cuda or a card such as cuda:1.
+        precision: as in `load`.
+        column: column of Parquet files with the images.
+        part_size: images per part; an interruption loses at most one part.
+        shard: i/n processes every n-th part, starting with the i-th.
         engine: plain, or ray.
-        workers: of Ray.
-        settings: inference options by their names; see `config.InferenceOptions`.
+        workers: number of Ray workers.
+        settings: inference options by name; see `config.InferenceOptions`.
 
     Raises:
-        DoubleheadError: a mistake in what was asked for, or what kept the work from being done.
+        DoubleheadError: an argument is invalid, or the work could not be done.
     """
     if format not in FORMATS:
         raise DoubleheadError(f"--format {format}: is unknown; use {', '.join(FORMATS)}")
@@ -111,7 +111,7 @@ def _unread(faults: list[str], listing: Listing) -> str | None:
 
 
 def _least_score(weights: Sequence[str], settings: Mapping[str, Any] | None) -> float:
-    """The decision threshold of the weights, which is said, or the usual one; fused scores have none."""
+    """Decision threshold of the weights, which is printed, or the default. Ensembles have no threshold of their own."""
     brought = decision_threshold(weights[0], settings) if len(weights) == 1 else None
     if brought is None:
         return USUAL_DECISION

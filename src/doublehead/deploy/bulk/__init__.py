@@ -1,1 +1,1 @@
-"""Many images: where they come from, and detections of them that no stop loses."""
+"""Bulk inference: sources of images, and resumable detection."""

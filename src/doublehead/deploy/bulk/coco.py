@@ -1,4 +1,4 @@
-"""COCO's layout with a score for each annotation, written as it comes, so that memory does not grow."""
+"""Streaming writer of COCO's layout with scores, in constant memory."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class CocoWriter:
         self._file.write(f'{{"categories": {json.dumps(named)}, "annotations": [')
 
     def add(self, name: str, width: int, height: int, detections: Detections, **more: Any) -> None:
-        """Write an image and what was found in it.
+        """Write an image and its detections.
 
         Args:
-            name: its `file_name`.
-            width: in pixels.
-            height: in pixels.
-            detections: whatever was found.
+            name: `file_name` of the image.
+            width: width in pixels.
+            height: height in pixels.
+            detections: detections in the image.
             more: further fields of the image.
         """
         self.images += 1
@@ -43,7 +43,7 @@ class CocoWriter:
             self._file.write((", " if self.annotations > 1 else "") + json.dumps(annotation))
 
     def end(self) -> None:
-        """Write the images behind the annotations."""
+        """Write the list of images after the annotations."""
         self._file.write('], "images": [')
         self._images.seek(0)
         shutil.copyfileobj(self._images, self._file)
@@ -52,10 +52,10 @@ class CocoWriter:
 
 @contextmanager
 def coco_writer(path: Path, categories: Categories) -> Iterator[CocoWriter]:
-    """A writer whose file is whole, or is not there.
+    """Context with a writer whose file appears only when it is complete.
 
     Raises:
-        Fault: it cannot be written.
+        Fault: the file cannot be written.
     """
     with whole(path) as temporary:
         spool = temporary.with_name("images")

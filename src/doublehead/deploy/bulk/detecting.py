@@ -1,4 +1,4 @@
-"""From encoded images to detections, so that the model need not wait."""
+"""Pipeline from encoded images to detections, decoding ahead of the model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ AHEAD = 2  # batches that are ready before the model asks
 
 @dataclass(frozen=True)
 class Ready:
-    """An image ready for the model, or what keeps it from being so."""
+    """An image ready for the model, or the reason why it is not."""
 
     index: int  # its place among all
     name: str
@@ -42,7 +42,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class ImageResult:
-    """What was found in an image, or why nothing could be."""
+    """Detections in an image, or the reason why it could not be read."""
 
     index: int  # its place among all
     name: str
@@ -53,21 +53,21 @@ class ImageResult:
 
 
 def read_ahead(items: Iterable[Item], batch_size: int, pictures: bool = False) -> Iterator[list[Ready]]:
-    """Batches of near shapes, which need little padding, read and decoded by threads while the model is busy.
+    """Read and decode batches of similar shapes, which need little padding, in threads ahead of the model.
 
-    What is in memory does not grow with the number of images. Batches depend on the items and `batch_size` alone.
+    Memory does not grow with the number of images. Batches depend on the items and `batch_size` alone.
 
     Args:
         items: the images.
-        batch_size: images in a batch.
-        pictures: whether to keep the decoded pictures, for drawing.
+        batch_size: images per batch.
+        pictures: whether to keep the decoded images, for drawing.
     """
     with ThreadPoolExecutor(READERS) as readers:
         yield from ahead(_batches(items, batch_size, pictures, readers), AHEAD)
 
 
 def detect_batches(predictor: Predictor, batches: Iterable[Sequence[Ready]], score: float) -> Iterator[ImageResult]:
-    """What has at least this score in each image of each batch, in their order."""
+    """Yield the detections with at least this score in each image of each batch, in order."""
     for batch in batches:
         tensors = [ready.tensor for ready in batch if ready.tensor is not None]
         results = iter(predictor.detect(tensors) if tensors else [])
@@ -81,7 +81,7 @@ def detect_batches(predictor: Predictor, batches: Iterable[Sequence[Ready]], sco
 
 
 def in_order(found: Iterable[ImageResult]) -> Iterator[ImageResult]:
-    """The same by index; a window of them waits at most."""
+    """Reorder results by index, buffering at most one window."""
     waiting: dict[int, ImageResult] = {}
     following = 0
     for one in found:
@@ -92,7 +92,7 @@ def in_order(found: Iterable[ImageResult]) -> Iterator[ImageResult]:
 
 
 def ahead(elements: Iterator[Element], many: int) -> Iterator[Element]:
-    """The same elements, of which so many are computed by a thread before they are asked for."""
+    """Yield the same elements, computing `many` of them ahead in a thread."""
     with ThreadPoolExecutor(1) as feeder:
         waiting = deque(feeder.submit(next, elements, None) for _ in range(many))
         try:
@@ -123,7 +123,7 @@ def _read(item: Item) -> bytes | DoubleheadError:
 
 
 def _shape(item: Item, data: bytes | DoubleheadError) -> float:
-    """Width by height; what cannot be read comes last."""
+    """Aspect ratio, as a sort key; unreadable images come last."""
     try:
         width, height = image_size(Path(item.name), data) if isinstance(data, bytes) else (1, 0)
         return width / height

@@ -1,4 +1,4 @@
-"""The same parts on Ray Data: on one machine, or on the cluster that RAY_ADDRESS names."""
+"""Bulk inference on Ray Data, on one machine or on the cluster named by RAY_ADDRESS."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ RETRIES = 3  # of a part whose worker raised; one whose process or machine was l
 def predict_on_ray(
     work: Work, todo: Iterable[tuple[int, Part]], workers: int, progress: Callable[[int], object]
 ) -> None:
-    """Have parts done by workers that each hold a model and write into the output folder, which all machines see.
+    """Process parts by Ray workers, each with its own model. All machines need access to the output folder.
 
     Args:
-        work: how a part is done.
-        todo: the parts, with their numbers.
-        workers: how many.
-        progress: told how many images are done.
+        work: description of the job.
+        todo: parts to process, with their numbers.
+        workers: number of workers.
+        progress: called with the number of finished images.
 
     Raises:
         DoubleheadError: Ray is not installed.
-        Fault: a part failed again and again, or the workers could not begin.
+        Fault: a part failed repeatedly, or the workers could not start.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report its use
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it would warn of what these workers do not do
@@ -61,7 +61,7 @@ def predict_on_ray(
 
 
 class OnRay:
-    """A worker in one of Ray's processes."""
+    """A worker in a Ray process."""
 
     def __init__(self, work: Work, folder: str) -> None:
         if not Path(folder).is_dir():
@@ -70,13 +70,13 @@ class OnRay:
         self.worker = Worker(work)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Do a part."""
+        """Process a part."""
         self.worker.do(row["number"], row["part"])
         return {"images": row["images"]}
 
 
 def _start(ray: Any, workers: int) -> bool:
-    """Join the cluster, or begin one here unless the caller has; whether this began it."""
+    """Join the cluster, or start one unless the caller has. Returns whether one was started."""
     if ray.is_initialized():
         return False
     if "RAY_ADDRESS" in os.environ:
@@ -88,12 +88,12 @@ def _start(ray: Any, workers: int) -> bool:
 
 
 def _on_gpu(device: str) -> bool:
-    """Whether workers want a card each; which machines have some, Ray knows, and this one may have none."""
+    """Whether each worker needs a GPU. Ray places workers, and this machine may have none."""
     return device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
 
 
 def _told(error: Exception) -> Fault:
-    """What a worker said, in one sentence: it comes as text, with the traceback of another process around it."""
+    """Extract a worker's message from the text of its error, which includes a remote traceback."""
     text = str(error).strip()
     said = re.findall(rf"{re.escape(Fault.__module__)}\.\w+: (.+)", text)
     return Fault(f"on Ray: {said[-1] if said else text.splitlines()[-1]}")

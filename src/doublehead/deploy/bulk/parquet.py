@@ -1,4 +1,4 @@
-"""One part's detections as a Parquet file: a row for each image, those that could not be read among them."""
+"""Detections of one part as a Parquet file, with one row per image, including unreadable ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CATEGORIES, BAD, VERSION = b"categories", b"bad", b"doublehead"  # keys of the f
 
 
 def write_part(path: Path, found: Iterable[ImageResult], categories: Categories) -> None:
-    """Write a whole file.
+    """Write the file of a part atomically.
 
     Columns: name, width, height; boxes (N, 4) xyxy in pixels, scores (N,), category_ids (N,), class_names (N,); fault:
     why the image could not be read, else null.
@@ -41,7 +41,7 @@ def write_part(path: Path, found: Iterable[ImageResult], categories: Categories)
 
 
 def read_part(path: Path) -> Iterator[ImageResult]:
-    """What `write_part` wrote."""
+    """Read a file written by `write_part`."""
     categories = read_categories(path)
     with open_parquet(str(path)) as file:
         rows = (row for batch in file.iter_batches(256) for row in batch.to_pylist())
@@ -53,13 +53,13 @@ def read_part(path: Path) -> Iterator[ImageResult]:
 
 
 def read_categories(path: Path) -> Categories:
-    """The classes of the model that found what a part holds."""
+    """Read the classes of the model that produced a part."""
     with open_parquet(str(path)) as file:
         return Categories.from_json(file.schema_arrow.metadata[CATEGORIES])
 
 
 def count_bad(path: Path) -> int:
-    """How many images of a part could not be read; no row is looked at."""
+    """Number of unreadable images in a part, from the file's metadata."""
     with open_parquet(str(path)) as file:
         return int(file.schema_arrow.metadata[BAD])
 

@@ -1,4 +1,4 @@
-"""A picture of each image, and predictions.json for all: for as many images as a person looks at."""
+"""Pictures with drawn detections, and predictions.json for all images. For small numbers of images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DRAWN_LATER = 8  # pictures that may wait to be drawn
 
 @dataclass(frozen=True)
 class PicturesWritten:
-    """How it went."""
+    """Outcome of writing pictures."""
 
     done: int  # images
     faults: list[str]  # one sentence for each image that could not be read; the others are done all the same
@@ -38,21 +38,21 @@ def predict_pictures(
     batch_size: int = 4,
     progress: Callable[[int], object] | None = None,
 ) -> PicturesWritten:
-    """Detect objects in images; write a picture of each, and predictions.json for all.
+    """Detect objects in images; write a picture per image, and predictions.json for all.
 
-    predictions.json has COCO's layout (`images`, `categories`, `annotations` with `score`), so that annotation tools
-    open it. A picture keeps its file's name; files of one name from several folders are numbered.
+    predictions.json has COCO's layout (`images`, `categories`, `annotations` with `score`), which annotation tools can
+    open. Pictures keep the names of their files; equal names from different folders are numbered.
 
     Args:
         predictor: the model.
         parts: the images.
-        output: folder to write into.
-        score: detections below it are neither drawn nor written.
-        batch_size: images that go through the model at once.
-        progress: told how many images are done.
+        output: output folder.
+        score: minimum score of detections drawn and written.
+        batch_size: images per forward pass.
+        progress: called with the number of finished images.
 
     Raises:
-        DoubleheadError: `output` holds some of the images, which a picture could replace.
+        DoubleheadError: `output` contains some of the images, which could be overwritten.
     """
     files = [path for part in parts if isinstance(part, Files) for path in part.paths]
     if output.resolve() in {Path(file).parent.resolve() for file in files}:
@@ -74,7 +74,7 @@ def predict_pictures(
 
 
 def _drawn(several: Iterable[ImageResult], paths: Sequence[Path], pool: ThreadPoolExecutor) -> Iterator[ImageResult]:
-    """Have a picture of each drawn while the model is busy; what is handed on carries none."""
+    """Draw pictures in threads, in parallel to the model. Yields results without their images."""
     drawing: deque[Future[Path]] = deque()
     for found in several:
         if found.detections is not None:
@@ -88,7 +88,7 @@ def _drawn(several: Iterable[ImageResult], paths: Sequence[Path], pool: ThreadPo
 
 
 def _named(items: Iterable[Item], output: Path, paths: list[Path]) -> Iterator[Item]:
-    """The same items; each one's picture gets its path: its file's name, as JPEG, with a number where it is taken."""
+    """Yield the items, and add to `paths` the path of each picture: the file name as JPEG, numbered if taken."""
     taken: set[str] = set()
     for item in items:
         paths.append(output / f"{free_name(Path(item.name).stem, taken)}.jpg")

@@ -1,8 +1,8 @@
-"""The output folder of a bulk run: its plan, its finished parts, and what is still to be done.
+"""The output folder of a bulk job: its plan and its finished parts.
 
-_plan.json           what is done, by which a run that goes on is known to be the same
-part-000000.parquet  the first part; where it stands, it is finished. With --format coco in the folder `parts`
-predictions.json     with --format coco, once every part is there; and bad.jsonl, the images that could not be read
+_plan.json           description of the job, which a resumed job must match
+part-000000.parquet  the first part; files of parts are always complete. With --format coco in the folder `parts`
+predictions.json     with --format coco, once all parts are complete; and bad.jsonl, the unreadable images
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from doublehead.deploy.bulk.sources import Listing
 from doublehead.model.interop.published import resolve
 
 BEFORE_OPTIONS = {"settings": "{}"}
-"""What a plan lacks that was written before there were inference options."""
+"""Defaults for plans written before the introduction of inference options."""
 
 
 @dataclass(frozen=True)
 class BulkPlan:
-    """All that a part's content follows from, up to rounding."""
+    """Everything that determines the content of parts, up to rounding."""
 
     weights: str  # SHA-256
     images: int
@@ -46,10 +46,10 @@ class BulkPlan:
         format: str,
         settings: Mapping[str, Any],
     ) -> BulkPlan:
-        """The plan of a model, or of the several of an ensemble, on these images.
+        """Create the plan of a model or an ensemble on these images.
 
         Raises:
-            DoubleheadError: there are no such weights, or no such option.
+            DoubleheadError: the weights do not exist, or an option is unknown.
         """
         digest = " ".join(fingerprint(resolve(one)) for one in weights)
         options = json.dumps(option_names(settings), sort_keys=True)
@@ -57,7 +57,7 @@ class BulkPlan:
 
 
 class BulkFolder:
-    """Paths of a run's output, and what stands there."""
+    """Output paths and finished parts of a job."""
 
     def __init__(self, path: Path, format: str) -> None:
         self.path = path
@@ -67,11 +67,11 @@ class BulkFolder:
         self.bad = path / "bad.jsonl"
 
     def part(self, number: int) -> Path:
-        """The file of a part, numbered from 0."""
+        """File of a part, numbered from 0."""
         return self.parts / f"part-{number:06}.parquet"
 
     def finished(self, many: int) -> set[int]:
-        """The numbers of the parts that are done, of so many."""
+        """Numbers of the finished parts among `many`."""
         there = {path.name for path in self.parts.glob("part-*.parquet")}
         return {number for number in range(many) if self.part(number).name in there}
 
@@ -79,8 +79,8 @@ class BulkFolder:
         """Create the folder, or resume the job that was begun there.
 
         Raises:
-            DoubleheadError: what was begun there is something else.
-            Fault: it cannot be written.
+            DoubleheadError: the folder belongs to another job.
+            Fault: the folder cannot be written.
         """
         with writing(self.path):
             self.parts.mkdir(parents=True, exist_ok=True)
@@ -108,10 +108,10 @@ class BulkFolder:
 
 
 def fingerprint(weights: Path) -> str:
-    """SHA-256 of a model's file, and of the file of weights beside an OpenVINO model.
+    """SHA-256 of a model file, and of the weights file beside an OpenVINO model.
 
     Raises:
-        DoubleheadError: there is no such file.
+        DoubleheadError: the file does not exist.
     """
     files = (weights, weights.with_suffix(".bin")) if weights.suffix.lower() == ".xml" else (weights,)
     try:

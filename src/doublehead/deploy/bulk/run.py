@@ -1,4 +1,4 @@
-"""Detections in any number of images: part by part, each finished or absent, so that a stop loses one part at most."""
+"""Detection in any number of images, in parts: an interruption loses at most one part."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from doublehead.deploy.choices import ENGINES
 
 @dataclass(frozen=True)
 class Outcome:
-    """How far a bulk run is."""
+    """Progress of a bulk job."""
 
     folder: BulkFolder
     format: str
@@ -33,7 +33,7 @@ class Outcome:
     waited: float | None  # share of the time in which this process's model, if there was one, stood idle
 
     def __str__(self) -> str:
-        """In sentences."""
+        """Describe the progress in sentences."""
         waited = "" if self.waited is None else f"{self.waited:.0%} of the time went into waiting for images\n"
         return waited + self._where()
 
@@ -54,20 +54,20 @@ def predict_bulk(
     workers: int = 1,
     progress: bool = False,
 ) -> Outcome:
-    """Do the parts that are not done yet; with all of them done, bring them into the format asked for.
+    """Process the unfinished parts, and write the output format once all parts are complete.
 
-    The output is the same for any number of stops, shards and workers. Memory does not grow with the number of images.
+    The output is independent of interruptions, shards and workers. Memory does not grow with the number of images.
 
     Args:
-        work: how a part is done, and the folder of the output.
+        work: description of the job, with its output folder.
         listing: the images.
-        shard: i/n does every n-th part, from the i-th.
+        shard: i/n processes every n-th part, starting with the i-th.
         engine: `plain`, in this process; or `ray`, on Ray Data.
-        workers: of Ray; each holds a model.
-        progress: whether to show a bar.
+        workers: number of Ray workers, each with its own model.
+        progress: whether to show a progress bar.
 
     Raises:
-        DoubleheadError: the folder holds the parts of something else, or a part could not be done.
+        DoubleheadError: the folder contains parts of another job, or a part could not be processed.
     """
     require("pyarrow.parquet", "bulk")
     (place, shares), folder = parse_shard(shard), work.folder
@@ -98,7 +98,7 @@ def _predict_plainly(work: Work, todo: Iterator[tuple[int, Part]], progress: Cal
 
 
 def _finish(work: Work, listing: Listing, waited: float | None) -> Outcome:
-    """With all parts there, remove what kills left half written, and write what the format asks for."""
+    """After the last part, remove incomplete files and write the output format."""
     folder = work.folder
     done = folder.finished(len(listing))
     bad = sum(count_bad(folder.part(number)) for number in done)
@@ -112,7 +112,7 @@ def _finish(work: Work, listing: Listing, waited: float | None) -> Outcome:
 
 
 def _write_coco(folder: BulkFolder, parts: int) -> None:
-    """predictions.json of all parts, which come one after the other; it is the last to be written."""
+    """Write predictions.json from all parts in sequence, as the last file."""
     found = (one for number in range(parts) for one in read_part(folder.part(number)))
     with (
         coco_writer(folder.predictions, read_categories(folder.part(0))) as writer,

@@ -1,4 +1,4 @@
-"""Where images come from: files, folders, globs, WebDataset's tars and Parquet, as parts in a fixed order."""
+"""Sources of images: files, folders, globs, WebDataset tars and Parquet, as parts in a fixed order."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ ROWS = 16  # of a Parquet file that are held at a time
 
 @dataclass(frozen=True)
 class Item:
-    """An image yet to be read."""
+    """An image that has not been read yet."""
 
     name: str  # a file's path; archive/member; table.parquet/path, or where it has none table.parquet/row
     read: Callable[[], bytes]  # OSError: it cannot be
 
 
 class Part(Protocol):
-    """Images that are done together. It pickles, knows no pixel, and can be read again and again."""
+    """Images that are processed together. Parts can be pickled, hold no pixels, and can be read repeatedly."""
 
     @property
     def key(self) -> str:
-        """What tells it from every other part."""
+        """Identifies the part."""
 
     def __len__(self) -> int: ...
 
     def items(self) -> Iterator[Item]:
-        """Its images, always in the same order."""
+        """Yield the images, always in the same order."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Files:
 
     @property
     def key(self) -> str:
-        """Their paths."""
+        """Identifies the part by its paths."""
         return "\n".join(self.paths)
 
     def __len__(self) -> int:
@@ -64,14 +64,14 @@ class Files:
 
 @dataclass(frozen=True)
 class Members:
-    """Files in a tar that is not compressed, found by where they begin."""
+    """Files in an uncompressed tar, by offset."""
 
     archive: str
     members: tuple[tuple[str, int, int], ...]  # name, first byte, bytes
 
     @property
     def key(self) -> str:
-        """The archive, and where in it the files are."""
+        """Identifies the part by the archive and the offsets of its files."""
         return "\n".join([self.archive, *(f"{name} {first} {size}" for name, first, size in self.members)])
 
     def __len__(self) -> int:
@@ -90,7 +90,7 @@ class Members:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a Parquet file, whose images are bytes, or bytes and path as Hugging Face's datasets have them."""
+    """Rows of a Parquet file with images as bytes, or as bytes and path as in Hugging Face's datasets."""
 
     table: str
     column: str
@@ -99,7 +99,7 @@ class Rows:
 
     @property
     def key(self) -> str:
-        """The file, the column and the rows."""
+        """Identifies the part by file, column and rows."""
         return f"{self.table} {self.column} {self.first} {self.rows}"
 
     def __len__(self) -> int:
@@ -115,7 +115,7 @@ class Rows:
             yield Item(name, partial(_bytes, value.get("bytes")))
 
     def _rows(self) -> Iterator[Any]:
-        """The column's values, from the first row wanted on."""
+        """Yield the values of the column, starting with the first row of the part."""
         with open_parquet(self.table) as file:
             rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
             ends = list(accumulate(rows))
@@ -135,10 +135,10 @@ def _bytes(data: bytes | None) -> bytes:
 
 
 def find_files(sources: Iterable[str]) -> Iterator[Path]:
-    """The files that files, folders (searched for images to every depth) and globs name, each once, in order.
+    """Find the files of paths, folders (searched recursively for images) and globs, each once, in order.
 
     Raises:
-        DoubleheadError: a source names none.
+        DoubleheadError: a source has no files.
     """
     sources, seen = list(sources), set()
     for source in sources:
@@ -158,15 +158,15 @@ def find_files(sources: Iterable[str]) -> Iterator[Path]:
 
 
 def parts(sources: Iterable[str], size: int, column: str | None = None) -> Iterator[Part]:
-    """All images of the sources, in parts of at most so many; none has images of two archives.
+    """Divide the images of the sources into parts. A part never spans two archives.
 
     Args:
         sources: see `find_files`.
-        size: images in a part.
-        column: of Parquet files, the one with the images; None: the only one that qualifies.
+        size: maximum images per part.
+        column: column of Parquet files with the images; None: the only one that qualifies.
 
     Raises:
-        DoubleheadError: a source names no image, or an archive is damaged.
+        DoubleheadError: a source has no images, or an archive is damaged.
     """
     waiting: list[str] = []
     for path in find_files(sources):
@@ -184,7 +184,7 @@ def parts(sources: Iterable[str], size: int, column: str | None = None) -> Itera
 
 @dataclass(frozen=True)
 class Listing:
-    """All images of some sources, looked at once: how many, and what they are."""
+    """Summary of all images of the sources: their number and digests."""
 
     sources: tuple[str, ...]
     size: int
@@ -207,18 +207,18 @@ class Listing:
 
     @property
     def digest(self) -> str:
-        """What tells these images, in this order and these parts, from others."""
+        """Identifies these images, their order and their parts."""
         return hashlib.sha256(b"".join(self.digests)).hexdigest()
 
     def __len__(self) -> int:
-        """How many parts there are."""
+        """Number of parts."""
         return len(self.digests)
 
     def chosen(self, wanted: Callable[[int], bool]) -> Iterator[tuple[int, Part]]:
-        """The parts wanted, with their numbers from 0: listed anew, so that none has to be remembered.
+        """Yield the selected parts with their numbers from 0. Sources are listed again to save memory.
 
         Raises:
-            Fault: the sources have changed since.
+            Fault: the sources have changed since the first listing.
         """
         numbers, found = count(), parts(self.sources, self.size, self.column)
         for number, part in zip(numbers, found, strict=False):
@@ -242,7 +242,7 @@ def _named(path: Path) -> Iterator[Path]:
 
 
 def _within(folder: Path) -> Iterator[Path]:
-    """The image files in a folder and those below; one folder's names at a time are in memory."""
+    """Yield the image files below a folder, with the names of one folder at a time in memory."""
     with os.scandir(folder) as entries:
         found = sorted(entries, key=lambda entry: entry.name)
     for entry in found:
@@ -254,7 +254,7 @@ def _within(folder: Path) -> Iterator[Path]:
 
 
 def _members(archive: Path, size: int) -> Iterator[Part]:
-    """The images of a tar by their suffixes; other files, such as a WebDataset's annotations, are skipped."""
+    """Yield the images of a tar by extension. Other files, such as WebDataset annotations, are skipped."""
     found: list[tuple[str, int, int]] = []
     none = True
     try:
@@ -287,7 +287,7 @@ def _rows(table: Path, size: int, column: str | None) -> Iterator[Part]:
 
 
 def _column(table: Path, schema: Any, said: str | None) -> str:
-    """The column said; else `image`, or the only one that holds bytes."""
+    """Name of the given column; else `image`, or the only column with bytes."""
     types = require("pyarrow.types", "bulk")
 
     def holds_bytes(kind: Any) -> bool:
@@ -308,10 +308,10 @@ def _column(table: Path, schema: Any, said: str | None) -> str:
 
 @contextmanager
 def open_parquet(table: str) -> Iterator[Any]:
-    """A `pyarrow.parquet.ParquetFile`, to be read piece by piece.
+    """Context with a `pyarrow.parquet.ParquetFile`, for reading in pieces.
 
     Raises:
-        DoubleheadError: the file is damaged or no Parquet, or pyarrow is not installed.
+        DoubleheadError: the file is damaged or not Parquet, or pyarrow is not installed.
     """
     parquet = require("pyarrow.parquet", "bulk")
     try:

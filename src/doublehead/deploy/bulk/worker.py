@@ -1,4 +1,4 @@
-"""One model that does one part after the other, in whatever process."""
+"""Worker: a model that processes parts in sequence, in any process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from doublehead.inference.predictor import load
 
 @dataclass(frozen=True)
 class Work:
-    """How a part is done; it pickles, for workers elsewhere."""
+    """Description of a job. It can be pickled, for workers in other processes."""
 
     weights: tuple[str, ...]  # several make an ensemble
     output: Path
@@ -31,12 +31,12 @@ class Work:
 
     @property
     def folder(self) -> BulkFolder:
-        """Where the parts go."""
+        """Output folder of the parts."""
         return BulkFolder(self.output, self.format)
 
 
 class Worker:
-    """A model that does one part after the other."""
+    """A model that processes parts in sequence."""
 
     def __init__(self, work: Work) -> None:
         self.work = work
@@ -44,7 +44,7 @@ class Worker:
         self.waited = 0.0  # seconds in which the model stood idle
 
     def do(self, number: int, part: Part, progress: Callable[[int], object] | None = None) -> None:
-        """Detect in the images of a part, and write its file.
+        """Detect objects in the images of a part, and write its file.
 
         Raises:
             Fault: memory ran out, or the file cannot be written.

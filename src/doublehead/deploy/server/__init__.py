@@ -1,1 +1,1 @@
-"""A detector behind HTTP, and a page to look at it."""
+"""HTTP server of a detector, with a demo page."""

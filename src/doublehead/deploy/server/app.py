@@ -1,4 +1,4 @@
-"""The routes."""
+"""Routes of the server."""
 
 from __future__ import annotations
 
@@ -61,12 +61,12 @@ log = logging.getLogger(__name__)
 
 
 class Service:
-    """What the routes share.
+    """State shared by the routes.
 
     Args:
         predictor: the model.
-        name: what the model is called.
-        settings: limits and batches.
+        name: name of the model.
+        settings: limits and batching.
 
     Raises:
         DoubleheadError: the sample cannot be read.
@@ -83,10 +83,10 @@ class Service:
         self.decoders = ThreadPoolExecutor(DECODERS, "decoder")
 
     async def detect(self, images: list[Sent], choice: Choice | None, place: Admission) -> list[tuple[Any, Detections]]:
-        """Each image as a tensor, with its detections.
+        """Decode images and detect objects. Returns each image as a tensor, with its detections.
 
         Raises:
-            Refused: an image cannot be taken, or there is no room for all.
+            Refused: an image is invalid, or the queue is full.
         """
         settings, loop = self.settings, asyncio.get_running_loop()
         place.grow(images=len(images) - 1)
@@ -102,25 +102,25 @@ class Service:
                 answer.cancel()  # where one failed or the client left, the others are not worth the work
 
     def warm_up(self) -> None:
-        """Run the model once, before any request, so that the first one does not pay for what happens at first use."""
+        """Run the model once before any request, to complete lazy initialisation."""
         self.engine.detect([torch.zeros(3, 64, 64, dtype=torch.uint8)], [self.engine.own])
 
     def close(self) -> None:
-        """Finish what was taken."""
+        """Finish all accepted work."""
         self.batcher.close()
         self.decoders.shutdown()
 
 
 def create_app(predictor: Predictor, name: str, settings: ServerSettings) -> FastAPI:
-    """The server as an ASGI application.
+    """Create the server as an ASGI application.
 
     Args:
         predictor: the model to serve.
-        name: what it is called.
-        settings: limits and batches.
+        name: name of the model.
+        settings: limits and batching.
 
     Raises:
-        DoubleheadError: the page's sample cannot be read.
+        DoubleheadError: the sample image cannot be read.
     """
     service = Service(predictor, name, settings)
 
@@ -166,7 +166,7 @@ def _authorised(
     service: Annotated[Service, Depends(_service)],
     given: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))],
 ) -> None:
-    """Compare the key in constant time, so that an answer's delay tells nothing of it."""
+    """Check the API key in constant time, so that response times reveal nothing about it."""
     key = service.settings.api_key
     assert key is not None
     if given is None or not hmac.compare_digest(given.credentials.encode(), key.get_secret_value().encode()):
@@ -206,7 +206,7 @@ async def detect(request: Request, service: Serving, asked: Annotated[Asked, Que
 
 
 async def _unless_left(request: Request, service: Service, work: Awaitable[Any]) -> Any:
-    """What the work gives, if it is done in time; a client that leaves ends it."""
+    """Await work within the time limit; cancel it if the client disconnects."""
 
     async def left() -> None:
         while (await request.receive())["type"] != "http.disconnect":

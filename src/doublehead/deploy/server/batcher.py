@@ -1,4 +1,4 @@
-"""Images of many requests, gathered into batches for the one thread that runs the model; and how many may wait."""
+"""Batching of images from concurrent requests for the model's thread, and limits on the queue."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RunBatch = Callable[[Sequence[Tensor], Sequence[Choice | None]], list[Detections
 
 @dataclass
 class Job:
-    """One image and the promise of its detections."""
+    """An image and the future of its detections."""
 
     image: Tensor  # uint8 (3, H, W)
     choice: Choice | None
@@ -35,15 +35,15 @@ class Job:
 
 
 class Batcher:
-    """Runs the model on batches in a thread of its own.
+    """Runs the model on batches in its own thread.
 
-    A batch goes when it is full, or when its first image has waited as long as it may.
+    A batch starts when it is full, or when its first image has waited for `wait` seconds.
 
     Args:
         run: the model.
-        size: images in a batch at most.
-        wait: seconds that an image waits for others.
-        seen: told the size of each batch and the seconds it took.
+        size: maximum images per batch.
+        wait: maximum seconds to wait for further images.
+        seen: called with the size and the seconds of each batch.
     """
 
     def __init__(self, run: RunBatch, size: int, wait: float, seen: Callable[[int, float], object]) -> None:
@@ -56,17 +56,17 @@ class Batcher:
 
     @property
     def alive(self) -> bool:
-        """Whether it takes images."""
+        """Whether images are accepted."""
         return self._thread.is_alive()
 
     def submit(self, image: Tensor, choice: Choice | None) -> Future[Detections]:
-        """Hand in an image uint8 (3, H, W). A promise that is cancelled in time costs nothing."""
+        """Submit an image, uint8 (3, H, W). Futures cancelled before their batch starts cost nothing."""
         job = Job(image, choice)
         self._jobs.put(job)
         return job.promise
 
     def close(self) -> None:
-        """Finish what was handed in, then stop."""
+        """Finish all submitted images, then stop."""
         self._jobs.put(None)
         self._thread.join()
 
@@ -107,7 +107,7 @@ class Batcher:
             job.promise.set_result(result)
 
     def _outcome(self, batch: list[Job]) -> list[Detections] | Exception:
-        """What the model gives, or a new error: its own would keep the failed batch in memory during the retries."""
+        """Detections, or a new error: the original would keep the failed batch in memory during retries."""
         if self.lost is not None:
             return self.lost
         try:
@@ -126,12 +126,12 @@ class Batcher:
 
 
 class Room:
-    """Counts what has been taken and is not yet answered, and turns away what passes the bounds. For one thread.
+    """Counts accepted images that are not answered yet, and rejects those above the limits. Not thread-safe.
 
     Args:
-        images: at most.
-        pixels: at most, of all of them.
-        pace: gives the seconds per image, from which follows when to try again.
+        images: maximum images.
+        pixels: maximum pixels of all images.
+        pace: returns the seconds per image, for Retry-After.
     """
 
     def __init__(self, images: int, pixels: int, pace: Callable[[], float]) -> None:
@@ -141,15 +141,15 @@ class Room:
 
     @property
     def retry_after(self) -> int:
-        """Seconds until what is waiting should be done; at least one."""
+        """Estimated seconds until the queue is processed; at least one."""
         return max(1, math.ceil(self.images * self._pace()))
 
     @contextmanager
     def place(self) -> Iterator[Admission]:
-        """Room for one request, of one image at first, for as long as it is being answered.
+        """Context that reserves room for a request, initially for one image.
 
         Raises:
-            Refused: there is none.
+            Refused: the queue is full.
         """
         place = Admission(self)
         try:
@@ -160,10 +160,10 @@ class Room:
             self.pixels -= place.pixels
 
     def take(self, images: int, pixels: int) -> None:
-        """Count these too.
+        """Reserve room for more images.
 
         Raises:
-            Refused: they would be too many.
+            Refused: a limit would be exceeded.
         """
         if self.images + images > self._most_images or self.pixels + pixels > self._most_pixels:
             raise Refused(503, "busy", "too many images are waiting; try again later", self.retry_after)
@@ -172,7 +172,7 @@ class Room:
 
 
 class Admission:
-    """What one request holds of the room."""
+    """Room reserved by one request."""
 
     def __init__(self, room: Room) -> None:
         self._room = room
@@ -180,10 +180,10 @@ class Admission:
         self.pixels = 0
 
     def grow(self, images: int = 0, pixels: int = 0) -> None:
-        """Take more.
+        """Reserve more room.
 
         Raises:
-            Refused: there is no room for it.
+            Refused: a limit would be exceeded.
         """
         self._room.take(images, pixels)
         self.images += images

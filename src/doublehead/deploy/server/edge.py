@@ -1,4 +1,4 @@
-"""What holds for every request before any route sees it: limits on the body, counting, and headers for browsers."""
+"""Middleware for all requests: limits on the body, counting, and security headers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _POLICY = "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; ba
 """For browsers: the page takes scripts, styles and data from this server alone."""
 
 PATIENCE = 1.0
-"""Seconds without a byte after which a body that nobody wants is no longer read."""
+"""Seconds without data after which the rest of a rejected body is no longer read."""
 
 
 class Edge:

@@ -1,4 +1,4 @@
-"""A model that answers each image by its own choice of heads and thresholds."""
+"""Inference with heads and thresholds chosen per image."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from doublehead.inference.predictor import Predictor
 from doublehead.model.detector import Detector, FirstStage
 
 MOST = 1000
-"""Detections that a request may ask for per image: with NMS at 1 these are the best candidates."""
+"""Maximum detections per image in a request. With NMS at 1 these are the best candidates."""
 
 
 @dataclass(frozen=True, order=True)
 class Choice:
-    """How an image is to be answered."""
+    """Heads and thresholds for an image."""
 
     scores: str  # the branch whose class scores count, or `fused`
     boxes: str  # the branch whose boxes count
@@ -32,15 +32,15 @@ class Choice:
     how: NMS  # what NMS does to the lesser
 
     def applied_to(self, options: InferenceOptions) -> InferenceOptions:
-        """The options with this choice."""
+        """Return options with this choice."""
         changed = {"nms": self.how, "nms_iou": self.nms, "detections": self.limit}
         return chosen(options, self.scores, self.boxes).model_copy(update=changed)
 
 
 class Engine:
-    """A Predictor whose heads and thresholds can be chosen image by image; for one thread.
+    """A Predictor with heads and thresholds chosen per image. Not thread-safe.
 
-    Exported models, ensembles, and models asked in tiles or views have one way to answer, and no choice.
+    Exported models, ensembles, and models with tiles, flip or scales offer no choice.
     """
 
     def __init__(self, predictor: Predictor) -> None:
@@ -58,10 +58,10 @@ class Engine:
     def choose(
         self, scores: str | None = None, boxes: str | None = None, nms: float | None = None, limit: int | None = None
     ) -> Choice | None:
-        """The model's own choice, with what is asked for otherwise.
+        """The model's default choice, with the requested changes.
 
         Raises:
-            DoubleheadError: the model has no such head, or nothing to choose.
+            DoubleheadError: the model does not have the head, or offers no choice.
         """
         asked = {"scores": scores, "boxes": boxes, "nms": nms, "limit": limit}
         if self.own is None:
@@ -98,7 +98,7 @@ class Engine:
         return {"scores": [*names, *[FUSED] * (len(names) > 1)], "boxes": names}.get(task, [])
 
     def lacks(self, task: str, name: str) -> str | None:
-        """Why a head cannot give scores or boxes; None where it can."""
+        """Why a head cannot provide scores or boxes; None if it can."""
         assert self.model is not None
         assert self.heads is not None
         able = getattr(self.heads, task)

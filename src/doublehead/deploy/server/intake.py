@@ -1,4 +1,4 @@
-"""From the body of a request to checked images."""
+"""Parsing and validation of the images in a request."""
 
 from __future__ import annotations
 
@@ -81,10 +81,10 @@ async def _of_form(request: Request, most: int) -> list[Sent]:
 
 
 def count_pixels(images: Iterable[Sent], formats: Iterable[str], most: int) -> int:
-    """How many pixels images have together, by their headers; nothing is decoded.
+    """Count the pixels of all images from their headers, without decoding.
 
     Raises:
-        Refused: one is no image of a kind that is taken, or they have too many pixels.
+        Refused: a file is not an image in an accepted format, or there are too many pixels.
     """
     pixels = 0
     for image in images:
@@ -96,10 +96,10 @@ def count_pixels(images: Iterable[Sent], formats: Iterable[str], most: int) -> i
 
 
 def decode(image: Sent, formats: Iterable[str]) -> Tensor:
-    """An image as RGB uint8 (3, H, W), upright.
+    """Decode an image to RGB uint8 (3, H, W), upright.
 
     Raises:
-        Refused: it is damaged.
+        Refused: the image is damaged.
     """
     try:
         with _opened(image, formats) as picture:

@@ -1,4 +1,4 @@
-"""Requests that are not answered with detections: a status, a word for programs and a sentence for people."""
+"""Rejected requests: an HTTP status, a machine-readable code and a message."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What `evaluate` shows: from scores to decisions, as a page, as JSON and as CSV."""
+"""Report of `evaluate`: from scores to decisions, as a page, JSON and CSV."""

@@ -1,4 +1,4 @@
-"""What is taken for what at one threshold: each object and each detection counted once."""
+"""Confusion matrix at one threshold: each object and each detection is counted once."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from doublehead.evaluation.matched import Matched, greedy
 
 @dataclass(frozen=True, eq=False)
 class Confusion:
-    """A row for each class of the truth, a column for each class detected, and behind them background and missed.
+    """Rows are ground-truth classes and background, columns are detected classes and missed.
 
-    `objects` and `detections` say which rows of `Matched` were counted together; -1: the background, or missed.
+    `objects` and `detections` are the rows of `Matched` that were counted together; -1: background, or missed.
     """
 
     score: float  # detections from it on count
@@ -26,11 +26,11 @@ class Confusion:
 def confusion(matched: Matched, score: float) -> Confusion:
     """Pair detections with objects of any class: those of the same class first, then by falling IoU.
 
-    The rule is that of supervision's `ConfusionMatrix`, except that detections on crowds are left out.
+    The rule is that of supervision's `ConfusionMatrix`, except that detections on crowds are excluded.
 
     Args:
-        matched: the detections.
-        score: those below it are left out.
+        matched: matched detections.
+        score: minimum score.
     """
     truth, classes = matched.objects, len(matched.categories)
     open_ = matched.score[matched.pairs[:, 0]] >= score

@@ -1,4 +1,4 @@
-"""How detections fare by the size of objects, and by how crowded they stand."""
+"""Results by the size of objects and by crowding."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from doublehead.evaluation.matched import Matched, overlapping
 from doublehead.evaluation.thresholds import Cut
 
 CROWDING = (0, 1, 2, 5, 10, 20, 50)
-"""Ranges of the number of objects in an image begin here."""
+"""Lower bounds of the ranges of objects per image."""
 
 TOUCHING = (0.0, 0.01, 0.1, 0.3)
-"""Ranges of an object's largest IoU with another begin here."""
+"""Lower bounds of the ranges of an object's largest IoU with another."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Some of the objects. Without `cut` only recall is known, as a false detection belongs to no object."""
+    """A group of objects. Without `cut` only recall is known, since false detections belong to no object."""
 
     name: str
     images: int | None
@@ -32,19 +32,19 @@ class Group:
 
     @property
     def recall(self) -> float:
-        """Share of the objects that are found."""
+        """Share of objects that are found."""
         return self.found / self.objects if self.objects else float("nan")
 
 
 def by_size(matched: Matched, score: float, ap: Sequence[float]) -> list[Group]:
-    """Objects of each of COCO's sizes, found at a score; `ap` of each size."""
+    """Group objects by COCO's sizes, with recall at a score, and `ap` of each size."""
     names = (f"{SIZES[0]}, under 32 x 32", SIZES[1], f"{SIZES[2]}, from 96 x 96")
     groups = _of_objects(matched, score, np.digitize(matched.objects.area, BORDERS), names)
     return [Group(g.name, None, g.objects, g.found, ap=value) for g, value in zip(groups, ap, strict=True)]
 
 
 def by_overlap(matched: Matched, score: float) -> list[Group]:
-    """Objects by their largest IoU with another object of the image."""
+    """Group objects by their largest IoU with another object of the image."""
     truth = matched.objects
     pairs, iou = overlapping(truth.image, truth.box, truth, len(matched.records), least=TOUCHING[1])
     others = pairs[:, 0] != pairs[:, 1]
@@ -56,7 +56,7 @@ def by_overlap(matched: Matched, score: float) -> list[Group]:
 
 
 def by_crowding(matched: Matched, matches: Matches, score: float) -> list[Group]:
-    """Images by their number of objects."""
+    """Group images by their number of objects."""
     truth, images = matched.objects, len(matched.records)
     counts = np.bincount(truth.image[~truth.crowd], minlength=images)
     place = np.digitize(counts, CROWDING) - 1

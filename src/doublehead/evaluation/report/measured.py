@@ -1,4 +1,4 @@
-"""One model on one split, from AP to decisions: everything that the report shows of it."""
+"""Results of one model on one split, from AP to decisions: the content of the report."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from doublehead.evaluation.report.reliability import Reliability, reliability
 from doublehead.evaluation.thresholds import Cut, Sweep, sweep
 
 FIGURES = {"AP": slice(None), "AP50": slice(0, 1), "AP75": slice(5, 6)}
-"""The figures with intervals, and the thresholds of IoU that each is the mean of."""
+"""Metrics with intervals, and the IoU thresholds that each is averaged over."""
 
 CONFIDENCE = 0.95
 SEED = 0
@@ -37,7 +37,7 @@ class ClassMeasured:
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """What is known of one model. Decisions are taken at `cut.score`."""
+    """Results of one model. Decisions are made at `cut.score`."""
 
     name: str
     evaluation: Evaluation
@@ -57,16 +57,16 @@ class Measured:
 
     @property
     def brought(self) -> bool:
-        """Whether the weights brought their threshold; else it is the best on these very images."""
+        """Whether the threshold is from the weights; otherwise it is the best one on these images."""
         return self.evaluation.threshold is not None
 
 
 def measured(evaluation: Evaluation, name: str) -> Measured:
-    """Count everything.
+    """Compute all results of an evaluation.
 
     Args:
-        evaluation: the detections.
-        name: of the model.
+        evaluation: metrics and detections.
+        name: name of the model.
     """
     split, metrics = evaluation.split, evaluation.metrics
     records, categories = split.records, split.categories
@@ -103,7 +103,7 @@ def measured(evaluation: Evaluation, name: str) -> Measured:
 
 
 def difference(one: Measured, other: Measured, figure: str) -> tuple[float, float, float]:
-    """By how much a figure of `one` passes that of `other`, and its interval: both over the same drawn images."""
+    """Difference of a metric between `one` and `other`, with its interval, on the same bootstrap samples."""
     place = list(FIGURES).index(figure)
     mean = one.evaluation.metrics[figure] - other.evaluation.metrics[figure]
     return mean, *_interval(one.draws[place] - other.draws[place])
@@ -118,7 +118,7 @@ def _drawn(matches: Matches, images: int, detections: int) -> np.ndarray:
 
 
 def _interval(values: np.ndarray) -> Interval:
-    """The middle 95% of what is known; NaN where nothing is."""
+    """Central 95% of the values that are not NaN; NaN if all are."""
     known = values[~np.isnan(values)]
     if not len(known):
         return math.nan, math.nan

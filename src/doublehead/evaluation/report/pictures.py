@@ -1,4 +1,4 @@
-"""The pictures of the report: crops of what was confused, and the images that cost most."""
+"""Pictures of the report: crops of confusions, and the worst images."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from doublehead.evaluation.matched import Matched
 from doublehead.evaluation.report.confusion import Confusion
 
 CROPS = 360
-"""Crops on a page: some 2 MB."""
+"""Maximum crops on a page, about 2 MB."""
 
 OF_CELL, OF_DIAGONAL = 12, 4
-"""Crops of each cell of the confusion matrix; fewer of what is right."""
+"""Maximum crops per cell of the confusion matrix; fewer on the diagonal."""
 
 WORST = 12
-"""Images shown whole."""
+"""Maximum images shown whole."""
 
 DRAWN = 300
-"""Boxes drawn on one of them at most, detections and objects each."""
+"""Maximum detections, and maximum objects, drawn on an image."""
 
 _SIDE, _LONG_SIDE = 112, 720  # pixels
 TRUTH, FOUND = "#37d67a", "#ff6b3d"
@@ -33,7 +33,7 @@ TRUTH, FOUND = "#37d67a", "#ff6b3d"
 
 @dataclass(frozen=True)
 class Crop:
-    """A detection, an object, or both with what surrounds them."""
+    """Crop of a detection, an object, or both, with their surroundings."""
 
     uri: str
     words: str
@@ -51,7 +51,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Shown:
-    """An image whole, with its boxes."""
+    """A whole image with its boxes."""
 
     uri: str
     name: str
@@ -64,7 +64,7 @@ class Shown:
 
 
 def crops(matched: Matched, confusion: Confusion) -> dict[tuple[int, int], list[Crop]]:
-    """Crops by cell of the confusion matrix: those of the highest scores, and the largest objects missed."""
+    """Crops by cell of the confusion matrix: highest scores, and largest missed objects."""
     by_image: dict[int, list[int]] = defaultdict(list)
     for place in _chosen(matched, confusion).tolist():
         by_image[_image(matched, confusion, place)].append(place)
@@ -86,7 +86,7 @@ def crops(matched: Matched, confusion: Confusion) -> dict[tuple[int, int], list[
 
 
 def worst(matched: Matched, score: float) -> list[Shown]:
-    """The images with most false detections and missed objects at a score; of equals, those of higher false scores."""
+    """Images with most false detections and missed objects at a score; ties by the scores of false detections."""
     truth, images = matched.objects, len(matched.records)
     accepted = matched.false & (matched.score >= score)
     false = np.bincount(matched.image[accepted], minlength=images)
@@ -102,14 +102,14 @@ def worst(matched: Matched, score: float) -> list[Shown]:
 
 
 def _weight(matched: Matched, confusion: Confusion) -> np.ndarray:
-    """By which the crops of a cell are ordered: scores, and of missed objects their share of the largest area."""
+    """Sort key of a cell's crops: the score, or for missed objects the area relative to the largest."""
     areas = matched.objects.area / max(1.0, float(matched.objects.area.max(initial=1)))
     alone = confusion.detections < 0
     return np.where(alone, np.append(areas, 0)[confusion.objects], np.append(matched.score, 0)[confusion.detections])
 
 
 def _chosen(matched: Matched, confusion: Confusion) -> np.ndarray:
-    """Places of what is cropped: one of each cell first, then a second of each ..., confusions before hits."""
+    """Indices of the crops: one of each cell first, then a second of each ..., confusions before hits."""
     width = len(confusion.matrix)
     cell = confusion.cells[:, 0] * width + confusion.cells[:, 1]
     order = np.lexsort((-_weight(matched, confusion), cell))
@@ -139,12 +139,12 @@ def _crop(image: Image.Image, record: Record, matched: Matched, confusion: Confu
 
 
 def framed(image: Image.Image, frames: list[tuple[str, np.ndarray]], side: int) -> str:
-    """Boxes with what surrounds them, as a data URI.
+    """Crop boxes with their surroundings, as a data URI.
 
     Args:
-        image: the whole picture.
-        frames: colour and box (4,) xyxy in its pixels; at least one.
-        side: the longer side of the result in pixels.
+        image: the whole image.
+        frames: colour and box (4,) xyxy in pixels; at least one.
+        side: longer side of the result in pixels.
     """
     boxes = np.stack([box for _, box in frames])
     low, high = boxes[:, :2].min(0), boxes[:, 2:].max(0)

@@ -1,4 +1,4 @@
-"""Whether a score of 0.8 is right in 8 of 10 cases."""
+"""Reliability: whether 8 of 10 detections with a score of 0.8 are correct."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 
 BINS = 10
-"""Equal ranges of the score."""
+"""Number of equal score ranges."""
 
 
 @dataclass(frozen=True, eq=False)
 class Reliability:
-    """Of each range of the score how many detections there are, their mean score, and the share that is right."""
+    """Number of detections, mean score and share of correct detections in each score range."""
 
     count: np.ndarray  # (BINS,)
     score: np.ndarray  # (BINS,) NaN where there are none
@@ -26,11 +26,11 @@ class Reliability:
 
 
 def reliability(scores: np.ndarray, right: np.ndarray) -> Reliability:
-    """Gather detections by their scores.
+    """Group detections by score.
 
     Args:
         scores: (D,) in 0..1.
-        right: (D,) bool, whether each is right.
+        right: (D,) bool, whether each is correct.
     """
     place = np.minimum((scores * BINS).astype(int), BINS - 1)
     count, total, hits = (np.bincount(place, weights, BINS) for weights in (None, scores, right.astype(float)))
