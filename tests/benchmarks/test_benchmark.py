@@ -60,7 +60,10 @@ def check_figures(values: dict[str, Any], names: list[str]) -> None:
 
 @pytest.mark.parametrize(
     ("batch", "owners", "cases"),
-    [(1, 140, [n for n in INFERENCE if "bf16" not in n]), (2, 33, [n for n in INFERENCE if "bf16" in n])],
+    [
+        (1, 140, [n for n in INFERENCE if "bf16" not in n]),
+        pytest.param(2, 33, [n for n in INFERENCE if "bf16" in n], marks=pytest.mark.long),
+    ],
 )
 def test_every_model_has_just_the_owners_asked_for(batch: int, owners: int, cases: list[str]) -> None:
     """140 is beyond the first round of staged inference: all of them are computed all the same."""

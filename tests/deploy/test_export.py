@@ -282,7 +282,7 @@ def test_options_that_no_file_keeps(trained, tmp_path, name, command):
 def test_settings_choose_no_other_precision(files):
     """As the argument does: what the file has, or a sentence."""
     assert doublehead.load(files["onnx"], "cpu", settings={"precision": "auto"}).options.precision == "fp32"
-    with pytest.raises(DoubleheadError, match="its own precision"):
+    with pytest.raises(DoubleheadError, match="its precision was fixed"):
         doublehead.load(files["onnx"], "cpu", settings={"precision": "bf16"})
 
 

@@ -127,5 +127,5 @@ def test_a_missing_extra_is_answered_by_the_pip_command(metrics, tmp_path, monke
 
 def test_unknown_picture_format_is_named(metrics, tmp_path):
     pytest.importorskip("matplotlib")
-    with pytest.raises(DoubleheadError, match="no picture format"):
+    with pytest.raises(DoubleheadError, match="not a picture format"):
         plots.precision_recall(metrics, tmp_path / "pr.xyz")

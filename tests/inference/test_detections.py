@@ -208,7 +208,7 @@ def test_save_pictures_and_json(tmp_path):
     assert rows[0] == {"name": "dog", "label": 2, "category_id": 44, "score": 0.9, "box": [1, 2, 11, 22]}
     assert len(rows) == 3
     for name in ("a.xyz", "a"):
-        with pytest.raises(DoubleheadError, match="no picture format"):
+        with pytest.raises(DoubleheadError, match="not a picture format"):
             found.save(tmp_path / name)
 
 
