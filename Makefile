@@ -9,9 +9,9 @@ PUBLIC := src/doublehead/__init__.py src/doublehead/common/errors.py src/doubleh
 
 demo: .venv/user
 	rm -rf demo
-	$(BIN)/doublehead synthesize demo/data --train 520 --val 20 --test 60
+	$(BIN)/doublehead synthesize demo/data --train 640 --val 20 --test 60
 	$(BIN)/doublehead train demo/data --model double-head-lite --output demo/run \
-		--set train.epochs=2 --set train.evaluate_every=2 --set train.warmup_steps=30 --set data.augment.colour=0 \
+		--set train.epochs=2 --set train.evaluate_every=2 --set data.augment.colour=0 \
 		--set model.input.short_side=160 --set model.input.long_side=240
 	$(BIN)/doublehead evaluate demo/run/best.safetensors demo/data --split test --output demo/evaluation
 	$(BIN)/doublehead predict demo/run/best.safetensors 'demo/data/test/00000*.jpg' --output demo/predictions
