@@ -20,14 +20,12 @@ from doublehead.inference.exported import open_exported
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-pytestmark = pytest.mark.long  # exporting takes most of a minute; test_graph.py compares static shapes in seconds
-
 WORDS = ("--static", 96, 64)
 
 
 @pytest.fixture(scope="session")
 def written(trained, tmp_path_factory) -> export_module.ExportWritten:
-    """The trained model for TensorRT, for two images at once."""
+    """The trained model for TensorRT, for two images at once: it takes most of a minute, so what needs it is long."""
     path = tmp_path_factory.mktemp("static") / "model.onnx"
     return export_module.export(trained / "best.safetensors", path, static=(96, 64), batch_size=2, target="tensorrt")
 
@@ -38,6 +36,7 @@ def scenes(dataset) -> list[torch.Tensor]:
     return [to_tensor(read_image(file)) for file in sorted((dataset / "test").iterdir())]
 
 
+@pytest.mark.long
 def test_says_what_it_takes(written):
     canvas = json.loads(written.about["canvas"])
     assert canvas["batch"] == 2
@@ -46,6 +45,7 @@ def test_says_what_it_takes(written):
     assert written.parity.share > 0.98
 
 
+@pytest.mark.long
 def test_shapes_are_static_and_operators_are_tensorrts(written):
     model = onnx.load(written.path)
     onnx.checker.check_model(model, full_check=True)
@@ -73,6 +73,7 @@ def test_shapes_are_static_and_operators_are_tensorrts(written):
     assert not types & {onnx.TensorProto.DOUBLE, onnx.TensorProto.STRING, onnx.TensorProto.UNDEFINED}
 
 
+@pytest.mark.long
 def test_finds_what_the_checkpoint_finds_one_or_several_at_once(trained, written, scenes):
     checkpoint, exported = doublehead.load(trained / "best.safetensors", "cpu"), open_exported(written.path, "cpu")
     several = exported.detect(scenes)
@@ -85,6 +86,7 @@ def test_finds_what_the_checkpoint_finds_one_or_several_at_once(trained, written
         assert compare([one], exported.detect([image])).share == 1
 
 
+@pytest.mark.long
 def test_images_of_other_sizes_are_made_to_fit(written, scenes):
     exported = doublehead.load(written.path, "cpu")
     tall = scenes[0].transpose(1, 2)
@@ -94,6 +96,7 @@ def test_images_of_other_sizes_are_made_to_fit(written, scenes):
     assert found.boxes[:, 3].max() <= tall.shape[1] + 1e-3
 
 
+@pytest.mark.long
 def test_openvino_runs_it_too(written, scenes, tmp_path):
     pytest.importorskip("openvino")
     write_openvino(written.path, written.about, tmp_path / "model.xml")
@@ -101,6 +104,7 @@ def test_openvino_runs_it_too(written, scenes, tmp_path):
     assert compare(expected, found).share > 0.98
 
 
+@pytest.mark.long
 def test_predict_and_evaluate_take_it_in_place_of_weights(trained, written, dataset, tmp_path, command):
     outcome = command("predict", written.path, dataset / "test", "-o", tmp_path / "p", "--score", 0.05)
     assert outcome.code == 0, outcome.err
