@@ -85,7 +85,7 @@ def export(
 ) -> ExportWritten:
     """Export a detector to ONNX or OpenVINO, including pre- and post-processing.
 
-    With static shapes, resizing is left to who runs the file; see `inference.canvas`.
+    A file with static shapes does not resize; see `inference.canvas`.
 
     Args:
         weights: a checkpoint, or the name of a published model.
@@ -96,10 +96,10 @@ def export(
         int8: a dataset whose training images layers are quantised by; None: fp32.
         images: files, folders or globs to compare with the checkpoint on; none: images of `int8`, or drawn ones.
         settings: inference options of the file by their names; see `config.InferenceOptions`.
-        static: width and height of images in pixels: all shapes are those of the model's input for such an image; None:
-            the file takes images of any size.
-        batch_size: images that a file with static shapes takes at once; None: 1.
-        target: tensorrt: refuse what TensorRT does not read; None: any runtime of ONNX.
+        static: width and height of an image, in pixels; the file gets the static shapes of the model's input for it.
+            None: images of any size.
+        batch_size: images per run of a file with static shapes; None: 1.
+        target: tensorrt: reject operators that TensorRT does not support; None: any ONNX runtime.
 
     Raises:
         DoubleheadError: an argument is invalid, a package is not installed, or the detections differ from those of the
@@ -116,8 +116,11 @@ def export(
             f"{weights}: soft-NMS cannot be exported, because it takes one step per detection; add --set nms=hard"
         )
     most = owners or checkpoint.config.rpn.proposals_inference
-    reference: Detects = Graph(model, most) if owners else for_inference(model, model.mean.device)
     canvas = canvas_of(model, weights, static, batch_size or 1) if static else None
+    graph = StaticGraph(model, most, canvas) if canvas else Graph(model, most)
+    reference: Detects = for_inference(model, model.mean.device)
+    if owners:
+        reference = graph if isinstance(graph, Graph) else Graph(model, most)
     about = describe(checkpoint, most, "int8" if int8 else "fp32", canvas)
     calibration = _spread(_training_images(weights, int8), CALIBRATION) if int8 else []
     shown = _spread(list(find_files(images)), COMPARED) if images else calibration[:COMPARED]
@@ -129,7 +132,7 @@ def export(
         unfinished = Path(name, output.name)
         onnx = unfinished.with_suffix(".onnx")
         console.say("tracing the model and writing its graph: half a minute for a small one")
-        write_onnx(StaticGraph(model, most, canvas) if canvas else Graph(model, most), about, onnx)
+        write_onnx(graph, about, onnx)
         if target:
             require_readable(onnx, str(output))
         if output.suffix.lower() != ".onnx":
@@ -192,7 +195,7 @@ def _require_format(output: Path, format: str | None, int8: str | Path | None) -
 
 
 def _compared(reference: Detects, exported: Exported, pictures: list[Tensor], console: Console) -> Parity:
-    """How a file agrees with the checkpoint, shown one image after another, in images that the file takes at once."""
+    """Compare a file, run in its own batches, with the checkpoint, run image by image."""
     expected, found = list[RawDetections](), list[RawDetections]()
     at_once = exported.canvas.batch if exported.canvas else 1
     with console.progress("comparing", len(pictures)) as advance:

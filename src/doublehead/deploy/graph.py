@@ -26,27 +26,40 @@ MANY = 2**31 - 1
 """Maximum boxes kept by NMS: no limit."""
 
 
-class Graph(nn.Module):
-    """The exported module: the parts of the detector, with post-processing in one round.
+class Traceable(nn.Module):
+    """A detector that can be exported. Subclasses define `forward`.
 
     Args:
-        model: the detector; a copy of it is made ready for inference on CPUs.
-        owners: how many proposals a branch that only regresses sees at most.
-
-    Attributes:
-        example: inputs to trace with, by their names.
-        free: dimensions of each that take any size.
+        model: the detector; a copy of it is prepared for inference on CPUs.
+        owners: maximum proposals of an image passed to a box-only branch.
+        example: inputs for tracing, by name.
+        free: per input, its dimensions of any size.
     """
 
-    def __init__(self, model: Detector, owners: int) -> None:
+    def __init__(
+        self, model: Detector, owners: int, example: Mapping[str, Tensor], free: tuple[dict[int, Any], ...]
+    ) -> None:
         super().__init__()
         self.model = for_inference(model, torch.device("cpu"))
         self.owners = owners
         self.config = model.config
-        self.example = {"image": torch.zeros(EXAMPLE, dtype=torch.uint8)}
-        self.free: tuple[dict[int, Any], ...] = ({1: Dim.DYNAMIC, 2: Dim.DYNAMIC},)
+        self.example = example
+        self.free = free
         for branch in self.model.roi_heads:
-            branch.trunk.in_parts(None)  # how many parts there are would depend on what was found
+            branch.trunk.in_parts(None)  # the number of parts would depend on the detections
+
+
+class Graph(Traceable):
+    """The parts of the detector, with post-processing in one round, for one image of any size.
+
+    Args:
+        model: as in `Traceable`.
+        owners: as in `Traceable`.
+    """
+
+    def __init__(self, model: Detector, owners: int) -> None:
+        image = torch.zeros(EXAMPLE, dtype=torch.uint8)
+        super().__init__(model, owners, {"image": image}, ({1: Dim.DYNAMIC, 2: Dim.DYNAMIC},))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """RGB uint8 (3, H, W) to boxes (D, 4) xyxy in pixels, scores (D,) in falling order and labels (D,) in 1..C."""
@@ -62,35 +75,24 @@ class Graph(nn.Module):
         return [dict(zip(OUTPUTS, self(image), strict=True)) for image in images]
 
 
-class StaticGraph(nn.Module):
-    """The same for runtimes that want to know all sizes beforehand: only what NMS keeps has a size of its own, inside.
+class StaticGraph(Traceable):
+    """The same for runtimes that require static shapes: only the output of NMS has a dynamic size.
 
     Args:
-        model: as of `Graph`; without a score floor.
-        owners: how many proposals of an image a branch that only regresses sees.
+        model: as in `Traceable`; without a score floor.
+        owners: as in `Traceable`.
         canvas: the input.
-
-    Attributes:
-        example: as of `Graph`.
-        free: as of `Graph`: none.
     """
 
     def __init__(self, model: Detector, owners: int, canvas: Canvas) -> None:
-        super().__init__()
-        self.model = for_inference(model, torch.device("cpu"))
-        self.owners = owners
-        self.config = model.config
         inputs, _ = canvas.fill([], model.config.input)
-        self.example = {name: torch.from_numpy(value) for name, value in inputs.items()}
-        self.free: tuple[dict[int, Any], ...] = ({}, {})
+        super().__init__(model, owners, {name: torch.from_numpy(value) for name, value in inputs.items()}, ({}, {}))
         self.model.use_fixed_sizes()
-        for branch in self.model.roi_heads:
-            branch.trunk.in_parts(None)
 
     def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As `Canvas.fill` gives them, to boxes (N, D, 4) xyxy in their pixels, scores (N, D) falling, labels (N, D).
+        """Inputs of `Canvas.fill` to boxes (N, D, 4) xyxy in canvas pixels, scores (N, D) falling and labels (N, D).
 
-        Places without a detection have score and label 0.
+        Empty places have score and label 0.
         """
         stage = self.model.first_stage_of_canvases(images, sizes)
         found = self.model.roi_heads.detections_in_fixed_sizes(
@@ -100,7 +102,7 @@ class StaticGraph(nn.Module):
         return boxes, scores, labels
 
 
-def write_onnx(graph: Graph | StaticGraph, about: Mapping[str, str], path: Path) -> None:
+def write_onnx(graph: Traceable, about: Mapping[str, str], path: Path) -> None:
     """Write the graph by torch's exporter, with what is to be said of it as metadata.
 
     Raises:
@@ -123,8 +125,8 @@ def write_onnx(graph: Graph | StaticGraph, about: Mapping[str, str], path: Path)
             output_names=list(OUTPUTS),
             opset_version=OPSET,
             custom_translation_table=_own_operators(),
-            # With static shapes it folds what follows from them, sequences too. Else it takes longer than all the rest,
-            # and runtimes do it when they load.
+            # With static shapes it folds constants and removes sequences. Otherwise it takes longer than all other
+            # steps, and runtimes optimise when they load.
             optimize=isinstance(graph, StaticGraph),
             verbose=False,
         )
@@ -143,7 +145,7 @@ def _own_operators() -> dict[Any, Any]:
         return op.Constant(value_ints=values)
 
     def places(boxes: Any, scores: Any, labels: Any, iou: float, classes: Any) -> Any:
-        """What is kept, class by class."""
+        """Indices kept, class by class."""
         own = op.Equal(op.Unsqueeze(classes, number(1)), op.Unsqueeze(labels, number(0)))  # (C + 1, K)
         kept = op.NonMaxSuppression(
             op.Unsqueeze(boxes, number(0)),
@@ -163,7 +165,7 @@ def _own_operators() -> dict[Any, Any]:
 
     def kept_by_class_nms(boxes: Any, scores: Any, labels: Any, iou: float, classes: int) -> Any:
         kept = places(boxes, scores, labels, iou, number(*range(classes)))
-        none = op.Sub(scores, scores)  # a zero for each, of known size
+        none = op.Sub(scores, scores)  # zeros of known size
         ones = op.Expand(op.Constant(value_float=1.0), op.Shape(kept))
         return op.Greater(op.ScatterElements(none, kept, ones), op.Constant(value_float=0.5))
 

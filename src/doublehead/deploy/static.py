@@ -1,4 +1,4 @@
-"""Static shapes: which options go together, the input that they fix, and the images that suit it."""
+"""Static shapes: valid options, the fixed input, and the images that fill it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from doublehead.model.detector import Detector
 TARGETS = ("tensorrt",)
 
 SMALLEST = 64
-"""Pixels of an image's side that shapes are fixed for: pictures to compare with are drawn at that size."""
+"""Minimum side of the image, in pixels; pictures for the comparison are drawn at its size."""
 
 
 def require_options(
     output: Path, static: tuple[int, int] | None, batch_size: int | None, target: str | None, int8: str | Path | None
 ) -> None:
-    """Refuse options of `export` that do not go together.
+    """Reject combinations of `export` options that do not work.
 
     Raises:
         DoubleheadError: names the option.
@@ -40,13 +40,13 @@ def require_options(
 
 
 def canvas_of(model: Detector, weights: str | Path, static: tuple[int, int], batch_size: int) -> Canvas:
-    """The input that a model's file gets with static shapes.
+    """Input of a model's file with static shapes.
 
     Args:
         model: the detector.
-        weights: what to call it.
-        static: width and height of the images that it is for.
-        batch_size: images at once.
+        weights: its name in errors.
+        static: width and height of the images, in pixels.
+        batch_size: images per run.
 
     Raises:
         DoubleheadError: the model's sizes depend on the image.
@@ -61,7 +61,7 @@ def canvas_of(model: Detector, weights: str | Path, static: tuple[int, int], bat
 
 
 def filling(pictures: Sequence[Tensor], model: Detector, canvas: Canvas) -> list[Tensor]:
-    """The images that the checkpoint pads to the size of the canvas: others have more padding there than alone.
+    """Images that the checkpoint pads to the size of the canvas; in others, padding would change the detections.
 
     Raises:
         DoubleheadError: there are none.

@@ -1,4 +1,4 @@
-"""What TensorRT reads of ONNX, by the list that its ONNX parser publishes (onnx-tensorrt, docs/operators.md)."""
+"""ONNX operators that TensorRT supports, as listed by its ONNX parser (onnx-tensorrt, docs/operators.md)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from doublehead.common.errors import DoubleheadError, require
 
 RELEASE = "10.15"
-"""Of TensorRT, whose list this is."""
+"""Version of TensorRT that the list describes."""
 
 _NAMES = """
 Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh Attention AveragePool BatchNormalization BlackmanWindow
@@ -26,24 +26,24 @@ Sub Sum Tan Tanh TensorScatter ThresholdedRelu Tile TopK Transpose Trilu Unsquee
 """
 
 OPERATORS = frozenset(_NAMES.split())
-"""What it supports."""
+"""Supported operators."""
 
 LARGEST_K = 3840
-"""Values that TopK may give."""
+"""Maximum k of TopK."""
 
 STANDARD = ("", "ai.onnx")
 """Names of ONNX's own domain."""
 
 
 def require_readable(path: Path, name: str) -> None:
-    """Refuse an ONNX file that TensorRT does not read.
+    """Reject an ONNX file with operators that TensorRT does not support.
 
     Args:
         path: the file.
-        name: what to call it.
+        name: its name in errors.
 
     Raises:
-        DoubleheadError: names the operator, or the number of values that TopK gives.
+        DoubleheadError: names the operator, or the k of TopK.
     """
     model = require("onnxscript", "export").ir.load(path)
     for node in (*model.graph.all_nodes(), *(n for f in model.functions.values() for n in f.all_nodes())):
@@ -61,5 +61,5 @@ def require_readable(path: Path, name: str) -> None:
 
 
 def _values(node: Any) -> int:
-    """How many values a TopK gives; all its sides are known where shapes are static."""
+    """The k of a TopK, known because shapes are static."""
     return max(node.outputs[0].shape)

@@ -1,4 +1,4 @@
-"""Images of any size as the input of an exported file with static shapes."""
+"""Fit images of any size into the fixed input of an exported file with static shapes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from doublehead.config import InputConfig
-from doublehead.model.detector import input_size, resize
+from doublehead.model.detector import input_size, padded, resize
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """An input of one size: `batch` images at once, each resized and in the top left corner of its own canvas."""
+    """An input of fixed size: `batch` canvases, each with a resized image in its top left corner."""
 
     batch: int
     height: int
@@ -23,22 +23,22 @@ class Canvas:
 
     @classmethod
     def of_images(cls, height: int, width: int, config: InputConfig, multiple: int, batch: int = 1) -> Canvas:
-        """The model's own input for images of one size: resized, and padded to multiples of `multiple`."""
+        """The model's input for images of one size: resized, then padded to a multiple of `multiple`."""
         rows, columns = input_size(height, width, config.short_side, config.long_side)
-        return cls(batch, -(-rows // multiple) * multiple, -(-columns // multiple) * multiple)
+        return cls(batch, padded(rows, multiple), padded(columns, multiple))
 
     def fill(self, images: Sequence[Tensor], config: InputConfig) -> tuple[dict[str, np.ndarray], list[Tensor]]:
-        """Put images where the file expects them.
+        """Resize images and place them in canvases.
 
-        An image is resized as the model does it, or to a smaller size where that would not fit.
+        An image is resized as by the model, or smaller if it would not fit.
 
         Args:
-            images: RGB uint8 (3, H, W) of any sizes, at most `batch`; canvases that are left stay black.
+            images: RGB uint8 (3, H, W) of any sizes, at most `batch`; the remaining canvases stay black.
             config: how the model resizes.
 
         Returns:
             `images` uint8 (batch, 3, height, width) and `sizes` int32 (batch, 2), height and width of each; and per
-            image, (4,): pixels of the image given to one of the canvas, for x, y, x, y.
+            image, (4,): pixels of the original image per canvas pixel, for x, y, x, y.
         """
         canvases = np.zeros((self.batch, 3, self.height, self.width), np.uint8)
         sizes, ratios = np.ones((self.batch, 2), np.int32), []
@@ -52,7 +52,7 @@ class Canvas:
         return {"images": canvases, "sizes": sizes}, ratios
 
     def _long_side(self, height: int, width: int, config: InputConfig) -> int:
-        """The maximum longer side under which an image fits: the model's own, if that will do."""
+        """Maximum longer side with which an image fits: the model's own, if possible."""
         rows, columns = input_size(height, width, config.short_side, config.long_side)
         if rows <= self.height and columns <= self.width:
             return config.long_side

@@ -81,7 +81,7 @@ class Exported:
         ]
 
     def _found(self, images: list[Tensor]) -> Iterator[list[Tensor]]:
-        """Of each image, what `OUTPUTS` names, in its own pixels."""
+        """The `OUTPUTS` of each image, in its own pixels."""
         if self.canvas is None:
             for image in images:
                 yield [torch.from_numpy(value) for value in self.run({"image": image.numpy()})]
@@ -89,7 +89,7 @@ class Exported:
         for start in range(0, len(images), self.canvas.batch):
             inputs, ratios = self.canvas.fill(images[start : start + self.canvas.batch], self.config.input)
             results = zip(*map(torch.from_numpy, self.run(inputs)), strict=True)
-            for (boxes, scores, labels), ratio in zip(results, ratios, strict=False):  # no image in the last canvases
+            for (boxes, scores, labels), ratio in zip(results, ratios, strict=False):  # the last canvases may be empty
                 there = scores > 0
                 boxes = Edges(self.config.inclusive_pixels).rescale(boxes[there], ratio)
                 yield [boxes, scores[there], labels[there]]

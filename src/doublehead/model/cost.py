@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from doublehead.config import ModelConfig
 from doublehead.model.box_head import RESOLUTION
-from doublehead.model.detector import Detector
+from doublehead.model.detector import Detector, padded
 
 TYPICAL_OWNERS = 100
 
@@ -32,7 +32,7 @@ def cost(config: ModelConfig, classes: int = 80) -> Cost:
     with torch.device("meta"):
         model = Detector(config, classes).eval()
     multiple = model.backbone.body.multiple
-    height, width = (-(-side // multiple) * multiple for side in (config.input.short_side, config.input.long_side))
+    height, width = (padded(side, multiple) for side in (config.input.short_side, config.input.long_side))
     base = _first_stage(config.model_dump_json(include={"backbone", "fpn", "rpn"}), height, width)
     proposals = config.rpn.proposals_inference
 

@@ -152,7 +152,7 @@ class Detector(nn.Module):
         return results
 
     def use_fixed_sizes(self) -> None:
-        """Let no size inside depend on what is found: `first_stage_of_canvases` then gives as many proposals always."""
+        """Make all sizes independent of the detections; `first_stage_of_canvases` gives a fixed number of proposals."""
         rpn: Any = self.rpn
         rpn.fixed_sizes = True
         for head in self.roi_heads.each:
@@ -160,11 +160,11 @@ class Detector(nn.Module):
 
     @torch.no_grad()
     def first_stage_of_canvases(self, canvases: Tensor, sizes: Tensor) -> FirstStage:
-        """As `first_stage`, of images that have been resized and lie in canvases of one size.
+        """As `first_stage`, for resized images in canvases of one size.
 
         Args:
-            canvases: RGB uint8 (N, 3, H, W), H and W multiples of `backbone.body.multiple`; an image in the top left
-                corner of each.
+            canvases: RGB uint8 (N, 3, H, W), H and W multiples of `backbone.body.multiple`; each holds an image in its
+                top left corner.
             sizes: (N, 2) height and width of the images.
         """
         rows, columns = (torch.arange(side, device=sizes.device) for side in canvases.shape[-2:])
@@ -183,7 +183,7 @@ class Detector(nn.Module):
         """Padded batch and maps P2..P6 in at least 32 bits: anchors take their type, and bf16 would move them."""
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
         multiple = self.backbone.body.multiple
-        height, width = ((max(side) + multiple - 1) // multiple * multiple for side in zip(*sizes, strict=True))
+        height, width = (padded(max(side), multiple) for side in zip(*sizes, strict=True))
         on_device = [unit_range(image.to(self.mean.device), self.mean.dtype) for image in images]
         batch = torch.stack(
             [
@@ -316,6 +316,11 @@ def input_size(height: int, width: int, short_side: int, long_side: int) -> list
         torch.sym_max(1, torch.sym_min(_ratio(side * short_side, short), _ratio(side * long_side, long)))
         for side in (height, width)
     ]
+
+
+def padded(side: int, multiple: int) -> int:
+    """Side of an input, in pixels, after padding to a multiple."""
+    return (side + multiple - 1) // multiple * multiple
 
 
 def _ratio(numerator: int, denominator: int) -> int:

@@ -21,7 +21,7 @@ FIRST_ROUND = 128
 """Owners per image whose boxes are computed in the first round. Each further round doubles the number."""
 
 CANDIDATES = 3000
-"""Candidates that meet in NMS where sizes are fixed, those of the best scores; TensorRT sorts no more than 3840."""
+"""Maximum candidates passed to NMS with fixed sizes, best scores first; TensorRT sorts at most 3840."""
 
 SMALLEST_SIDE = 1e-2
 """Default minimum side of a detection, in pixels. Smaller ones are dropped."""
@@ -225,21 +225,21 @@ def detect_in_fixed_sizes(
     edges: Edges = EXCLUSIVE,
     smallest_side: float = SMALLEST_SIDE,
 ) -> list[dict[str, Tensor]]:
-    """The best detections of each image by steps whose sizes do not depend on the image, as some runtimes need them.
+    """Select the best detections of each image by operations of fixed sizes, as some runtimes require.
 
     Args:
-        scored: as many proposals of each image, and their boxes for the asking: once for all images.
-        real: per image, (N,) bool: which of them are proposals, and no filling.
+        scored: scored proposals, equally many per image. Boxes are requested once.
+        real: per image, (N,) bool; False for padding.
         sizes: per image, (height, width) of its part of the input.
         options: threshold, NMS and the number of detections.
-        most: owners of each image whose boxes are asked for, those of the best scores; None: all proposals.
-        edges: how boxes are clipped to their image.
-        smallest_side: detections with a side under it, in pixels, are dropped.
+        most: owners per image whose boxes are computed, best scores first; None: all proposals.
+        edges: convention for clipping boxes.
+        smallest_side: minimum side of a detection, in pixels.
 
     Returns:
-        Per image `boxes` (D, 4), `scores` (D,) falling and `labels` (D,), where D is the number of detections wanted;
-        places that are left have score 0. The same as `detect` finds wherever there are no more owners than `most`, and
-        its detections are among the best `CANDIDATES` candidates.
+        Per image `boxes` (D, 4), `scores` (D,) in falling order and `labels` (D,), where D is the maximum number of
+        detections; empty places have score 0. Results equal those of `detect` unless there are more owners than `most`
+        or its detections lie beyond the best `CANDIDATES` candidates.
     """
     owned = [torch.where(r[:, None], s[:, 1:], 0.0) for r, s in zip(real, scored.scores, strict=True)]
     owners = [own.amax(1).topk(min(most or len(own), len(own))).indices for own in owned]
@@ -253,7 +253,7 @@ def detect_in_fixed_sizes(
 def _best_in_fixed_sizes(
     scores: Tensor, boxes: Tensor, size: Size, options: InferenceOptions, edges: Edges, smallest_side: float
 ) -> dict[str, Tensor]:
-    """Of one image, from its owners' scores (M, C) and boxes (M, C + 1, 4) or (M, 1, 4)."""
+    """Detections of one image, from its owners' scores (M, C) and boxes (M, C + 1, 4) or (M, 1, 4)."""
     owners, classes = scores.shape
     best, place = scores.flatten().topk(min(CANDIDATES, scores.numel()))
     rank = torch.arange(owners, device=place.device)[:, None].expand(owners, classes).flatten()[place]
@@ -362,13 +362,13 @@ def _(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float) -> Tensor:
 
 @torch.library.custom_op("doublehead::kept_by_class_nms", mutates_args=())
 def kept_by_class_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float, classes: int) -> Tensor:
-    """Which boxes with a score above 0 are kept by NMS within each class, (K,) bool: of a size known beforehand.
+    """Mask (K,) of boxes with a score above 0 that NMS keeps within each class; unlike indices, its size is static.
 
     Args:
         boxes: (K, 4).
         scores: (K,) in any order.
         labels: (K,) in 0..classes - 1.
-        iou: above which the box of the lower score is dropped.
+        iou: threshold above which the box with the lower score is dropped.
         classes: number of classes.
     """
     kept = torch.zeros_like(labels, dtype=torch.bool)
@@ -378,5 +378,5 @@ def kept_by_class_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float,
 
 @kept_by_class_nms.register_fake
 def _(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float, classes: int) -> Tensor:
-    """What the exporter needs to know."""
+    """Shape function for the exporter."""
     return torch.empty_like(labels, dtype=torch.bool)

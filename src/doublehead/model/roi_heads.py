@@ -175,14 +175,14 @@ class RoIHeads(nn.Module):
         owners: int,
         options: InferenceOptions,
     ) -> list[dict[str, Tensor]]:
-        """The best detections of each image, by steps of fixed sizes; see `postprocess.detect_in_fixed_sizes`.
+        """Detect objects in each image by operations of fixed sizes; see `postprocess.detect_in_fixed_sizes`.
 
         Args:
             levels: P2..P5.
-            proposals: per image, (N, 4), as many of each; empty boxes are filling.
+            proposals: per image, (N, 4), equally many per image; empty boxes are padding.
             sizes: per image, (height, width) of its part of the input.
-            owners: how many proposals of an image a branch that only regresses sees.
-            options: as of `detections`; without a score floor.
+            owners: proposals of an image passed to a box-only branch.
+            options: as in `detections`; without a score floor.
         """
         scored = self._scored(levels, proposals, sizes, options)
         real = [(boxes[:, 2:] > boxes[:, :2]).all(1) for boxes in proposals]

@@ -24,7 +24,7 @@ except ImportError:  # Windows
 LEAST = 200
 """Steps from which a run gets an estimate: it costs three of them."""
 PASSES = 3
-"""The first one warms up; the faster of the others counts, so that a moment of other work does not."""
+"""Timed passes: the first warms up, and the fastest of the others counts, since other programs may interfere."""
 
 
 @dataclass(frozen=True)
