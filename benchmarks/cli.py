@@ -194,6 +194,44 @@ def benchmark_suspects(
     _show(recovered_table(rows), {"command": "benchmark suspects", "rows": [vars(row) for row in rows]}, json)
 
 
+@benchmark.command("rival")
+def benchmark_rival(
+    data: Data,
+    output: Annotated[Path, typer.Option("--output", "-o", help="A new folder.")],
+    steps: Annotated[int, typer.Option(help="Optimiser steps.", min=1)],
+    model: Annotated[str, typer.Option(help="Preset that gives backbone, image size and recipe.")] = "double-head-lite",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Setting as in train; repeatable.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Train torchvision's Faster R-CNN as `train` trains a preset, and evaluate it on the test split."""
+    require_data(data)
+    from benchmarks.rival import train_rival
+    from doublehead.config import parse_settings
+
+    found = train_rival(data, output, steps, model, device, parse_settings(settings or []))
+    print(
+        f"{output}: AP {found.ap:.3f}, AP50 {found.ap50:.3f}, AP75 {found.ap75:.3f} after {steps} steps of "
+        f"{found.seconds_per_step:.2f} s"
+    )
+
+
+@benchmark.command("compare")
+def benchmark_compare(
+    data: Data,
+    folders: Annotated[list[Path], typer.Argument(help="Finished runs, of `rival` or of a study; the baseline first.")],
+    split: Annotated[str, typer.Option(help="Which split to look at.")] = "test",
+    json: Json = None,
+) -> None:
+    """Compare the detections of finished runs on one split: AP, and its difference to the first with an interval."""
+    require_data(data)
+    from benchmarks.rival import compare, compared_table
+
+    rows = compare(data, folders, split)
+    _show(compared_table(rows), {"command": "benchmark compare", "rows": [vars(row) for row in rows]}, json)
+
+
 def _show(table: Table, values: dict[str, Any], json: Path | None) -> None:
     from doublehead.common.console import Console
 
