@@ -692,9 +692,11 @@ def export(
         typer.Argument(help="Checkpoint, such as a run's best.safetensors, or published name."),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Output file: .onnx, or .xml (and .bin) for OpenVINO.")
+        Path, typer.Option("--output", "-o", help="Output file: .onnx, .xml (and .bin) for OpenVINO, or .tflite.")
     ],
-    format: Annotated[str | None, typer.Option(help="onnx or openvino; default: by the file extension.")] = None,
+    format: Annotated[
+        str | None, typer.Option(help="onnx, openvino or litert; default: by the file extension.")
+    ] = None,
     owners: Annotated[
         int | None,
         typer.Option(help="Maximum proposals passed to the box-only head.", min=1),
@@ -715,7 +717,7 @@ def export(
     target: Annotated[str | None, typer.Option(help="tensorrt: check that TensorRT reads the file.")] = None,
     options: Options = None,
 ) -> None:
-    """Export a detector to ONNX or OpenVINO and compare it with its checkpoint."""
+    """Export a detector to ONNX, OpenVINO or LiteRT and compare it with its checkpoint."""
     require_weights(weights)
     with _imports():
         from doublehead.config import parse_settings

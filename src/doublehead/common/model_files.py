@@ -10,7 +10,7 @@ from doublehead.common.errors import DoubleheadError
 CHECKPOINT = ".safetensors"
 """Suffix of checkpoints."""
 
-EXPORTED = (".onnx", ".xml")
+EXPORTED = (".onnx", ".xml", ".tflite")
 """Suffixes of exported models."""
 
 

@@ -1,4 +1,4 @@
-"""`export`: write a checkpoint as ONNX or OpenVINO, and compare its detections before saving the file."""
+"""`export`: write a checkpoint as ONNX, OpenVINO or LiteRT, and compare its detections before saving the file."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from doublehead.data.records import Record
 from doublehead.data.synthetic import synthesize
 from doublehead.deploy.bulk.sources import find_files
 from doublehead.deploy.graph import Graph, StaticGraph, write_onnx
+from doublehead.deploy.litert import write_litert
 from doublehead.deploy.openvino import write_openvino
 from doublehead.deploy.parity import Parity, RawDetections, compare, require_parity
 from doublehead.deploy.static import canvas_of, filling, require_options
@@ -49,7 +50,10 @@ DRAWN = ((1.0, 1.25), (1.5, 1.0), (2.0, 2.0))
 
 DRAWN_IMAGES = 6
 
-FORMATS = {"onnx": ".onnx", "openvino": ".xml"}
+FORMATS = {"onnx": ".onnx", "openvino": ".xml", "litert": ".tflite"}
+ONNX = dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "export")
+PACKAGES = {".onnx": ONNX, ".xml": {"openvino": "openvino"} | ONNX, ".tflite": {"litert_torch": "litert"}}
+"""Packages that write a format, and the extra of each."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +87,14 @@ def export(
     batch_size: int | None = None,
     target: str | None = None,
 ) -> ExportWritten:
-    """Export a detector to ONNX or OpenVINO, including pre- and post-processing.
+    """Export a detector to ONNX, OpenVINO or LiteRT, including pre- and post-processing.
 
     A file with static shapes does not resize; see `inference.canvas`.
 
     Args:
         weights: a checkpoint, or the name of a published model.
-        output: the file to write: .onnx, or .xml, which gets its weights beside it in .bin.
-        format: onnx or openvino; None: by the file's ending.
+        output: the file to write: .onnx; .xml, which gets its weights beside it in .bin; or .tflite.
+        format: onnx, openvino or litert; None: by the file's ending.
         owners: how many proposals a branch that only regresses sees at most, when compared in the checkpoint too; None:
             all that own a candidate detection.
         int8: a dataset whose training images layers are quantised by; None: fp32.
@@ -108,8 +112,6 @@ def export(
     """
     _require_format(output, format, int8)
     require_options(output, static, batch_size, target, int8)
-    for module in ("onnx", "onnxscript", "onnxruntime"):
-        require(module, "export")
     model, checkpoint = load_model(resolve(weights), settings)
     if checkpoint.config.roi.nms != "hard":
         raise DoubleheadError(
@@ -132,10 +134,13 @@ def export(
         unfinished = Path(name, output.name)
         onnx = unfinished.with_suffix(".onnx")
         console.say("tracing the model and writing its graph: half a minute for a small one")
-        write_onnx(graph, about, onnx)
+        if isinstance(graph, StaticGraph) and output.suffix.lower() == FORMATS["litert"]:
+            write_litert(graph, about, unfinished)
+        else:
+            write_onnx(graph, about, onnx)
         if target:
             require_readable(onnx, str(output))
-        if output.suffix.lower() != ".onnx":
+        if output.suffix.lower() == FORMATS["openvino"]:
             by = f", in int8 by {len(calibration)} images" if calibration else ""
             console.say(f"converting it to OpenVINO's format{by}")
             write_openvino(onnx, about, unfinished, _tensors(calibration))
@@ -184,11 +189,11 @@ def _require_format(output: Path, format: str | None, int8: str | Path | None) -
     if format is not None and format not in FORMATS:
         raise DoubleheadError(f"--format {format}: is unknown; use {' or '.join(FORMATS)}")
     if output.suffix.lower() not in ((FORMATS[format],) if format else FORMATS.values()):
-        wanted = FORMATS[format] if format else ".onnx, or in .xml for OpenVINO"
+        wanted = FORMATS[format] if format else ".onnx, in .xml for OpenVINO, or in .tflite for LiteRT"
         raise DoubleheadError(f"{output}: the output file must end in {wanted}")
-    if output.suffix.lower() != ".onnx":
-        require("openvino", "openvino")
-    elif int8:
+    for module, extra in PACKAGES[output.suffix.lower()].items():
+        require(module, extra)
+    if int8 and output.suffix.lower() != FORMATS["openvino"]:
         raise DoubleheadError(f"{output}: int8 is available only for OpenVINO; give a file that ends in .xml")
     if int8:
         require("nncf", "openvino")

@@ -30,6 +30,10 @@ def require_options(
     if target and output.suffix.lower() != ".onnx":
         raise DoubleheadError(f"{output}: TensorRT reads ONNX; give a file that ends in .onnx")
     if static is None:
+        if output.suffix.lower() == ".tflite":
+            raise DoubleheadError(
+                f"{output}: LiteRT needs static shapes; add --static and your images' width and height"
+            )
         if option := f"--target {target}" if target else f"--batch-size {batch_size}" if batch_size else None:
             raise DoubleheadError(f"{option}: needs static shapes; add --static and your images' width and height")
         return

@@ -1,8 +1,9 @@
-"""Inference with exported detectors: ONNX files in onnxruntime, OpenVINO models in OpenVINO."""
+"""Inference with exported detectors in onnxruntime, OpenVINO or LiteRT."""
 
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -26,6 +27,8 @@ OUTPUTS = ("boxes", "scores", "labels")
 FORMAT_VERSION = 1
 SECTION = "doublehead"
 """Section of OpenVINO's runtime information that holds a file's metadata."""
+ABOUT = "doublehead.json"
+"""Name of a .tflite file's metadata in the archive appended to it."""
 
 REMEDY = "export it again with `doublehead export`"
 
@@ -111,8 +114,7 @@ def open_exported(path: Path, device: str = "auto", precision: str = "fp32") -> 
         raise missing_weights(path)
     if precision not in ("fp32", "auto"):
         raise DoubleheadError(f"{path}: its precision was fixed at export; omit --precision {precision}")
-    start = _onnx if path.suffix.lower() == ".onnx" else _openvino
-    run, about = start(path, device)
+    run, about = STARTS[path.suffix.lower()](path, device)
     try:
         version = int(about["format_version"])
         if version > FORMAT_VERSION:
@@ -191,6 +193,37 @@ def _about(model: Any) -> dict[str, str]:
     """Metadata of the file; empty if doublehead did not write it."""
     told = model.get_rt_info(SECTION).value if model.has_rt_info(SECTION) else {}
     return {key: value.value if hasattr(value, "value") else value for key, value in told.items()}
+
+
+def _litert(path: Path, device: str) -> tuple[Run, Mapping[str, str]]:
+    """Open an interpreter of LiteRT."""
+    runtime = require("ai_edge_litert.interpreter", "litert")
+    if device not in ("auto", "cpu"):
+        raise DoubleheadError(f"{path}: LiteRT runs only on the CPU here; use --device cpu")
+    try:
+        interpreter = runtime.Interpreter(str(path), num_threads=torch.get_num_threads())
+        signature = interpreter.get_signature_runner()
+    except Exception as error:
+        raise _unreadable(path, "LiteRT", error) from error
+    try:
+        with zipfile.ZipFile(path) as archive:
+            about = json.loads(archive.read(ABOUT))
+    except (zipfile.BadZipFile, KeyError, ValueError):
+        about = {}
+
+    def run(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        found = signature(**inputs)
+        return [found[f"output_{place}"] for place in range(len(OUTPUTS))]
+
+    return run, about
+
+
+STARTS: dict[str, Callable[[Path, str], tuple[Run, Mapping[str, str]]]] = {
+    ".onnx": _onnx,
+    ".xml": _openvino,
+    ".tflite": _litert,
+}
+"""How the files of each suffix are opened."""
 
 
 def _unreadable(path: Path, kind: str, error: Exception) -> DoubleheadError:
