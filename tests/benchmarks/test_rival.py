@@ -45,6 +45,7 @@ def truth(shapes: Path) -> list[dict]:
     ]
 
 
+@pytest.mark.long
 def test_a_run_leaves_its_figures_and_detections(shapes: Path, trained: Path) -> None:
     values = json.loads((trained / RESULT).read_text(encoding="utf-8"))
     assert values["steps"] == 2
@@ -54,6 +55,7 @@ def test_a_run_leaves_its_figures_and_detections(shapes: Path, trained: Path) ->
     assert row.difference is None
 
 
+@pytest.mark.long
 def test_a_finished_run_is_kept(shapes: Path, trained: Path) -> None:
     before = (trained / RESULT).read_bytes()
     with pytest.raises(DoubleheadError, match="torchvision"):
@@ -61,6 +63,7 @@ def test_a_finished_run_is_kept(shapes: Path, trained: Path) -> None:
     assert (trained / RESULT).read_bytes() == before
 
 
+@pytest.mark.long
 def test_a_seed_repeats_a_run(shapes: Path, trained: Path, tmp_path: Path) -> None:
     train_rival(str(shapes), tmp_path / "again", 2, "double-head-nano", "cpu", {"data.workers": 0})
     one, other = ((folder / "test" / "predictions.json").read_text("utf-8") for folder in (trained, tmp_path / "again"))
@@ -81,6 +84,6 @@ def test_differences_are_those_of_the_same_images(shapes: Path, tmp_path: Path) 
     assert np.isclose(mean, rows[2].ap - rows[0].ap)
 
 
-def test_a_comparison_names_the_run_without_detections(shapes: Path, trained: Path, tmp_path: Path) -> None:
+def test_a_comparison_names_the_run_without_detections(shapes: Path, tmp_path: Path) -> None:
     with pytest.raises(DoubleheadError, match="nothing-here"):
-        compare(str(shapes), [trained, tmp_path / "nothing-here"])
+        compare(str(shapes), [write(tmp_path / "all", truth(shapes)), tmp_path / "nothing-here"])
