@@ -23,9 +23,10 @@ demo: .venv/user
 test: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist worksteal
 
-test-long: .venv/dev
+test-long: .venv/dev .venv/litert/done
 	DOUBLEHEAD_LONG=1 DOUBLEHEAD_FUZZ=1000 DOUBLEHEAD_KILLS=3 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist worksteal \
 		--cov=doublehead --cov-report=term:skip-covered
+	DOUBLEHEAD_LONG=1 .venv/litert/bin/python -m pytest tests/deploy/test_litert.py
 
 lint: .venv/dev
 	$(BIN)/ruff format --check
@@ -53,4 +54,10 @@ clean:
 .venv/dev: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@touch $@
+
+# An environment of its own: the converter to LiteRT limits the versions of torch and of much else.
+.venv/litert/done: .venv/dev
+	$(PYTHON) -m venv .venv/litert
+	.venv/litert/bin/python -m pip install --quiet --editable ".[litert,serve]" pytest pytest-xdist hypothesis httpx
 	@touch $@

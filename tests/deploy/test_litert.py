@@ -11,10 +11,12 @@ import torchvision
 from PIL import Image
 
 import doublehead
+from doublehead.common.model_files import EXPORTED
 from doublehead.data.images import read_image, to_tensor
+from doublehead.deploy.export import FORMATS
 from doublehead.deploy.litert import ROUNDS, kept_by_class_nms, roi_align, split
 from doublehead.deploy.parity import compare
-from doublehead.inference.exported import open_exported
+from doublehead.inference.exported import STARTS, open_exported
 from doublehead.model import postprocess
 
 
@@ -22,6 +24,10 @@ def boxes_like(generator: torch.Generator, number: int, side: float) -> torch.Te
     """Boxes xyxy (number, 4), many of which overlap."""
     corner = torch.rand(number, 2, generator=generator) * 60
     return torch.cat([corner, corner + side * (0.5 + torch.rand(number, 2, generator=generator))], 1)
+
+
+def test_every_format_that_is_written_is_recognised_and_opened():
+    assert set(FORMATS.values()) == set(EXPORTED) == set(STARTS)
 
 
 @pytest.mark.parametrize("seed", range(8))
