@@ -201,7 +201,7 @@ def test_what_finds_something_else_is_not_kept(trained, tmp_path, command, ready
     ("words", "sentence"),
     [
         (("-o", "a.onnx", "--format", "openvino"), "a.onnx: the output file must end in .xml"),
-        (("-o", "a.pt"), "a.pt: the output file must end in .onnx, or in .xml for OpenVINO"),
+        (("-o", "a.pt"), "a.pt: the output file must end in .onnx, in .xml for OpenVINO, or in .tflite"),
         (("-o", "a.onnx", "--format", "tflite"), "--format tflite: is unknown; use onnx or openvino"),
         (("-o", "a.onnx", "--int8", "data"), "a.onnx: int8 is available only for OpenVINO; give a file that ends in"),
         (("-o", "a.onnx", "--images", "none.jpg"), "none.jpg: no image found there"),

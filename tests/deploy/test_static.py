@@ -148,6 +148,7 @@ def ready_made(written, monkeypatch) -> None:
     monkeypatch.setattr(export_module, "write_onnx", lambda graph, about, path: shutil.copy(written.path, path))
 
 
+@pytest.mark.long
 def test_an_operator_outside_the_list_is_refused(trained, tmp_path, monkeypatch, command, ready_made):
     monkeypatch.setattr("doublehead.deploy.tensorrt.OPERATORS", OPERATORS - {"RoiAlign"})
     words = (*WORDS, "--batch-size", 2, "--target", "tensorrt")
@@ -156,6 +157,7 @@ def test_an_operator_outside_the_list_is_refused(trained, tmp_path, monkeypatch,
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.long
 def test_images_to_compare_with_must_have_the_size(trained, tmp_path, command, ready_made):
     Image.new("RGB", (64, 200)).save(tmp_path / "tall.png")
     words = (*WORDS, "--images", tmp_path / "tall.png")

@@ -162,9 +162,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
         groups.append({"params": [p for p in learning if p.ndim > 1], "share": share})
         groups.append({"params": [p for p in learning if p.ndim <= 1], "share": share, "weight_decay": 0.0})
     if config.optimizer == "sgd":
-        return torch.optim.SGD(
-            groups, config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
-        )
+        return torch.optim.SGD(groups, config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
     return torch.optim.AdamW(groups, config.lr, weight_decay=config.weight_decay, fused=True)
 
 
