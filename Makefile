@@ -59,5 +59,5 @@ clean:
 # An environment of its own: the converter to LiteRT limits the versions of torch and of much else.
 .venv/litert/done: .venv/dev
 	$(PYTHON) -m venv .venv/litert
-	.venv/litert/bin/python -m pip install --quiet --editable ".[litert,serve]" pytest pytest-xdist hypothesis httpx
+	.venv/litert/bin/python -m pip install --quiet --editable ".[litert,serve,plots,lite]" pytest pytest-xdist hypothesis httpx
 	@touch $@

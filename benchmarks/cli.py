@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -211,10 +212,8 @@ def benchmark_rival(
     from doublehead.config import parse_settings
 
     found = train_rival(data, output, steps, model, device, parse_settings(settings or []))
-    print(
-        f"{output}: AP {found.ap:.3f}, AP50 {found.ap50:.3f}, AP75 {found.ap75:.3f} after {steps} steps of "
-        f"{found.seconds_per_step:.2f} s"
-    )
+    figures = ", ".join(f"{name} {value:.3f}" for name, value in found["metrics"].items())
+    print(f"{output}: {figures} after {steps} steps of {found['seconds_per_step']:.2f} s")
 
 
 @benchmark.command("compare")
@@ -229,7 +228,7 @@ def benchmark_compare(
     from benchmarks.rival import compare, compared_table
 
     rows = compare(data, folders, split)
-    _show(compared_table(rows), {"command": "benchmark compare", "rows": [vars(row) for row in rows]}, json)
+    _show(compared_table(rows), {"command": "benchmark compare", "rows": [asdict(row) for row in rows]}, json)
 
 
 def _show(table: Table, values: dict[str, Any], json: Path | None) -> None:

@@ -7,7 +7,9 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 
 from doublehead.common.console import Console
-from doublehead.common.device import pick_device, pick_precision
+from doublehead.common.device import pick_precision
 from doublehead.common.distribution import Distribution
 from doublehead.common.errors import DoubleheadError
 from doublehead.config import Config, FPNConfig, InferenceOptions, ModelConfig
@@ -33,10 +35,11 @@ from doublehead.model.backbone import Backbone
 from doublehead.training.batches import batches_of
 from doublehead.training.recipes import resolve
 from doublehead.training.schedule import learning_rate
-from doublehead.training.state import MovingAverage
-from doublehead.training.step import on_device
+from doublehead.training.state import TrainingState
+from doublehead.training.step import Stepper
+from doublehead.training.study.summary import DRAWS, Difference
 
-DRAWS = 2000
+FIGURES = ("AP", "AP50", "AP75")
 RESULT = "result.json"
 
 
@@ -53,6 +56,7 @@ class Rival(nn.Module):
         backbone.out_channels = FPNConfig().channels
         size = config.input
         self.config = config
+        self.roi_heads: tuple[nn.Module, ...] = ()  # no branches with a learning rate of their own
         self.net = FasterRCNN(
             backbone,
             num_classes=classes + 1,
@@ -64,6 +68,11 @@ class Rival(nn.Module):
             box_score_thresh=config.roi.score_threshold,
         )
 
+    @property
+    def backbone(self) -> nn.Module:
+        """Body and pyramid, whose stages `train.layer_decay` reads."""
+        return self.net.backbone
+
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Losses by name; images uint8 (3, H, W), boxes xyxy, labels from 1."""
         return self.net([image / 255 for image in images], targets)
@@ -74,20 +83,9 @@ class Rival(nn.Module):
         return self.net([image / 255 for image in images])
 
 
-@dataclass(frozen=True)
-class Trained:
-    """Outcome of a training of the rival."""
-
-    steps: int
-    seconds_per_step: float  # median
-    ap: float
-    ap50: float
-    ap75: float
-
-
 def train_rival(
     data: str, output: Path, steps: int, preset: str, device: str, settings: Mapping[str, Any] | None = None
-) -> Trained:
+) -> dict[str, Any]:
     """Train torchvision's Faster R-CNN as `doublehead train` trains a preset, and evaluate it on the test split.
 
     Images, augmentation, optimiser, schedule and averaging of weights are the preset's.
@@ -100,6 +98,9 @@ def train_rival(
         device: as in `doublehead train`.
         settings: of the config, by dotted keys.
 
+    Returns:
+        What result.json holds: `steps`, `seed`, `seconds_per_step` (median) and `metrics`.
+
     Raises:
         DoubleheadError: the data or a setting is invalid, or the folder holds a result.
     """
@@ -107,65 +108,60 @@ def train_rival(
         raise DoubleheadError(f"{output}: already holds a result; give another --output")
     said = {"data.val_split": None, "train.steps": steps, "train.epochs": None, "data.check": "header"}
     config = resolve(preset, None, None, {"data.path": data} | said | dict(settings or {}))
-    place = pick_device(device)
     processes = Distribution.start(device, config.train.timeout)
     split, _ = read_for_training(data, config.data.train_split, None, config.data.split)
     torch.manual_seed(config.train.seed)
-    model = Rival(config.model, len(split.categories)).to(place)
-    averaged, median = _learn(model, config, split, processes, steps)
-    averaged.eval()
-    predictor = Predictor(averaged, split.categories, place)
+    model = Rival(config.model, len(split.categories)).to(processes.device)
+    trained, seconds = _learn(model, config, split, processes, steps, output)
+    predictor = Predictor(trained.eval(), split.categories, processes.device)
     found = evaluate(predictor, data, "test", workers=config.data.workers, shares=config.data.split)
     found.save(output / "test")
-    figures = {name: found.metrics[name] for name in ("AP", "AP50", "AP75")}
-    values = {"steps": steps, "seed": config.train.seed, "seconds_per_step": median, "metrics": figures}
+    figures = {name: found.metrics[name] for name in FIGURES}
+    values = {"steps": steps, "seed": config.train.seed, "seconds_per_step": seconds, "metrics": figures}
     (output / RESULT).write_text(json.dumps(values, indent=1), encoding="utf-8")
-    return Trained(steps, median, *figures.values())
+    return values
 
 
-def _learn(model: Rival, config: Config, split: Split, processes: Distribution, steps: int) -> tuple[Rival, float]:
-    """Train; returns the averaged model and the median seconds of a step."""
-    settings = config.train
-    learning = [p for p in model.parameters() if p.requires_grad]
-    kernels = {"params": [p for p in learning if p.ndim > 1]}
-    others = {"params": [p for p in learning if p.ndim <= 1], "weight_decay": 0.0}
-    optimizer = torch.optim.AdamW([kernels, others], settings.lr, weight_decay=settings.weight_decay, fused=True)
-    average = MovingAverage(model, settings.ema)
+def _learn(
+    model: Rival, config: Config, split: Split, processes: Distribution, steps: int, output: Path
+) -> tuple[Any, float]:
+    """Train; returns the model to evaluate, and the median seconds of a step."""
+    settings, console = config.train, Console()
     precision = pick_precision(settings.precision, processes.device)
-    autocast = torch.autocast(processes.device.type, precision, enabled=precision is not None)
+    state = TrainingState.create(model, settings, processes.device, precision is torch.float16)
+    stepper = Stepper(
+        settings,
+        state,
+        processes,
+        partial(learning_rate, settings, total=steps),
+        torch.autocast(processes.device.type, precision, enabled=precision is not None),
+        split.records,
+        output / "not-finite",
+        console.say,
+        lambda: False,
+    )
     taken: list[float] = []
-    model.train()
     with (
         closing(Waited(batches_of(config, split, processes, 0, steps))) as batches,
-        Console().progress("training", steps) as advance,
+        console.progress("training", steps) as advance,
     ):
         for step in range(steps):
-            began = time.perf_counter()
-            images, targets = next(batches)
-            with autocast:
-                losses = model(*on_device(images, targets, processes.device))
-            torch.stack(list(losses.values())).sum().backward()
-            if settings.clip_norm:
-                nn.utils.clip_grad_norm_(learning, settings.clip_norm)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(settings, step, steps)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            average.update(model)
-            taken.append(time.perf_counter() - began)
+            began = time.monotonic()
+            stepper.take(model, step, batches, began)
+            taken.append(time.monotonic() - began)
             advance(1)
-    return average.module, float(np.median(taken))
+    return state.for_use, median(taken)
 
 
 @dataclass(frozen=True)
 class Compared:
-    """Detections of one system on a split, in per cent, beside those of the first."""
+    """Detections of one system on a split beside those of the first; figures in 0..1."""
 
     name: str
     ap: float
     ap50: float
     ap75: float
-    difference: tuple[float, float, float] | None  # of AP to the first's: mean and 95% interval over images
+    difference: Difference | None  # of AP to the first's, over images; None: the first itself
 
 
 def compare(data: str, folders: Sequence[Path], split: str = "test") -> list[Compared]:
@@ -189,12 +185,11 @@ def compare(data: str, folders: Sequence[Path], split: str = "test") -> list[Com
         if not file.exists():
             raise DoubleheadError(f"{file}: does not exist; give folders of finished runs")
         results = json.loads(file.read_text(encoding="utf-8"))
-        aps.append(100 * Matches(chosen.records, chosen.categories, results).ap(weights))
+        aps.append(Matches(chosen.records, chosen.categories, results).ap(weights))
         metrics = evaluate_detections(chosen.records, chosen.categories, results)
         apart = aps[-1] - aps[0]
-        interval = (float(apart[0]), *map(float, np.nanpercentile(apart[1:], [2.5, 97.5])))
-        figures = [100 * metrics[name] for name in ("AP", "AP50", "AP75")]
-        rows.append(Compared(str(folder), *figures, interval if rows else None))
+        difference = Difference.of(apart[0], apart[1:]) if rows else None
+        rows.append(Compared(str(folder), *(metrics[name] for name in FIGURES), difference))
     return rows
 
 
@@ -202,6 +197,6 @@ def compared_table(rows: Sequence[Compared]) -> Table:
     """For the console."""
     table = Table("", "AP", "AP50", "AP75", "AP - the first")
     for row in rows:
-        interval = "" if row.difference is None else "{:+.1f} [{:+.1f}, {:+.1f}]".format(*row.difference)
-        table.add_row(row.name, *(f"{value:.1f}" for value in (row.ap, row.ap50, row.ap75)), interval)
+        figures = (f"{100 * value:.1f}" for value in (row.ap, row.ap50, row.ap75))
+        table.add_row(row.name, *figures, str(row.difference or ""))
     return table

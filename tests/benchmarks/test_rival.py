@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from benchmarks.rival import RESULT, compare, train_rival
 from doublehead.common.errors import DoubleheadError
 from doublehead.data.dataset import open_dataset
 from doublehead.data.synthetic import synthesize
+from doublehead.training.study.summary import Difference
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,7 @@ def test_a_run_leaves_its_figures_and_detections(shapes: Path, trained: Path) ->
     assert values["steps"] == 2
     assert values["seconds_per_step"] > 0
     (row,) = compare(str(shapes), [trained])
-    assert row.ap == pytest.approx(100 * values["metrics"]["AP"], abs=1e-6)
+    assert row.ap == pytest.approx(values["metrics"]["AP"], abs=1e-8)
     assert row.difference is None
 
 
@@ -75,10 +77,10 @@ def test_differences_are_those_of_the_same_images(shapes: Path, tmp_path: Path) 
     first = right[0]["image_id"]
     perfect, most = write(tmp_path / "all", right), [r for r in right if r["image_id"] != first]
     rows = compare(str(shapes), [perfect, perfect, write(tmp_path / "most", most)])
-    assert rows[0].ap == pytest.approx(100)
-    assert rows[1].difference == (0, 0, 0)
+    assert rows[0].ap == pytest.approx(1)
+    assert rows[1].difference == Difference(0, 0, 0)
     assert rows[2].difference is not None
-    mean, low, high = rows[2].difference
+    mean, low, high = astuple(rows[2].difference)
     assert low <= mean < 0
     assert high <= 0  # without the image that differs both are perfect
     assert np.isclose(mean, rows[2].ap - rows[0].ap)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import zipfile
 
 import pytest
@@ -85,8 +86,8 @@ def test_export_names_what_does_not_fit(trained, tmp_path, command, words):
 
 
 def test_without_the_package_the_extra_is_named(trained, tmp_path, command, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "litert_torch", None)
-    monkeypatch.setitem(__import__("sys").modules, "ai_edge_litert.interpreter", None)
+    monkeypatch.setitem(sys.modules, "litert_torch", None)
+    monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
     output = tmp_path / "model.tflite"
     outcome = command("export", trained / "best.safetensors", "-o", output, "--static", 96, 64)
     assert outcome.code == 2
@@ -132,8 +133,8 @@ def test_predict_takes_a_file_in_place_of_weights(written, dataset, tmp_path, co
 
 @pytest.mark.long
 @pytest.mark.parametrize("content", [b"", b"TFL3" * 20])
-def test_a_damaged_file_is_named(written, tmp_path, command, content):
-    del written  # the runtime is there
+def test_a_damaged_file_is_named(tmp_path, command, content):
+    pytest.importorskip("ai_edge_litert")
     path = tmp_path / "model.tflite"
     path.write_bytes(content)
     Image.new("RGB", (64, 64)).save(tmp_path / "image.png")
