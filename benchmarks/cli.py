@@ -20,6 +20,7 @@ Repeats = Annotated[int, typer.Option(help="Rounds; each measures every case onc
 Threads = Annotated[int | None, typer.Option(help="Threads on the CPU. Default: torch's own choice.", min=1)]
 Cases = Annotated[list[str] | None, typer.Option(metavar="NAME", help="Part of the name of a case wanted; repeatable.")]
 Owners = Annotated[int, typer.Option(help="Proposals per image that own a candidate detection.", min=0)]
+Backbone = Annotated[str, typer.Option(help="Body of all models: resnet50, resnet101, ...")]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there too.")]
 
 
@@ -41,6 +42,26 @@ def benchmark_inference(
     settings = BenchmarkSettings(size, batch, repeats, threads, device, tuple(cases or ()))
     report = inference(settings, owners)
     _show(report.table(), report.to_json(), json)
+
+
+@benchmark.command("formats")
+def benchmark_formats(
+    size: Size = "800x1216",
+    owners: Owners = 100,
+    repeats: Repeats = 7,
+    threads: Threads = None,
+    cases: Cases = None,
+    backbone: Backbone = "resnet50",
+    json: Json = None,
+) -> None:
+    """As inference, for exported files: ONNX, OpenVINO, OpenVINO in int8, and torchvision's own ONNX."""
+    from benchmarks.formats import FILES
+    from benchmarks.inference import inference
+    from benchmarks.measure import BenchmarkSettings
+
+    settings = BenchmarkSettings(size, 1, repeats, threads, "cpu", tuple(cases or ()))
+    report = inference(settings, owners, {"backbone": {"name": backbone}}, FILES)
+    _show(report.table(), report.to_json() | {"command": "benchmark formats"}, json)
 
 
 @benchmark.command("profile")

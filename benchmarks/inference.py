@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.formats import file_run
 from benchmarks.measure import BenchmarkSettings, Workload, measure
 from benchmarks.owners import owners_per_image, set_owners, watch
 from benchmarks.peers import Peer, Variant, build_peers
@@ -42,16 +45,22 @@ EVERY_DETECTION = 10**9
 each other, so that the usual 100 would be full after the first owners, as a trained model's are not always."""
 
 
-def inference(settings: BenchmarkSettings, owners: int = 100, changes: Mapping[str, Any] | None = None) -> Report:
+def inference(
+    settings: BenchmarkSettings,
+    owners: int = 100,
+    changes: Mapping[str, Any] | None = None,
+    variants: Mapping[str, Variant] = VARIANTS,
+) -> Report:
     """Measure every case on the same random image, `settings.batch` times.
 
     Args:
         settings: how to measure.
         owners: proposals per image that own a candidate detection, in every model.
         changes: to the settings of all models, as nested keys.
+        variants: what there is to choose from.
 
     Raises:
-        DoubleheadError: a setting has a mistake, or staged inference gave other detections than unstaged.
+        DoubleheadError: a setting has a mistake, or staged inference or a file gave other detections.
     """
     device = pick_device(settings.device)
     images = random_images(settings, device)
@@ -64,8 +73,8 @@ def inference(settings: BenchmarkSettings, owners: int = 100, changes: Mapping[s
 
         return run
 
-    with settings.with_threads():
-        peers = untrained_peers(VARIANTS, settings, device, changes)
+    with settings.with_threads(), tempfile.TemporaryDirectory() as folder:
+        peers = untrained_peers(variants, settings, device, changes)
         runs = {peer.name: runner(peer) for peer in peers}
         counts = {}
         with Console().progress("preparing", len(peers)) as advance:
@@ -73,6 +82,8 @@ def inference(settings: BenchmarkSettings, owners: int = 100, changes: Mapping[s
                 set_owners(peer, runs[peer.name], owners, device)
                 require_same_detections(peer, images)
                 counts[peer.name] = _counts(peer, runs[peer.name])
+                if peer.variant.file:
+                    runs[peer.name] = file_run(peer, images, owners, Path(folder))
                 advance()
         cases = measure(runs, counts, settings, device)
         said = asdict(settings) | {"owners": owners}
@@ -80,9 +91,10 @@ def inference(settings: BenchmarkSettings, owners: int = 100, changes: Mapping[s
 
 
 def random_images(settings: BenchmarkSettings, device: torch.device) -> list[Tensor]:
-    """The same random image (3, H, W) in 0..1, `settings.batch` times."""
+    """The same random image (3, H, W) in 0..1, of 256 levels, `settings.batch` times."""
     generator = torch.Generator().manual_seed(0)
-    return [torch.rand(3, *settings.shape, generator=generator).to(device)] * settings.batch
+    levels = torch.randint(256, (3, *settings.shape), generator=generator)
+    return [(levels / 255).to(device)] * settings.batch
 
 
 def untrained_peers(

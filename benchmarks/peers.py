@@ -35,6 +35,7 @@ class Variant:
     ready: bool = True  # prepared as `doublehead.load` and training do: folded norms, channels last
     compiled: bool = False
     recompute: bool = False  # `train.checkpoint_backbone`
+    file: str = ""  # ending of the file that runs in its place (`benchmarks.formats`); empty: the model itself
 
 
 @dataclass

@@ -352,7 +352,7 @@ class InferenceOptions(Strict):
         description="Score from which `predict` and `serve` show detections by default; null: 0.5."
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        default="fp32", description="auto: bf16 if the device supports it, otherwise fp32."
+        default="fp32", description="auto: bf16 where the device is faster in it, otherwise fp32."
     )
     classes: tuple[Count, ...] | None = Field(default=None, description="Labels 1..C to find; null: all.")
     tiles: int | None = Field(
@@ -624,7 +624,7 @@ class TrainConfig(Strict):
     accumulate: Count = Field(default=1, description="Forward passes per step, to save memory.")
     clip_norm: Positive | None = Field(default=None, description="Maximum norm of the gradient; null: no limit.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        default="auto", description="auto: bf16 if the device supports it, otherwise fp32."
+        default="auto", description="auto: bf16 where the device is faster in it, otherwise fp32."
     )
     ema: float | None = Field(default=None, gt=0, lt=1, description="Decay of the weights' moving average; null: none.")
     seed: int = Field(default=0, ge=0, lt=2**32)

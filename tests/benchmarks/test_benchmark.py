@@ -12,6 +12,7 @@ from benchmarks import inference as inference_module
 from benchmarks import profiling
 from benchmarks import training as training_module
 from benchmarks.floor import FLOORS
+from benchmarks.formats import FILES
 from benchmarks.inference import inference
 from benchmarks.measure import BenchmarkSettings, peak_mb
 from benchmarks.owners import watch
@@ -136,6 +137,18 @@ def test_inference_command(small, tmp_path, command) -> None:
     assert "ratio" in outcome.out
     assert torch.__version__ in outcome.out
     assert torch.get_num_threads() == threads
+
+
+@pytest.mark.long
+def test_formats_command_measures_files_that_find_the_same(small, tmp_path, command) -> None:
+    pytest.importorskip("openvino")
+    words = ("--size", "64x96", "--owners", 5, "--repeats", 1, "--threads", 1, "--backbone", "resnet34")
+    outcome = command("benchmark", "formats", *words, "--json", tmp_path / "figures.json")
+    assert outcome.code == 0, outcome.err
+    values = json.loads((tmp_path / "figures.json").read_text())
+    assert values["command"] == "benchmark formats"
+    check_figures(values, list(FILES))
+    assert {case["owners"] for case in values["cases"]} == {5}
 
 
 def test_training_command(small, tmp_path, command) -> None:

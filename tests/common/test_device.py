@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from doublehead.common import device
 from doublehead.common.device import pick_device, pick_precision
 from doublehead.common.errors import DoubleheadError
 
@@ -41,3 +42,30 @@ def test_auto_takes_no_emulated_bf16(monkeypatch, native, expected):
     """Cards before Ampere say that they support it, unless asked without emulation."""
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native)
     assert pick_precision("auto", torch.device("cuda", 0)) is expected
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(0.5, torch.bfloat16), (2.0, None)])
+def test_auto_takes_bf16_on_cpus_where_it_is_faster(monkeypatch, factor, expected):
+    clock = 0.0
+
+    class Timed(torch.Tensor):
+        def __matmul__(self, other):
+            nonlocal clock
+            clock += factor if self.dtype == torch.bfloat16 else 1
+            return self
+
+    ones = torch.ones
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch, "ones", lambda *sides, dtype: ones(1, 1, dtype=dtype).as_subclass(Timed))
+    monkeypatch.setattr(device, "thread_time", lambda: clock)
+    device._cpu_gains_by_bf16.cache_clear()
+    assert pick_precision("auto", torch.device("cpu")) is expected
+    device._cpu_gains_by_bf16.cache_clear()
+
+
+def test_auto_is_fp32_on_cpus_without_bf16(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    device._cpu_gains_by_bf16.cache_clear()
+    assert pick_precision("auto", torch.device("cpu")) is None
+    device._cpu_gains_by_bf16.cache_clear()

@@ -32,7 +32,9 @@ pytest.importorskip("openvino")
 @pytest.fixture(scope="session")
 def written(trained, tmp_path_factory) -> export_module.ExportWritten:
     """The trained model as ONNX."""
-    return export_module.export(trained / "best.safetensors", tmp_path_factory.mktemp("exported") / "model.onnx")
+    return export_module.export(
+        trained / "best.safetensors", tmp_path_factory.mktemp("exported, by comma") / "model.onnx"
+    )
 
 
 @pytest.fixture(scope="session")

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from math import inf
+from time import thread_time
 
 import torch
 
 from doublehead.common.errors import DoubleheadError
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+SIDE, ROUNDS = 512, 10
+"""Side of the matrices multiplied to compare bf16 with float32 on CPUs, and repetitions."""
 KINDS = ("cpu", "cuda")
 """Supported kinds of devices. MPS, for example, lacks float64, which NMS needs."""
 
@@ -51,7 +56,7 @@ def _cause(device: torch.device) -> str:
 def pick_precision(name: str, device: torch.device) -> torch.dtype | None:
     """Return the type to autocast to, or None for float32.
 
-    `auto` is bf16 if the device supports it natively: recent CUDA cards, and CPUs with AVX512-BF16 or AMX.
+    `auto` is bf16 on CUDA cards that support it natively, and on CPUs that do and multiply matrices faster in it.
 
     Raises:
         DoubleheadError: the precision is unknown.
@@ -59,13 +64,32 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype | None:
     if name not in ("auto", *PRECISIONS):
         raise DoubleheadError(f"precision {name} is not known; use {', '.join(PRECISIONS)} or auto")
     if name == "auto":
-        native = {"cuda": _cuda_has_bf16, "cpu": _cpu_has_bf16}[device.type]()
-        name = "bf16" if native else "fp32"
+        name = "bf16" if (_cuda_has_bf16() if device.type == "cuda" else _cpu_gains_by_bf16()) else "fp32"
     return PRECISIONS[name]
 
 
 def _cuda_has_bf16() -> bool:
     return torch.cuda.is_bf16_supported(including_emulation=False)  # cards before Ampere emulate it, slowly
+
+
+@cache
+def _cpu_gains_by_bf16() -> bool:
+    """Multiply matrices in both: among processors with AVX512-BF16, some are twice as fast in bf16, others half."""
+    if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        return False
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # and its own time alone: other processes may be at work
+    try:
+        matrices = {precision: torch.ones(SIDE, SIDE, dtype=precision) for precision in (torch.float32, torch.bfloat16)}
+        seconds = dict.fromkeys(matrices, inf)
+        for _ in range(ROUNDS):
+            for precision, matrix in matrices.items():
+                began = thread_time()
+                matrix @ matrix
+                seconds[precision] = min(seconds[precision], thread_time() - began)
+        return seconds[torch.bfloat16] < seconds[torch.float32]
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextmanager
@@ -80,7 +104,3 @@ def float32_by_default() -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
-
-
-def _cpu_has_bf16() -> bool:
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from doublehead.common.errors import require
-from doublehead.inference.exported import SECTION
+from doublehead.inference.exported import SECTION, openvino_core
 
 
 def write_openvino(onnx: Path, about: Mapping[str, str], path: Path, calibration: Sequence[Tensor] = ()) -> None:
@@ -24,7 +24,7 @@ def write_openvino(onnx: Path, about: Mapping[str, str], path: Path, calibration
         calibration: images uint8 (3, H, W) for quantisation to int8; empty: fp32.
     """
     openvino = require("openvino", "openvino")
-    model = openvino.convert_model(onnx)
+    model = openvino_core().read_model(onnx)  # `convert_model` takes a comma in the path for the end of it
     _average_when_resizing(model)
     if calibration:
         model = _quantised(model, calibration)

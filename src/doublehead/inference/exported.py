@@ -153,7 +153,7 @@ def _onnx(path: Path, device: str) -> tuple[Run, Mapping[str, str]]:
 
 def _openvino(path: Path, device: str) -> tuple[Run, Mapping[str, str]]:
     """Compile a model with OpenVINO."""
-    openvino = require("openvino", "openvino")
+    require("openvino", "openvino")
     if device not in ("auto", "cpu"):
         raise DoubleheadError(f"{path}: OpenVINO models run only on the CPU; use --device cpu")
     if not path.with_suffix(".bin").is_file():
@@ -164,7 +164,7 @@ def _openvino(path: Path, device: str) -> tuple[Run, Mapping[str, str]]:
     if cache := cache_folder("openvino"):
         settings["CACHE_DIR"] = str(cache)  # the compiled model: the next start reads it
     try:
-        core = _core(openvino)
+        core = openvino_core()
         model = core.read_model(path)
         about = _about(model)
         compiled = core.compile_model(model, "CPU", settings)
@@ -179,14 +179,14 @@ def _openvino(path: Path, device: str) -> tuple[Run, Mapping[str, str]]:
 
 
 @cache
-def _core(openvino: Any) -> Any:
+def openvino_core() -> Any:
     """OpenVINO's Core, shared by the whole process.
 
     OpenVINO's CPU plugin installs a signal stack for the thread and restores the previous one when it is destroyed. If
     the lifetimes of two overlap, the last one restores a stack that no longer exists, and the next signal crashes the
     process.
     """
-    return openvino.Core()
+    return require("openvino", "openvino").Core()
 
 
 def _about(model: Any) -> dict[str, str]:
