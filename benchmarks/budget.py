@@ -1,6 +1,6 @@
 """AP of finished runs against their steps, as one picture.
 
-    python benchmarks/budget.py docs/images/two-heads-by-steps.png
+    python -m benchmarks.budget docs/images/two-heads-by-steps.png
 
 Reads <steps>/<dataset>/<row>/seed-<n>/result.json below studies/results/budget; draws each row's mean over seeds.
 """

@@ -1,6 +1,6 @@
 """Bulk prediction measured: killed on the way, nothing is lost or done twice; speed and memory of each way to run it.
 
-    python benchmarks/bulk.py --images 20000 --json benchmarks/results/bulk.json
+    python -m benchmarks.bulk --images 20000 --json benchmarks/results/bulk.json
 
 Images are generated, 96x72, in one tar; the model is untrained and small, so that the machinery is what is measured.
 """

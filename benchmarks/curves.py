@@ -1,6 +1,6 @@
 """How the cost grows: with owners of candidate detections, image area and batch, as one picture.
 
-    python benchmarks/curves.py docs/images/performance.png
+    python -m benchmarks.curves docs/images/performance.png
 
 Every point is a `doublehead benchmark inference` of its own, whose JSON is kept beside the picture's name in
 benchmarks/results; a point that is there is not measured again.

@@ -1,10 +1,10 @@
 """Load on a server that runs: throughput, latency, batches and memory by the number of clients; and overload.
 
     doublehead serve WEIGHTS --port 8000
-    python benchmarks/load.py http://127.0.0.1:8000 PHOTOS --json load.json
+    python -m benchmarks.load http://127.0.0.1:8000 PHOTOS --json load.json
 
     doublehead serve WEIGHTS --port 8001 --queue 8 --max-images 4
-    python benchmarks/load.py http://127.0.0.1:8001 PHOTOS --overload --json overload.json
+    python -m benchmarks.load http://127.0.0.1:8001 PHOTOS --overload --json overload.json
 
 Each client sends one image at a time, again and again. PHOTOS is a folder of images; without it, scenes are drawn. The
 key of a server that asks for one is read from DOUBLEHEAD_API_KEY.

@@ -1,7 +1,7 @@
 """Start-up: time and memory of commands that do next to nothing, each in a process of its own, in turn.
 
-python benchmarks/startup.py
-python benchmarks/startup.py --source ../another-checkout/src
+python -m benchmarks.startup
+python -m benchmarks.startup --source ../another-checkout/src
 """
 
 from __future__ import annotations
