@@ -8,10 +8,11 @@ Reads <steps>/<dataset>/<row>/seed-<n>/result.json below studies/results/budget;
 from __future__ import annotations
 
 import json
-import sys
 from collections import defaultdict
 from pathlib import Path
 from statistics import mean
+
+import typer
 
 from doublehead.evaluation.plots import dress, line_colour, new_figure
 
@@ -33,7 +34,7 @@ def figures(runs: Path) -> dict[str, dict[str, dict[int, float]]]:
 
 
 def main(picture: Path) -> None:
-    """Draw."""
+    """Draw the AP of finished runs against their steps."""
     data = figures(RUNS)
     figure = new_figure(5.5 * len(data), 4.2)
     for axes, (name, rows) in zip(figure.subplots(1, len(data), squeeze=False)[0], data.items(), strict=True):
@@ -49,4 +50,4 @@ def main(picture: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    typer.run(main)

@@ -9,11 +9,11 @@ benchmarks/results; a point that is there is not measured again.
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import typer
 
 from benchmarks.inference import inference
 from benchmarks.measure import BenchmarkSettings
@@ -55,7 +55,7 @@ def draw(column: Any, xs: list[float], points: list[dict[str, Any]], per: list[i
 
 
 def main(picture: Path) -> None:
-    """Measure what is missing, and draw."""
+    """Measure the points that are missing, and draw them all."""
     figure, axes = plt.subplots(2, 3, figsize=(13, 7), sharex="col", sharey="row")
     points = [point("800x1216", owners, 1) for owners in OWNERS]
     draw(axes[:, 0], list(OWNERS), points, [1] * len(points), "proposals that own a candidate detection (800x1216)")
@@ -76,4 +76,4 @@ def main(picture: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    typer.run(main)

@@ -31,6 +31,7 @@ VARIANTS = {
     "double-head as others run it": Variant("double-head", ALL, ready=False),
     "double-head, all proposals": Variant("double-head", ALL),
     "double-head staged": Variant("double-head"),
+    "double-head staged, compiled": Variant("double-head", compiled=True),
     "double-head staged, bf16": Variant("double-head", precision="bf16"),
     "double-head staged, bf16, compiled": Variant("double-head", precision="bf16", compiled=True),
     "double-head, MMDetection's form, as others run it": Variant("double-head", merge(ALL, MMDETECTION), ready=False),

@@ -251,8 +251,10 @@ class ModelConfig(Sectioned):
     cascade: CascadeConfig | None = Field(
         default=None, description="Box heads one after another, or the name of a convention; null: one box head."
     )
-    head_norm: Literal["batch", "group", "layer", "none"] = Field(
-        default="batch", description="Norm of the trunks that have one; layer: over all channels and positions."
+    head_norm: Literal["batch", "renorm", "group", "layer", "none"] = Field(
+        default="batch",
+        description="Norm of the trunks that have one; renorm: batch norm that normalises in training as in inference; "
+        "layer: over all channels and positions.",
     )
     inclusive_pixels: bool = Field(
         default=False, description="Whether RoIs are pooled, clipped and resized as boxes that end at their last pixel."

@@ -10,6 +10,7 @@ import torch
 from fake_cuda import backward, fake_cuda
 from small_models import small_model
 
+from benchmarks.rival import Rival
 from doublehead.model import pooling
 from doublehead.model.detector import Detector
 from doublehead.model.variants import VARIANTS
@@ -73,6 +74,14 @@ def test_images_may_come_from_the_cpu():
     with fake_cuda():
         model = on_cuda("double-head").eval()
         assert {value.device.type for result in model.detect(images("cpu")) for value in result.values()} == {"cuda"}
+
+
+def test_torchvision_s_too():
+    config = small_model("double-head").config
+    with fake_cuda():
+        with torch.device("cuda"):
+            rival = Rival(config, 3).eval()
+        assert {value.device.type for result in rival.detect(images("cpu")) for value in result.values()} == {"cuda"}
 
 
 def test_a_tensor_on_the_wrong_device_is_found(monkeypatch):

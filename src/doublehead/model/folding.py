@@ -16,9 +16,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torchvision.ops import FrozenBatchNorm2d
 
-from doublehead.model.norms import FrozenNorm
+from doublehead.model.norms import BatchRenorm, FrozenNorm
 
-NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d, FrozenNorm)
+NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d, FrozenNorm, BatchRenorm)
 """Exact types: a subclass may do more than normalise."""
 
 

@@ -52,8 +52,11 @@ def for_inference(model: Detector, device: torch.device, precision: torch.dtype 
 
 
 def compiled(model: Detector) -> Detector:
-    """Compile backbone and trunks of a detector on first use, for any number of proposals."""
-    model.backbone.compile()
+    """Compile backbone and trunks of a detector on first use, for any number of proposals.
+
+    On CUDA the backbone is also recorded as a CUDA graph, once for each size of images.
+    """
+    model.backbone.compile(mode="reduce-overhead" if model.mean.is_cuda else "default")
     for branch in model.roi_heads:
         branch.trunk.compilable.compile(dynamic=True)
     return model
