@@ -7,7 +7,8 @@
     python -m benchmarks.load http://127.0.0.1:8001 PHOTOS --overload --json overload.json
 
 Each client sends one image at a time, again and again. PHOTOS is a folder of images; without it, scenes are drawn. The
-key of a server that asks for one is read from DOUBLEHEAD_API_KEY.
+key of a server that asks for one is read from DOUBLEHEAD_API_KEY. With --weights, requests of one client alternate with
+the same model in this process on decoded images, to show what a request costs besides.
 """
 
 from __future__ import annotations
@@ -20,12 +21,15 @@ import re
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+from PIL import Image
 
+import doublehead
 from benchmarks.report import write_json
 from doublehead.data.synthetic import scene
 from doublehead.deploy.bulk.sources import find_files
@@ -62,12 +66,17 @@ class Round:
         return self.sent - self.statuses.total()
 
 
+async def ask(http: httpx.AsyncClient, image: bytes) -> httpx.Response:
+    """Detections in a JPEG file."""
+    return await http.post("/v1/detect", content=image, headers={"Content-Type": "image/jpeg"})
+
+
 async def client(http: httpx.AsyncClient, images: itertools.cycle[bytes], until: float, seen: Round) -> None:
     while time.monotonic() < until:
         began = time.monotonic()
         seen.sent += 1
         try:
-            response = await http.post("/v1/detect", content=next(images), headers={"Content-Type": "image/jpeg"})
+            response = await ask(http, next(images))
         except httpx.HTTPError as error:
             print(f"no answer: {error!r}")
             continue
@@ -111,6 +120,23 @@ async def measure(http: httpx.AsyncClient, images: list[bytes], clients: int, se
     }
 
 
+async def cost_of_a_request(http: httpx.AsyncClient, images: list[bytes], weights: str) -> dict[str, float]:
+    """Medians of the seconds of a request, of the bare model, and of their difference image by image."""
+    model = doublehead.load(weights)
+    asked, bare = [], []
+    for image in images:
+        began = time.monotonic()
+        (await ask(http, image)).raise_for_status()
+        asked.append(time.monotonic() - began)
+        picture = Image.open(BytesIO(image)).convert("RGB")
+        began = time.monotonic()
+        model.predict(picture)
+        bare.append(time.monotonic() - began)
+    request, alone = np.array(asked), np.array(bare)
+    means = {"request": request, "bare": alone, "difference": request - alone}
+    return {name: float(np.median(values[len(images) // 8 :])) for name, values in means.items()}  # the rest is warm
+
+
 def row(result: dict[str, Any]) -> str:
     """A row of the Markdown table."""
     statuses = result["statuses"]
@@ -144,8 +170,12 @@ async def run(arguments: argparse.Namespace) -> None:
             results.append(await measure(http, images, clients, arguments.seconds))
             print(row(results[-1]), flush=True)
         models = (await http.get("/v1/models")).json()
+        cost = await cost_of_a_request(http, images, arguments.weights) if arguments.weights else None
+    if cost:
+        said = (f"{name} {1000 * seconds:.1f} ms" for name, seconds in cost.items())
+        print(f"one client, medians: {', '.join(said)}")
     if arguments.json:
-        write_json({"images": len(images), "server": models, "rounds": results}, arguments.json)
+        write_json({"images": len(images), "server": models, "rounds": results, "cost": cost}, arguments.json)
     if arguments.overload:
         answered = set().union(*(result["statuses"] for result in results))
         assert answered == {200, 503}, f"not overloaded, or answered otherwise: {answered}"
@@ -159,6 +189,7 @@ def main() -> None:
     parser.add_argument("images", nargs="?", help="folder of images; else scenes are drawn")
     parser.add_argument("--seconds", type=float, default=60, help="of each round")
     parser.add_argument("--clients", type=int, nargs="*", help="how many at once; else 1, 2, 4 ... 64")
+    parser.add_argument("--weights", help="of the server's model, for the cost of a request")
     parser.add_argument("--most", type=int, default=64, help="unlike images")
     parser.add_argument(
         "--overload", action="store_true", help="64 clients; fails unless all is answered by 200 or 503"

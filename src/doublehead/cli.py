@@ -637,7 +637,7 @@ def serve(
         typer.Option(envvar="DOUBLEHEAD_API_KEY", help="Require this key; preferably set the environment variable."),
     ] = None,
     batch_size: Batch = 4,
-    batch_wait: Annotated[float, typer.Option(help="Milliseconds to wait for a batch to fill.")] = 10,
+    batch_wait: Annotated[float, typer.Option(help="Milliseconds to wait for a batch to fill.")] = 1,
     queue: Annotated[int, typer.Option(help="Maximum images waiting; further ones get 503.")] = 64,
     max_megabytes: Annotated[float, typer.Option(help="Maximum megabytes of a request.")] = 20,
     max_megapixels: Annotated[float, typer.Option(help="Maximum megapixels of all images of a request.")] = 40,

@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -152,3 +155,24 @@ def test_pillow_opens_files_in_one_place():
     source = Path(doublehead.__file__).parent
     callers = [path.name for path in source.rglob("*.py") if "Image.open(" in path.read_text()]
     assert callers == ["images.py"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted as Linux lists them")
+def test_tensors_start_no_threads() -> None:
+    """Threads of torch beside those of the model slow the model down."""
+    script = """
+import os, threading
+from PIL import Image
+from doublehead.data.images import to_tensor
+def count():
+    before = len(os.listdir("/proc/self/task"))
+    assert to_tensor(Image.new("RGB", (2000, 1500), (1, 2, 3)))[:, -1, -1].tolist() == [1, 2, 3]
+    print(len(os.listdir("/proc/self/task")) - before)
+import torch
+thread = threading.Thread(target=count)
+thread.start()
+thread.join()
+"""
+    env = os.environ | {"OMP_NUM_THREADS": "4"}
+    run = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "0", run.stderr

@@ -21,7 +21,7 @@ class ServerSettings(Strict):
     port: int = Field(default=8000, ge=0, le=65535, description="0: any that is free.")
     api_key: SecretStr | None = Field(default=None, description="What /v1 and /metrics ask for; null: nothing.")
     batch_size: int = Field(default=4, ge=1, description="Most images that go through the model at once.")
-    batch_wait: float = Field(default=10.0, ge=0, description="Milliseconds an image waits for others to join it.")
+    batch_wait: float = Field(default=1.0, ge=0, description="Milliseconds an image waits for others to join it.")
     queue: int = Field(
         default=64, ge=1, description="Maximum images accepted and not yet answered; further ones are rejected."
     )

@@ -6,6 +6,7 @@ import logging
 import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from doublehead.common.console import Console
@@ -49,7 +50,8 @@ def serve(
     from doublehead.deploy.server.app import create_app
 
     with _listening(settings) as sock:
-        predictor = load(weights, device, precision, options)
+        with ThreadPoolExecutor(1) as loader:  # this thread's OpenMP threads would outlive it; see `to_tensor`
+            predictor = loader.submit(load, weights, device, precision, options).result()
         app = create_app(predictor, " + ".join(model_names(list(weights))), settings)
         app.state.service.warm_up()
         logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every malformed form
