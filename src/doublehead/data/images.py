@@ -132,8 +132,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def to_tensor(image: Image.Image) -> Tensor:
     """Return an RGB image as a uint8 tensor (3, height, width).
 
-    Computed by NumPy: torch would start OpenMP threads beside those of the model, and with more of them than cores,
-    OpenMP's threads sleep between operations, which costs a model a third of its speed.
+    Computed by NumPy: in another thread than the model's, torch would start OpenMP threads beside those of the model,
+    which slows it down; see `common.threads.apart`.
     """
     import torch  # here: `check` reads images without it
 

@@ -6,11 +6,11 @@ import logging
 import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from doublehead.common.console import Console
 from doublehead.common.errors import DoubleheadError, require
+from doublehead.common.threads import apart
 from doublehead.deploy.server.settings import ServerSettings
 from doublehead.evaluation.analysis.heads import model_names
 from doublehead.inference.predictor import load
@@ -50,8 +50,7 @@ def serve(
     from doublehead.deploy.server.app import create_app
 
     with _listening(settings) as sock:
-        with ThreadPoolExecutor(1) as loader:  # this thread's OpenMP threads would outlive it; see `to_tensor`
-            predictor = loader.submit(load, weights, device, precision, options).result()
+        predictor = apart(load, weights, device, precision, options)
         app = create_app(predictor, " + ".join(model_names(list(weights))), settings)
         app.state.service.warm_up()
         logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every malformed form
