@@ -53,7 +53,7 @@ clean:
 
 .venv/dev: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-compile --editable ".[dev]"
 	@touch $@
 
 # An environment of its own: the converter to LiteRT limits the versions of torch and of much else.
