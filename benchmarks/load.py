@@ -21,16 +21,15 @@ import re
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
-from PIL import Image
 
 import doublehead
 from benchmarks.report import write_json
+from doublehead.data.images import read_image
 from doublehead.data.synthetic import scene
 from doublehead.deploy.bulk.sources import find_files
 from doublehead.deploy.server.app import as_jpeg
@@ -128,13 +127,14 @@ async def cost_of_a_request(http: httpx.AsyncClient, images: list[bytes], weight
         began = time.monotonic()
         (await ask(http, image)).raise_for_status()
         asked.append(time.monotonic() - began)
-        picture = Image.open(BytesIO(image)).convert("RGB")
+        picture = read_image("request.jpg", image)
         began = time.monotonic()
         model.predict(picture)
         bare.append(time.monotonic() - began)
     request, alone = np.array(asked), np.array(bare)
-    means = {"request": request, "bare": alone, "difference": request - alone}
-    return {name: float(np.median(values[len(images) // 8 :])) for name, values in means.items()}  # the rest is warm
+    seconds = {"request": request, "bare": alone, "difference": request - alone}
+    cold = len(images) // 8
+    return {name: float(np.median(values[cold:])) for name, values in seconds.items()}
 
 
 def row(result: dict[str, Any]) -> str:

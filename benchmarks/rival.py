@@ -80,7 +80,7 @@ class Rival(nn.Module):
     @torch.no_grad()
     def detect(self, images: list[Tensor], options: InferenceOptions | None = None) -> list[dict[str, Tensor]]:
         """Boxes, labels and scores of each image, on any device; the options are the config's."""
-        device = self.net.roi_heads.box_predictor.cls_score.weight.device
+        device = next(self.parameters()).device
         return self.net([image.to(device) / 255 for image in images])
 
 

@@ -13,10 +13,10 @@ CHANNELS = 6
 FIRST, LAST = BatchRenorm.OPENING
 
 
-def batch(seed: int, spread: float = 1.0) -> Tensor:
+def batch(seed: int) -> Tensor:
     """Few objects: values of one sample are alike."""
     generator = torch.Generator().manual_seed(seed)
-    centre = torch.randn(4, CHANNELS, 1, 1, generator=generator, dtype=torch.float64) * spread
+    centre = torch.randn(4, CHANNELS, 1, 1, generator=generator, dtype=torch.float64)
     return centre + torch.randn(4, CHANNELS, 3, 3, generator=generator, dtype=torch.float64)
 
 

@@ -13,10 +13,11 @@ Seen = TypeVar("Seen")
 
 
 def apart(call: Callable[..., Seen], *arguments: object) -> Seen:
-    """Return what a call returns in a thread that then ends, and with it the OpenMP threads that torch started for it.
+    """Run a call in a thread of its own and return its result.
 
-    Kept, they and those of another thread that runs a model would be more than the cores. OpenMP's threads then sleep
-    between operations, which costs the model a third of its speed. Ctrl-C does not wait for the call.
+    The OpenMP threads that torch starts for the call end with it. Otherwise they and those of the model's thread
+    outnumber the cores, and libgomp's threads sleep between operations, which costs a model a third of its speed.
+    Ctrl-C does not wait for the call.
     """
     promise: Future[Seen] = Future()
 
@@ -28,11 +29,8 @@ def apart(call: Callable[..., Seen], *arguments: object) -> Seen:
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    try:
-        return promise.result()
-    finally:
-        if promise.done():
-            thread.join()
+    thread.join()
+    return promise.result()
 
 
 def in_threads(

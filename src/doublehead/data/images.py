@@ -132,12 +132,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def to_tensor(image: Image.Image) -> Tensor:
     """Return an RGB image as a uint8 tensor (3, height, width).
 
-    Computed by NumPy: in another thread than the model's, torch would start OpenMP threads beside those of the model,
-    which slows it down; see `common.threads.apart`.
+    NumPy copies the pixels: in a thread that decodes, torch would start OpenMP threads, which slow down the model's
+    (`common.threads.apart`).
     """
     import torch  # here: `check` reads images without it
 
-    return torch.from_numpy(np.array(image).transpose(2, 0, 1).copy())
+    return torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())
 
 
 def _from_wide(image: Image.Image) -> Image.Image:

@@ -102,8 +102,8 @@ class Service:
                 answer.cancel()  # where one failed or the client left, the others are not worth the work
 
     def warm_up(self) -> None:
-        """Run the model once before any request, in its own thread, to complete lazy initialisation."""
-        self.batcher.submit(torch.zeros(3, 64, 64, dtype=torch.uint8), self.engine.own).result()
+        """Run the model once before any request, to complete lazy initialisation."""
+        self.engine.detect([torch.zeros(3, 64, 64, dtype=torch.uint8)], [self.engine.own])
 
     def close(self) -> None:
         """Finish all accepted work."""

@@ -52,7 +52,7 @@ def serve(
     with _listening(settings) as sock:
         predictor = apart(load, weights, device, precision, options)
         app = create_app(predictor, " + ".join(model_names(list(weights))), settings)
-        app.state.service.warm_up()
+        apart(app.state.service.warm_up)
         logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every malformed form
         config = uvicorn.Config(
             app,
