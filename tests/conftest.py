@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 import doublehead
 from doublehead import cli
@@ -30,9 +31,31 @@ def _no_cache() -> None:
 
 
 @pytest.fixture(scope="session")
-def dataset(tmp_path_factory) -> Path:
+def once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Give a name and what fills a folder, get that folder: the first test process fills it, the others wait."""
+
+    def made(name: str, fill: Callable[[Path], object]) -> Path:
+        base = tmp_path_factory.getbasetemp()
+        folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "once" / name
+        folder.parent.mkdir(exist_ok=True)
+        done = folder.with_name(f"{name}.done")
+        with FileLock(folder.with_name(f"{name}.lock")):
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # what a process left that failed
+                fill(folder)
+                done.touch()
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def dataset(once) -> Path:
     """Eight training images, four to validate and three to test; category ids with gaps: 7, 17, 27 ..."""
-    path = tmp_path_factory.mktemp("data") / "shapes"
+    return once("shapes", _shapes)
+
+
+def _shapes(path: Path) -> None:
     synthesize(path, {"train": 8, "val": 4, "test": 3}, size=(96, 64))
     for file in (path / "annotations").glob("*.json"):
         content = json.loads(file.read_text())
@@ -41,7 +64,6 @@ def dataset(tmp_path_factory) -> Path:
         for annotation in content["annotations"]:
             annotation["category_id"] = 10 * annotation["category_id"] - 3
         file.write_text(json.dumps(content))
-    return path
 
 
 @pytest.fixture
@@ -51,12 +73,11 @@ def own_dataset(dataset, tmp_path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def trained(dataset, tmp_path_factory) -> Path:
+def trained(dataset, once, tmp_path_factory) -> Path:
     """The folder of a finished run; its model gives detections even if they are poor."""
-    output = tmp_path_factory.mktemp("runs") / "trained"
     settings = SMALL | {"train.steps": 40, "train.evaluate_every": 5, "model.roi.score_threshold": 0.01}
-    doublehead.train(dataset, "double-head-tiny", output, settings=settings)
-    return output
+    run = once("trained", lambda output: doublehead.train(dataset, "double-head-tiny", output, settings=settings))
+    return shutil.copytree(run, tmp_path_factory.mktemp("runs") / "trained")  # commands write beside the weights
 
 
 @dataclass

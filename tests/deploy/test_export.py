@@ -30,18 +30,16 @@ pytest.importorskip("openvino")
 
 
 @pytest.fixture(scope="session")
-def written(trained, tmp_path_factory) -> export_module.ExportWritten:
-    """The trained model as ONNX."""
-    return export_module.export(
-        trained / "best.safetensors", tmp_path_factory.mktemp("exported, by comma") / "model.onnx"
-    )
+def files(trained, once) -> dict[str, Path]:
+    """The trained model as ONNX and OpenVINO."""
 
+    def fill(folder: Path) -> None:
+        folder.mkdir()
+        written = export_module.export(trained / "best.safetensors", folder / "model.onnx")
+        write_openvino(written.path, written.about, written.path.with_suffix(".xml"))
 
-@pytest.fixture(scope="session")
-def files(written) -> dict[str, Path]:
-    """The same also as OpenVINO."""
-    write_openvino(written.path, written.about, written.path.with_suffix(".xml"))
-    return {"onnx": written.path, "openvino": written.path.with_suffix(".xml")}
+    folder = once("exported, by comma", fill)
+    return {"onnx": folder / "model.onnx", "openvino": folder / "model.xml"}
 
 
 @pytest.fixture

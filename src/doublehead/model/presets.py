@@ -88,7 +88,7 @@ CASCADES: dict[str, tuple[str, dict[str, Any]]] = {
     "cascade-double-head": ("double-head", {"convention": "mmdetection", "early": "fc"}),
     "cascade-double-head-ext": ("double-head-ext", {"convention": "mmdetection", "early": "fc"}),
 }
-"""Cascades: variant of the last stage, and settings of the others. docs/results.md has the measurements for `early`."""
+"""Cascades: variant of the last stage, and settings of the others. docs/experiments.md has the measurements for `early`."""
 
 NAMES = {f"{system}-{size}": (system, size) for size in SIZES for system in (*VARIANTS, *CASCADES)}
 PRESETS: tuple[str, ...] = tuple(NAMES)
