@@ -127,6 +127,7 @@ class RPNConfig(Strict):
         return self
 
 
+BoxFusion = Literal["largest", "average"]
 NMS = Literal["hard", "linear", "gaussian"]
 
 
@@ -163,7 +164,12 @@ class RoIConfig(Strict):
     )
     box_branch: str | None = Field(
         default=None,
-        description="Branch that gives the boxes, such as conv; null: the one with the largest regress weight.",
+        description="Branch that gives the boxes, such as conv; null: what box_fusion says.",
+    )
+    box_fusion: BoxFusion = Field(
+        default="largest",
+        description="Boxes of several regressing branches. largest: those of the branch with the largest regress "
+        "weight; average: the mean of their deltas.",
     )
     fusion: Fusion = Field(
         default="complementary", description="How the scores of several classifying branches become one (paper, 4.3)."
@@ -345,7 +351,11 @@ class InferenceOptions(Strict):
     short_side: int = Field(ge=32, lt=2**31, description="Shorter side after resizing, in pixels.")
     long_side: int = Field(ge=32, lt=2**31, description="Maximum longer side, in pixels.")
     score_branch: str | None = Field(description="The branch whose scores count; null: all that classify, fused.")
-    box_branch: str | None = Field(description="The branch that gives the boxes; null: the largest regress weight.")
+    box_branch: str | None = Field(description="The branch that gives the boxes; null: what box_fusion says.")
+    box_fusion: BoxFusion = Field(
+        default="largest",
+        description="largest: boxes of the branch with the largest regress weight; average: the mean of all.",
+    )
     score_floor: Fraction = Field(description="Score of the first branch below which later branches skip a proposal.")
     fusion: Fusion = Field(description="How the scores of several branches become one.")
     inference_proposals: Literal["owners", "all"] = Field(description="What a branch that gives only boxes sees.")

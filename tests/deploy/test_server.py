@@ -44,9 +44,10 @@ def test_an_answer_names_the_model_the_heads_and_the_files(client):
 
 
 @pytest.mark.parametrize("scores", ["fc", "conv", "fused"])
-@pytest.mark.parametrize("boxes", ["fc", "conv"])
+@pytest.mark.parametrize("boxes", ["fc", "conv", "fused"])
 def test_heads_are_those_of_the_model(client, weights, scores, boxes):
-    chosen = {"score_branch": None if scores == "fused" else scores, "box_branch": boxes}
+    chosen = {"score_branch": None if scores == "fused" else scores}
+    chosen |= {"box_fusion": "average"} if boxes == "fused" else {"box_branch": boxes}
     predictor = doublehead.load(weights, "cpu", settings=chosen)
     image = picture(3)
     assert found(sent(client, image, f"score=0&scores={scores}&boxes={boxes}")) == predictor.predict(image).to_dicts()
@@ -101,7 +102,7 @@ def test_candidates_suppressed_by_the_client_are_the_servers_answer(client):
         ("scores=conv", "scores=conv: this model's conv-head never learnt to classify; choose fc"),
         ("boxes=fc", "boxes=fc: this model's fc-head never learnt to regress boxes; choose conv"),
         ("scores=fused", "scores=fused: there is nothing to fuse: only the fc-head classifies in this model"),
-        ("boxes=fused", "boxes=fused: this model has no such head; choose conv"),
+        ("boxes=fused", "boxes=fused: there is nothing to fuse: only the conv-head regresses boxes in this model"),
     ],
 )
 def test_a_head_that_the_model_lacks(served, plain_weights, query, sentence):
@@ -210,7 +211,7 @@ def test_the_openapi_document_knows_every_refusal_and_the_models_heads(client, s
     assert set(post["responses"]) == {"200", "400", "401", "408", "413", "415", "422", "500", "503"}
     assert "Retry-After" in post["responses"]["503"]["headers"]
     enums = {p["name"]: p["schema"].get("enum") for p in post["parameters"]}
-    assert (enums["scores"], enums["boxes"]) == (["fc", "conv", "fused"], ["fc", "conv"])
+    assert (enums["scores"], enums["boxes"]) == (["fc", "conv", "fused"], ["fc", "conv", "fused"])
     post = served(plain_weights).get("/openapi.json").json()["paths"][DETECT]["post"]
     assert {p["name"]: p["schema"].get("enum") for p in post["parameters"]}["scores"] == ["fc"]
 

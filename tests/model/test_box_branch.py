@@ -10,7 +10,7 @@ from torch import nn
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import box_iou, generalized_box_iou_loss
 
-from doublehead.config import TrainConfig
+from doublehead.config import TrainConfig, inference_options
 from doublehead.model.box_head import giou_loss
 from doublehead.model.stages import ONE_HEAD
 from doublehead.model.trunks import BottleneckBlock
@@ -126,3 +126,36 @@ def test_a_branch_can_have_a_rate_of_its_own() -> None:
     groups = make_optimizer(model, TrainConfig()).param_groups
     assert [group["share"] for group in groups] == [1, 3]
     assert set(groups[1]["params"]) == set(model.roi_heads.last.branches[1].parameters())
+
+
+@pytest.mark.parametrize("where", ["owners", "all"])
+def test_fused_boxes_are_decoded_from_the_mean_of_both_heads_deltas(where: str) -> None:
+    model = small_model("double-head-fused").eval()
+    head, coder = model.roi_heads.last, BoxCoder((10.0, 10.0, 5.0, 5.0))
+    for branch in head:
+        nn.init.normal_(branch.regressor.weight, std=0.5)
+
+    def boxes(**options: str) -> torch.Tensor:
+        chosen = inference_options(model.config, {"inference_proposals": where} | options)
+        with torch.no_grad():
+            return head.scored(LEVELS, [PROPOSALS], chosen).boxes([torch.arange(len(PROPOSALS))])[0]
+
+    with torch.no_grad():
+        deltas = [head.run(i, LEVELS, [PROPOSALS])[1] for i in range(2)]
+    decoded = [coder.decode_single(d, PROPOSALS).unflatten(1, (-1, 4)) for d in (sum(deltas) / 2, *deltas)]
+    for wanted, found in zip(decoded, (boxes(), boxes(box_branch="fc"), boxes(box_branch="conv")), strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(boxes(box_fusion="largest"), decoded[2], atol=1e-3, rtol=1e-4)
+    assert not torch.allclose(decoded[1], decoded[2], atol=1)
+
+
+def test_the_conv_head_of_a_fused_model_sees_owners_alone() -> None:
+    """Its boxes are averaged with those of the fc-head, which ran on all proposals."""
+    model = small_model("double-head-fused").eval()
+    seen = []
+    model.roi_heads.last.branches[1].trunk.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    with torch.no_grad():
+        scored = model.roi_heads.last.scored(LEVELS, [PROPOSALS], model.options)
+        assert scored.staged
+        scored.boxes([torch.tensor([4, 1])])
+    assert seen == [2]

@@ -275,7 +275,7 @@ def test_staged_inference_gives_the_detections_of_unstaged(variant: str, early: 
     levels = [level.double() for level in LEVELS]
     proposals = [p.double() for p in some_proposals(seed, 200)]
     seen: list[int] = []
-    place = model.roi_heads.last.box_branch()
+    (place,) = model.roi_heads.last.box_branches()
     model.roi_heads.last.branches[place].register_forward_hook(lambda m, given, result: seen.append(len(given[0])))
     whole = inference_options(model.config, {"inference_proposals": "all"})
     results = [model.roi_heads.detections(levels, proposals, SIZES_OF_LEVELS, o) for o in (model.options, whole)]
@@ -359,10 +359,10 @@ def test_a_box_branch_is_chosen_in_the_stages_that_have_it() -> None:
     model = cascade("double-head-ext", cascade={"early": "same"})
     for name, place in (("fc", 0), ("conv", 1), (None, 1)):
         options = inference_options(model.config, {"box_branch": name})
-        assert [head.box_branch(options) for head in model.roi_heads.each] == [place] * 3
+        assert [head.box_branches(options) for head in model.roi_heads.each] == [[place]] * 3
     early = cascade("double-head-ext", cascade={"early": "fc"})
     options = inference_options(early.config, {"box_branch": "conv"})
-    assert [head.box_branch(options) for head in early.roi_heads.each] == [0, 0, 1]
+    assert [head.box_branches(options) for head in early.roi_heads.each] == [[0], [0], [1]]
 
 
 # Everything that a detector does

@@ -58,7 +58,9 @@ def test_detections_are_sorted_and_inside_the_image(variant: str) -> None:
         assert (found["boxes"] <= limit).all()
 
 
-@pytest.mark.parametrize("variant", ["double-head", "double-fc", "double-conv", "double-head-reverse"])
+@pytest.mark.parametrize(
+    "variant", ["double-head", "double-head-fused", "double-fc", "double-conv", "double-head-reverse"]
+)
 @pytest.mark.parametrize("seed", range(4))
 def test_staged_inference_gives_the_detections_of_unstaged(variant: str, seed: int) -> None:
     """The whole model on batches of several images: boxes asked for by owners, and for all proposals as published."""

@@ -23,7 +23,7 @@ from doublehead.model.matching import BoxMatcher
 from doublehead.model.negatives import few_negatives
 from doublehead.model.parts import branch_names
 from doublehead.model.pooling import RoIPooler
-from doublehead.model.postprocess import Scored, fuse
+from doublehead.model.postprocess import Scored, average, fuse
 from doublehead.model.stages import Stage
 
 RESOLUTION = 7
@@ -94,13 +94,15 @@ class BoxHead(nn.Module):
         """Indices of the branches whose scores are used."""
         return [i for i, b in enumerate(self) if b.config.classify and options.score_branch in (None, self.names[i])]
 
-    def box_branch(self, options: InferenceOptions | None = None) -> int:
-        """Index of the branch whose boxes are used: named by the options, else that with the largest regress weight."""
+    def box_branches(self, options: InferenceOptions | None = None) -> list[int]:
+        """Indices of the branches whose boxes are used: the one that the options name, or those of `roi.box_fusion`."""
         weights = [branch.config.regress for branch in self]
         for place, name in enumerate(self.names):
             if options and name == options.box_branch and weights[place]:
-                return place
-        return weights.index(max(weights))
+                return [place]
+        if (options or self.config).box_fusion == "average":
+            return [place for place, weight in enumerate(weights) if weight]
+        return [weights.index(max(weights))]
 
     def losses(self, levels: list[Tensor], sample: Sample) -> tuple[dict[str, Tensor], Tensor | None]:
         """Losses of all branches, weighted (paper, equations 2 to 4).
@@ -110,13 +112,13 @@ class BoxHead(nn.Module):
             sample: result of `sample` or `labelled`.
 
         Returns:
-            The losses by name; and the deltas of the branch whose boxes are used, if it ran on the whole sample.
+            The losses by name; and the deltas whose boxes are used, if their branches ran on the whole sample.
         """
-        box_branch, box_deltas = self.box_branch(), None
+        box_branches, box_deltas = self.box_branches(), list[Tensor]()
         result: dict[str, Tensor] = {}
         earlier: Tensor | None = None  # logits of the whole sample, by the first branch that classifies it
         for i, (name, branch) in enumerate(zip(self.names, self, strict=True)):
-            seen, refines = sample, self.stage.refines and i == box_branch
+            seen, refines = sample, self.stage.refines and i in box_branches
             if branch.config.only_regresses and self.config.training_proposals == "positives" and not refines:
                 seen = sample.positives() if sample.to_regress is None else sample.to_regress
                 if not len(seen):
@@ -138,9 +140,9 @@ class BoxHead(nn.Module):
             if deltas is not None:
                 loss = self._box_loss(deltas, labels, torch.cat(seen.targets), len(sample))
                 result[f"{name}_regress"] = factor * branch.config.regress * loss
-            if i == box_branch and seen is sample:
-                box_deltas = deltas
-        return result, box_deltas
+                if i in box_branches and seen is sample:
+                    box_deltas.append(deltas)
+        return result, average(box_deltas) if len(box_deltas) == len(box_branches) else None
 
     def _box_loss(self, deltas: Tensor, labels: Tensor, wanted: Tensor, sampled: int) -> Tensor:
         """Box loss selected by `roi.box_loss`."""
@@ -208,17 +210,17 @@ class BoxHead(nn.Module):
             Per image the refined boxes (N, 4); and the logits (sum of N, C + 1) of the branches whose scores are used.
         """
         logits: dict[str, Tensor] = {}
-        box_branch, scoring = self.box_branch(options), self.score_branches(options)
-        boxes = proposals
-        for i in sorted({box_branch, *scoring}):
+        box_deltas: list[Tensor] = []
+        box_branches, scoring = self.box_branches(options), self.score_branches(options)
+        for i in sorted({*box_branches, *scoring}):
             found, deltas = self.run(i, levels, proposals)
             if i in scoring:
                 assert found is not None
                 logits[self.names[i]] = found
-            if i == box_branch:
+            if i in box_branches:
                 assert deltas is not None
-                boxes = self.decode(deltas, proposals)
-        return boxes, logits
+                box_deltas.append(deltas)
+        return self.decode(average(box_deltas), proposals), logits
 
     def decode(self, deltas: Tensor, boxes: list[Tensor]) -> list[Tensor]:
         """Decode class-agnostic deltas (sum of N, 4) of each image's boxes (N, 4)."""
@@ -241,15 +243,15 @@ class BoxHead(nn.Module):
             earlier: logits (sum of N, C + 1) of earlier stages by branch name, averaged with those of the same branch
                 in this stage.
         """
-        box_branch = self.box_branch(options)
+        box_branches = self.box_branches(options)
         indices = [torch.arange(p.shape[0], device=p.device) for p in proposals]
         scores: list[Tensor] = []
-        deltas: Tensor | None = None
+        deltas: dict[int, Tensor] = {}  # by branch
         for i in self.score_branches(options):
             if len(scores) == 1 and options.score_floor:
                 above = (scores[0][:, 1:] > options.score_floor).any(1)
                 indices = [s[a] for s, a in zip(indices, above.split([s.shape[0] for s in indices]), strict=True)]
-                scores, deltas = [scores[0][above]], None if deltas is None else deltas[above]
+                scores, deltas = [scores[0][above]], {place: found[above] for place, found in deltas.items()}
                 earlier = {name: [x[above] for x in logits] for name, logits in earlier.items()}
             logits, found = self.run(i, levels, [p[s] for p, s in zip(proposals, indices, strict=True)])
             assert logits is not None
@@ -257,15 +259,18 @@ class BoxHead(nn.Module):
             if options.calibrated and branch.calibrated:
                 logits = calibrated(logits, branch.temperature, branch.background_offset)
             scores.append(self.classification.scores(logits))
-            deltas = found if i == box_branch else deltas
+            if i in box_branches and found is not None:
+                deltas[i] = found
         proposals = [p[s] for p, s in zip(proposals, indices, strict=True)]
-        staged = deltas is None and options.inference_proposals == "owners"
-        if deltas is None and not staged:
-            _, deltas = self.run(box_branch, levels, proposals)
+        missing = [i for i in box_branches if i not in deltas]
+        staged = bool(missing) and options.inference_proposals == "owners"
+        if not staged:
+            deltas |= {i: self.deltas(i, levels, proposals) for i in missing}
+            missing = []
         counts = [p.shape[0] for p in proposals]
         fused = list(fuse(scores, options.fusion).split(counts))
-        known = None if deltas is None else list(deltas.split(counts))
-        return HeadScores(proposals, indices, fused, staged, self, levels, box_branch, known)
+        known = [list(found.split(counts)) for found in deltas.values()]
+        return HeadScores(proposals, indices, fused, staged, self, levels, known, missing)
 
     def averaged(self, branch: int, logits: Tensor, earlier: Mapping[str, list[Tensor]]) -> Tensor:
         """Average the logits (N, C + 1) of a branch with those of the same branch in earlier stages."""
@@ -276,6 +281,12 @@ class BoxHead(nn.Module):
         chosen = list(self)[branch]
         return chosen(self.pooler(levels, boxes, chosen.config.scale))
 
+    def deltas(self, branch: int, levels: list[Tensor], boxes: list[Tensor]) -> Tensor:
+        """Deltas of one branch that regresses; see `run`."""
+        _, deltas = self.run(branch, levels, boxes)
+        assert deltas is not None
+        return deltas
+
 
 @dataclass
 class HeadScores(Scored):
@@ -283,18 +294,15 @@ class HeadScores(Scored):
 
     head: BoxHead
     levels: list[Tensor]
-    box_branch: int
-    deltas: list[Tensor] | None  # per image, of all its proposals; None: computed for those that are asked for
+    known: list[list[Tensor]]  # per box branch that ran, and per image, the deltas of all its proposals
+    missing: list[int]  # box branches that run on the proposals that are asked for
 
     def boxes(self, chosen: list[Tensor]) -> list[Tensor]:
-        """Decode the boxes of the chosen proposals, running the box branch on them if necessary."""
+        """Decode the boxes of the chosen proposals, running the missing branches on them."""
         owners = [p[c] for p, c in zip(self.proposals, chosen, strict=True)]
-        if self.deltas is None:
-            _, found = self.head.run(self.box_branch, self.levels, owners)
-        else:
-            found = torch.cat([d[c] for d, c in zip(self.deltas, chosen, strict=True)])
-        assert found is not None
-        decoded = self.head.coder.decode_single(found, torch.cat(owners)).unflatten(1, (-1, 4))
+        found = [torch.cat([d[c] for d, c in zip(deltas, chosen, strict=True)]) for deltas in self.known]
+        found += [self.head.deltas(i, self.levels, owners) for i in self.missing]
+        decoded = self.head.coder.decode_single(average(found), torch.cat(owners)).unflatten(1, (-1, 4))
         return list(decoded.split([o.shape[0] for o in owners]))
 
 

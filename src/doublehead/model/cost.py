@@ -40,7 +40,7 @@ def cost(config: ModelConfig, classes: int = 80) -> Cost:
         flops = 0
         for head in model.roi_heads.each:
             for i, branch in enumerate(head):
-                scores, boxes = i in head.score_branches(model.options), i == head.box_branch(model.options)
+                scores, boxes = i in head.score_branches(model.options), i in head.box_branches(model.options)
                 by_all = scores or (boxes and head.stage.refines)
                 seen = proposals if by_all else owners if boxes else 0
                 shape = (seen, config.fpn.channels, RESOLUTION, RESOLUTION)

@@ -53,6 +53,11 @@ def fuse(scores: list[Tensor], rule: str) -> Tensor:
     return 1 - (1 - stack).prod(0)
 
 
+def average(deltas: list[Tensor]) -> Tensor:
+    """Mean of the box deltas (N, 4 (C + 1)) of several regressing branches."""
+    return deltas[0] if len(deltas) == 1 else torch.stack(deltas).mean(0)
+
+
 def thresholds(options: InferenceOptions, labels: Tensor) -> Tensor:
     """Minimum scores (N,) of the labels (N,)."""
     least = torch.full(labels.shape, options.score_threshold, device=labels.device)

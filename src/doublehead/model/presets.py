@@ -8,7 +8,7 @@ from typing import Any
 from doublehead.common.errors import DoubleheadError
 from doublehead.config import ModelConfig, merge
 from doublehead.model.parts import BackboneRow
-from doublehead.model.variants import VARIANTS
+from doublehead.model.variants import AVERAGED, VARIANTS
 
 SMALL_HEADS: dict[str, Any] = {
     "fpn": {"channels": 128},
@@ -88,7 +88,7 @@ CASCADES: dict[str, tuple[str, dict[str, Any]]] = {
     "cascade-double-head": ("double-head", {"convention": "mmdetection", "early": "fc"}),
     "cascade-double-head-ext": ("double-head-ext", {"convention": "mmdetection", "early": "fc"}),
 }
-"""Cascades: variant of the last stage, and settings of the others. docs/experiments.md has the measurements for `early`."""
+"""Cascades: variant of the last stage, and settings of the others. docs/experiments.md measures `early`."""
 
 NAMES = {f"{system}-{size}": (system, size) for size in SIZES for system in (*VARIANTS, *CASCADES)}
 PRESETS: tuple[str, ...] = tuple(NAMES)
@@ -108,6 +108,8 @@ def preset_values(name: str) -> dict[str, Any]:
     system, size = NAMES[name]
     variant, cascade = CASCADES.get(system, (system, None))
     values = {"preset": name, "branches": [b.model_dump() for b in VARIANTS[variant]], **SIZES[size]}
+    if variant in AVERAGED:
+        values = merge(values, {"roi": {"box_fusion": "average"}})
     return merge(values, {"cascade": dict(cascade), "roi": {"class_agnostic": True}}) if cascade else values
 
 

@@ -61,9 +61,9 @@ def test_two_models_are_compared_in_a_page_that_needs_nothing_else(dataset, trai
     one, other = content["models"]
     assert [c["branch"] for c in one["score_against_iou"]] == ["fc"]
     assert [c["branch"] for c in other["score_against_iou"]] == ["fc", "conv", "fused"]
-    assert [c["branch"] for c in other["regressed_iou_against_iou"]] == ["fc", "conv"]
+    assert [c["branch"] for c in other["regressed_iou_against_iou"]] == ["fc", "conv", "fused"]
     assert [(c["scores"], c["boxes"]) for c in one["combinations"]] == [("fc", "conv")]
-    assert len({(c["scores"], c["boxes"]) for c in other["combinations"]}) == 6
+    assert len({(c["scores"], c["boxes"]) for c in other["combinations"]}) == 9
     assert (other["combinations"][0]["scores"], other["combinations"][0]["boxes"]) == ("fused", "conv")
     for model in content["models"]:
         for curve in model["score_against_iou"]:
@@ -78,8 +78,8 @@ def test_every_combination_measures_what_evaluate_measures_with_it(dataset, tmp_
     (model,) = analyze(path, dataset, budget=Budget(None, 3, 20), workers=0).models
     seen = set()
     for row in model.combinations:
-        score = None if row.score_branch == heads.FUSED else row.score_branch
-        chosen = {"roi.score_branch": score, "roi.box_branch": row.box_branch}
+        score, box = (None if name == heads.FUSED else name for name in (row.score_branch, row.box_branch))
+        chosen = {"roi.score_branch": score, "roi.box_branch": box, "roi.box_fusion": "largest" if box else "average"}
         other = untrained(tmp_path / "other.safetensors", "double-head-ext-tiny", categories, **chosen)
         metrics = doublehead.evaluate(other, dataset, workers=0).metrics
         assert (row.ap, row.breakdown.ap50) == pytest.approx((metrics["AP"], metrics["AP50"]), abs=1e-6)
@@ -143,3 +143,17 @@ def test_mistakes_are_answered_in_a_sentence(dataset, own_dataset, ext, tmp_path
     without_boxes(own_dataset, "val")
     assert "no annotated object" in command("analyze", ext, own_dataset, *report).sentence
     assert not (tmp_path / "report").exists()
+
+
+def test_a_model_whose_boxes_are_averaged_says_so(dataset, tmp_path):
+    """Each head is measured beside the average, which comes first."""
+    categories = open_dataset(dataset).read("val").categories
+    path = untrained(tmp_path / "m.safetensors", "double-head-fused-tiny", categories)
+    (model,) = analyze(path, dataset, budget=Budget(None, 3, 20), workers=0).models
+    assert [(row.score_branch, row.box_branch) for row in model.combinations] == [
+        ("fc", heads.FUSED),
+        ("fc", "fc"),
+        ("fc", "conv"),
+    ]
+    metrics = doublehead.evaluate(path, dataset, workers=0).metrics
+    assert model.combinations[0].ap == pytest.approx(metrics["AP"], abs=1e-6)

@@ -95,7 +95,7 @@ class Engine:
         if self.model is None:
             return []
         names = list(self.model.config.branch_names)
-        return {"scores": [*names, *[FUSED] * (len(names) > 1)], "boxes": names}.get(task, [])
+        return [*names, *[FUSED] * (len(names) > 1)] if task in ("scores", "boxes") else []
 
     def lacks(self, task: str, name: str) -> str | None:
         """Why a head cannot provide scores or boxes; None if it can."""
@@ -104,8 +104,9 @@ class Engine:
         able = getattr(self.heads, task)
         if name in able:
             return None
-        if name == FUSED and task == "scores":
-            return f"there is nothing to fuse: only the {able[0]}-head classifies in this model"
+        if name == FUSED:
+            does = {"scores": "classifies", "boxes": "regresses boxes"}[task]
+            return f"there is nothing to fuse: only the {able[0]}-head {does} in this model"
         if name in self.model.config.branch_names:
             learns = {"scores": "to classify", "boxes": "to regress boxes"}[task]
             return f"this model's {name}-head never learnt {learns}; choose {' or '.join(able)}"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from doublehead.config import InferenceOptions, ModelConfig
 from doublehead.model.detector import Detector, FirstStage
-from doublehead.model.postprocess import fuse
+from doublehead.model.postprocess import average, fuse
 
 AT_ONCE = 512
 """Boxes pooled and run at once, to bound memory."""
@@ -24,7 +24,7 @@ class Heads:
     """Branches of a model that predict scores, and branches that predict boxes."""
 
     scores: tuple[str, ...]  # names of branches, and `fused` where there are several
-    boxes: tuple[str, ...]
+    boxes: tuple[str, ...]  # likewise; `fused` boxes are averages
     own: tuple[str, str]  # whose scores and whose boxes the model's config asks for
 
     @property
@@ -46,16 +46,22 @@ def heads_of(model: Detector, options: InferenceOptions) -> Heads:
     """Return the heads of a model, and those selected by its options."""
     config: ModelConfig = model.config
     named = list(zip(config.branch_names, config.branches, strict=True))
-    scores = tuple(name for name, branch in named if branch.classify)
-    scores += (FUSED,) * (len(scores) > 1)
-    own_box = config.branch_names[model.roi_heads.last.box_branch(options)]
-    own = (options.score_branch or scores[-1], own_box)
-    return Heads(scores, tuple(name for name, branch in named if branch.regress), own)
+    scores, boxes = (
+        names + (FUSED,) * (len(names) > 1)
+        for names in (
+            tuple(name for name, branch in named if branch.classify),
+            tuple(name for name, branch in named if branch.regress),
+        )
+    )
+    used = model.roi_heads.last.box_branches(options)
+    own = (options.score_branch or scores[-1], FUSED if len(used) > 1 else config.branch_names[used[0]])
+    return Heads(scores, boxes, own)
 
 
 def chosen(options: InferenceOptions, score: str, box: str) -> InferenceOptions:
-    """Return options that select other heads: a branch or `fused` for the scores, and a branch for the boxes."""
-    return options.model_copy(update={"score_branch": None if score == FUSED else score, "box_branch": box})
+    """Return options that select other heads: a branch or `fused`, for the scores and for the boxes."""
+    boxes = {"box_branch": None, "box_fusion": "average"} if box == FUSED else {"box_branch": box}
+    return options.model_copy(update={"score_branch": None if score == FUSED else score, **boxes})
 
 
 @torch.no_grad()
@@ -119,18 +125,23 @@ def _ask(
     model: Detector, stage: FirstStage, place: int, boxes: Tensor, fusion: str
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     probabilities: dict[str, Tensor] = {}
-    regressed: dict[str, Tensor] = {}
+    deltas: dict[str, Tensor] = {}
     head = model.roi_heads.last
     for name, branch in zip(model.config.branch_names, head, strict=True):
-        logits, deltas = branch(pooled(model, stage, place, boxes, branch.config.scale))
+        logits, found = branch(pooled(model, stage, place, boxes, branch.config.scale))
         if logits is not None:
             probabilities[name] = head.classification.scores(logits)
-        if deltas is not None:
-            decoded = head.coder.decode_single(deltas, to_input(model, stage, place, boxes))
-            clipped = model.edges.clip(decoded.reshape(-1, 4), stage.sizes[place])
-            regressed[name] = model.edges.rescale(clipped, stage.ratios[place]).view(len(boxes), -1, 4)
+        if found is not None:
+            deltas[name] = found
     if len(probabilities) > 1:
         probabilities[FUSED] = fuse(list(probabilities.values()), fusion)
+    if len(deltas) > 1:
+        deltas[FUSED] = average(list(deltas.values()))
+    regressed = {}
+    for name, found in deltas.items():
+        decoded = head.coder.decode_single(found, to_input(model, stage, place, boxes))
+        clipped = model.edges.clip(decoded.reshape(-1, 4), stage.sizes[place])
+        regressed[name] = model.edges.rescale(clipped, stage.ratios[place]).view(len(boxes), -1, 4)
     return probabilities, regressed
 
 

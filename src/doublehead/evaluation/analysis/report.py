@@ -201,7 +201,7 @@ def _survivor_rows(analysis: Analysis) -> list[tuple[str, str, float, float, flo
     return [
         (
             words.head_name(analysis, row.model, row.score_branch),
-            "left as they are" if row.box_branch is None else f"{row.box_branch}-head",
+            "left as they are" if row.box_branch is None else words.branch_name(row.box_branch),
             mean(row.best),
             mean(row.mean),
             float(np.mean(row.kept)),

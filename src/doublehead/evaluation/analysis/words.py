@@ -23,8 +23,13 @@ REMEDIES = {
 
 def head_name(analysis: Analysis, model: str, branch: str) -> str:
     """Display name of a head, with its model if there are several."""
-    name = "fused heads" if branch == FUSED else f"{branch}-head"
+    name = branch_name(branch)
     return f"{name} of {model}" if len(analysis.models) > 1 else name
+
+
+def branch_name(branch: str) -> str:
+    """Display name of a branch, or of all together."""
+    return "fused heads" if branch == FUSED else f"{branch}-head"
 
 
 def combination_name(score: str, box: str) -> str:
@@ -74,7 +79,7 @@ def scores(analysis: Analysis) -> str:
 
 def boxes(analysis: Analysis) -> str:
     """How well the heads regress proposals that overlap their object."""
-    curves = [curve for model in analysis.models for curve in model.boxes]
+    curves = [curve for model in analysis.models for curve in model.boxes if curve.branch != FUSED]
     if len(curves) == 1:
         (only,) = curves
         name = head_name(analysis, only.model, only.branch)

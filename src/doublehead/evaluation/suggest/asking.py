@@ -117,9 +117,8 @@ class _Asking:
         moved = {name: _of_class(table, own) for name, table in regressed.items()}
         score_branch, box_branch = self.heads.own
         opinion = Opinion(boxes, labels, tables[score_branch], moved[box_branch], np.zeros(len(boxes)))
-        between = disagreement(
-            opinion, [table for name, table in tables.items() if name != FUSED], list(moved.values())
-        )
+        of_branches = ([table for name, table in of.items() if name != FUSED] for of in (tables, moved))
+        between = disagreement(opinion, *of_branches)
         return Opinion(boxes, labels, opinion.scores, opinion.regressed, between)
 
 
