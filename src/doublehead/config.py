@@ -164,7 +164,7 @@ class RoIConfig(Strict):
     )
     box_branch: str | None = Field(
         default=None,
-        description="Branch that gives the boxes, such as conv; null: what box_fusion says.",
+        description="Branch that gives the boxes, such as conv; null: as box_fusion says.",
     )
     box_fusion: BoxFusion = Field(
         default="largest",
@@ -351,7 +351,7 @@ class InferenceOptions(Strict):
     short_side: int = Field(ge=32, lt=2**31, description="Shorter side after resizing, in pixels.")
     long_side: int = Field(ge=32, lt=2**31, description="Maximum longer side, in pixels.")
     score_branch: str | None = Field(description="The branch whose scores count; null: all that classify, fused.")
-    box_branch: str | None = Field(description="The branch that gives the boxes; null: what box_fusion says.")
+    box_branch: str | None = Field(description="The branch that gives the boxes; null: as box_fusion says.")
     box_fusion: BoxFusion = Field(
         default="largest",
         description="largest: boxes of the branch with the largest regress weight; average: the mean of all.",

@@ -16,6 +16,7 @@ from ready_models import OTHERS_CONVENTIONS, ready_model
 import doublehead
 from doublehead.common.categories import Categories
 from doublehead.common.errors import DoubleheadError
+from doublehead.config import ModelConfig, merge
 from doublehead.data.images import read_image, to_tensor
 from doublehead.deploy import export as export_module
 from doublehead.deploy.openvino import write_openvino
@@ -23,6 +24,7 @@ from doublehead.deploy.parity import compare
 from doublehead.inference.exported import open_exported
 from doublehead.model.checkpoint import load_checkpoint, save_checkpoint
 from doublehead.model.optimize import for_inference
+from doublehead.model.presets import preset_values
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -332,3 +334,17 @@ def test_an_exported_file_sees_tiles_and_mirrored_images(files, dataset):
     assert found.boxes.max() > 96
     with pytest.raises(DoubleheadError, match="scales is fixed"):
         usual.with_options(scales=[1, 2])
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "expected"),
+    [
+        ("double-head-fused-tiny", {}, "double-head-fused"),
+        ("double-head-fused-tiny", {"roi": {"box_fusion": "largest"}}, "custom"),
+        ("double-head-ext-tiny", {"roi": {"box_fusion": "average"}}, "double-head-ext"),
+        ("cascade-double-head-tiny", {}, "cascade-double-head"),
+    ],
+)
+def test_a_variant_is_named_by_its_branches_and_by_how_its_boxes_are_fused(name, settings, expected):
+    config = ModelConfig.model_validate(merge(preset_values(name), settings))
+    assert export_module.variant(config) == expected

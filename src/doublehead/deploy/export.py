@@ -37,7 +37,7 @@ from doublehead.model.checkpoint import Checkpoint, load_model
 from doublehead.model.interop.published import resolve
 from doublehead.model.optimize import for_inference
 from doublehead.model.parts import BranchConfig
-from doublehead.model.variants import VARIANTS
+from doublehead.model.variants import AVERAGED, VARIANTS
 
 COMPARED = 8
 """Number of images on which the file is compared with the checkpoint."""
@@ -180,7 +180,8 @@ def variant(config: ModelConfig) -> str:
     def tasks(branches: Sequence[BranchConfig]) -> list[tuple[str, bool, bool]]:
         return [(b.trunk, b.classify > 0, b.regress > 0) for b in branches]
 
-    name = next((name for name, row in VARIANTS.items() if tasks(row) == tasks(config.branches)), "custom")
+    known = [name for name in VARIANTS if name not in AVERAGED or config.roi.box_fusion == "average"]
+    name = next((name for name in known if tasks(VARIANTS[name]) == tasks(config.branches)), "custom")
     return f"cascade-{name}" if len(config.stages) > 1 else name
 
 

@@ -263,14 +263,13 @@ class BoxHead(nn.Module):
                 deltas[i] = found
         proposals = [p[s] for p, s in zip(proposals, indices, strict=True)]
         missing = [i for i in box_branches if i not in deltas]
-        staged = bool(missing) and options.inference_proposals == "owners"
-        if not staged:
+        if options.inference_proposals == "all":
             deltas |= {i: self.deltas(i, levels, proposals) for i in missing}
             missing = []
         counts = [p.shape[0] for p in proposals]
         fused = list(fuse(scores, options.fusion).split(counts))
         known = [list(found.split(counts)) for found in deltas.values()]
-        return HeadScores(proposals, indices, fused, staged, self, levels, known, missing)
+        return HeadScores(proposals, indices, fused, bool(missing), self, levels, known, missing)
 
     def averaged(self, branch: int, logits: Tensor, earlier: Mapping[str, list[Tensor]]) -> Tensor:
         """Average the logits (N, C + 1) of a branch with those of the same branch in earlier stages."""

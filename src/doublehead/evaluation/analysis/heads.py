@@ -46,16 +46,15 @@ def heads_of(model: Detector, options: InferenceOptions) -> Heads:
     """Return the heads of a model, and those selected by its options."""
     config: ModelConfig = model.config
     named = list(zip(config.branch_names, config.branches, strict=True))
-    scores, boxes = (
-        names + (FUSED,) * (len(names) > 1)
-        for names in (
-            tuple(name for name, branch in named if branch.classify),
-            tuple(name for name, branch in named if branch.regress),
-        )
-    )
+    scores = _and_fused([name for name, branch in named if branch.classify])
+    boxes = _and_fused([name for name, branch in named if branch.regress])
     used = model.roi_heads.last.box_branches(options)
     own = (options.score_branch or scores[-1], FUSED if len(used) > 1 else config.branch_names[used[0]])
     return Heads(scores, boxes, own)
+
+
+def _and_fused(names: list[str]) -> tuple[str, ...]:
+    return (*names, FUSED) if len(names) > 1 else tuple(names)
 
 
 def chosen(options: InferenceOptions, score: str, box: str) -> InferenceOptions:
