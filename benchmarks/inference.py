@@ -36,6 +36,7 @@ VARIANTS = {
     "double-head staged, bf16, compiled": Variant("double-head", precision="bf16", compiled=True),
     "double-head, MMDetection's form, as others run it": Variant("double-head", merge(ALL, MMDETECTION), ready=False),
     "double-head staged, MMDetection's form": Variant("double-head", MMDETECTION),
+    "double-head-fused staged": Variant("double-head-fused"),
     "double-head-ext": Variant("double-head-ext"),
     "double-head-ext, bf16": Variant("double-head-ext", precision="bf16"),
 }

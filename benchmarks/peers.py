@@ -48,7 +48,7 @@ class Peer:
     classifiers: list[nn.Linear]
     fuse: Callable[[list[Tensor]], Tensor]  # logits (N, C + 1) of each classifier to scores (N, C + 1)
     threshold: float  # scores above it are candidate detections
-    box_layer: nn.Linear  # gives the deltas that become boxes
+    box_layer: nn.Linear  # gives the deltas that become boxes; of fused boxes, those of the last branch
     head: Any  # what draws proposals for the loss
     sampler: str  # the attribute of it that does
 
@@ -103,7 +103,7 @@ def of_detector(name: str, model: Detector, variant: Variant) -> Peer:
     branches = list(head)
     classifiers, box_layer = (
         [branches[i].classifier for i in head.score_branches(options)],
-        branches[head.box_branch(options)].regressor,
+        branches[head.box_branches(options)[-1]].regressor,
     )
     assert box_layer is not None
     return Peer(

@@ -37,6 +37,7 @@ VARIANTS = {
     "double-head, positives only": Variant("double-head"),
     "double-head, checkpointed backbone": Variant("double-head", recompute=True),
     "double-head, positives only, bf16": Variant("double-head", precision="bf16"),
+    "double-head-fused": Variant("double-head-fused"),
     "double-head-ext": Variant("double-head-ext"),
     "double-head-ext, bf16": Variant("double-head-ext", precision="bf16"),
     "double-head-ext, 64 negatives": Variant("double-head-ext", _ext(64)),

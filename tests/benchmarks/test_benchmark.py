@@ -62,7 +62,7 @@ def check_figures(values: dict[str, Any], names: list[str]) -> None:
 @pytest.mark.parametrize(
     ("batch", "owners", "cases"),
     [
-        (1, 140, ["double-head as others run it", "double-head staged"]),
+        (1, 140, ["double-head as others run it", "double-head staged", "double-head-fused staged"]),
         pytest.param(1, 140, [n for n in INFERENCE if "bf16" not in n], marks=pytest.mark.long),
         pytest.param(2, 33, [n for n in INFERENCE if "bf16" in n], marks=pytest.mark.long),
     ],
