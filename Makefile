@@ -10,7 +10,7 @@ PUBLIC := src/doublehead/__init__.py src/doublehead/common/errors.py src/doubleh
 demo: .venv/user
 	rm -rf demo
 	$(BIN)/doublehead synthesize demo/data --train 640 --val 20 --test 60
-	$(BIN)/doublehead train demo/data --model double-head-lite --output demo/run \
+	$(BIN)/doublehead train demo/data --model double-head-fused-lite --output demo/run \
 		--set train.epochs=2 --set train.evaluate_every=2 --set data.augment.colour=0 \
 		--set model.input.short_side=160 --set model.input.long_side=240
 	$(BIN)/doublehead evaluate demo/run/best.safetensors demo/data --split test --output demo/evaluation
@@ -18,7 +18,7 @@ demo: .venv/user
 	@echo
 	@echo "Picture      demo/run/predictions.jpg (truth on the left)"
 	@echo "Report       demo/evaluation/index.html"
-	@echo "Next         .venv/bin/doublehead train path/to/your/dataset --model double-head-lite"
+	@echo "Next         .venv/bin/doublehead train path/to/your/dataset"
 
 test: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist worksteal

@@ -31,4 +31,4 @@ class FreezeBackbone(doublehead.Callback):
 
 
 if __name__ == "__main__":
-    doublehead.train(sys.argv[1], "double-head-lite", callbacks=[FreezeBackbone(epochs=2)])
+    doublehead.train(sys.argv[1], "double-head-fused-lite", callbacks=[FreezeBackbone(epochs=2)])

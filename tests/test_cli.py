@@ -152,7 +152,6 @@ def test_a_wrong_dataset_path(trained, tmp_path, command, command_words, path, s
     ("words", "sentence"),
     [
         (("--model", "double-haed-tiny"), "unknown model `double-haed-tiny`: did you mean double-head-tiny"),
-        ((), "which model? give --model"),
         ((*TINY, "--recipe", "scrach"), "unknown recipe `scrach`: did you mean scratch?"),
         ((*TINY, "--set", "train.epoch=3"), "settings: unknown key `train.epoch`"),
         ((*TINY, "--set", "train.epochs"), "--set train.epochs: write it as key=value"),

@@ -5,7 +5,7 @@ import yaml
 
 from doublehead.common.errors import DoubleheadError
 from doublehead.config import Config, override, parse_settings
-from doublehead.model.presets import PRESETS
+from doublehead.model.presets import PRESETS, SMALL_DATA_MODEL, preset_values
 from doublehead.training.recipes import RECIPES, resolve
 
 
@@ -128,8 +128,13 @@ def test_unknown_names_bring_the_near_ones():
         resolve("double-haed-r50")
     with pytest.raises(DoubleheadError, match=r"unknown recipe `finetun`: did you mean finetune\?"):
         resolve("double-head-r50", "finetun")
-    with pytest.raises(DoubleheadError, match=r"which model\? give --model"):
-        resolve()
+
+
+def test_without_a_model_there_is_the_one_for_small_data(file):
+    assert resolve() == resolve(SMALL_DATA_MODEL)
+    assert resolve(file=file("train: {lr: 0.1}")).model == resolve(SMALL_DATA_MODEL).model
+    named = file(yaml.safe_dump({"model": preset_values("single-fc-tiny")}))
+    assert resolve(file=named).model.preset == "single-fc-tiny"
 
 
 @pytest.mark.parametrize("said", ["steps", "epochs"])

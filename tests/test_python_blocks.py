@@ -66,7 +66,7 @@ def stand_ins(folder: Path, dataset: Path, weights: Path) -> None:
     """The files that the blocks name."""
     shutil.copytree(dataset, folder / "BCCD")
     shutil.copytree(dataset, folder / "path/to/dataset")
-    for name in ("best", "a", "b", "runs/dataset-double-head-lite/best"):
+    for name in ("best", "a", "b", "runs/dataset-double-head-fused-lite/best"):
         (folder / f"{name}.safetensors").parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(weights, folder / f"{name}.safetensors")
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 96, 3), np.uint8)).save(folder / "photo.jpg")

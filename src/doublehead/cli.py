@@ -92,7 +92,7 @@ Options = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Inference option, such as score_threshold=0.3; repeatable."),
 ]
-Model = Annotated[str | None, typer.Option(help="Preset or checkpoint, as in `train`; default: double-head-lite.")]
+Model = Annotated[str | None, typer.Option(help="Preset or checkpoint; default: double-head-fused-lite.")]
 Recipe = Annotated[str | None, typer.Option(help=f"Recipe: {', '.join(RECIPES)}; default: chosen by the model.")]
 ConfigFile = Annotated[Path | None, typer.Option(help="YAML with any settings, such as a run's config.yaml.")]
 Log = Annotated[list[str] | None, typer.Option(metavar="NAME", help=f"Also log to {', '.join(LOGGERS)}; repeatable.")]
@@ -218,7 +218,7 @@ def check(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="Preset or checkpoint that boxes are checked against; default: double-head-lite."),
+        typer.Option(help="Preset or checkpoint that boxes are checked against; default: double-head-fused-lite."),
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -274,7 +274,10 @@ def train(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="Preset (see `doublehead models`), or a checkpoint or published name to start from."),
+        typer.Option(
+            help="Preset (see `doublehead models`), or a checkpoint or published name to start from; "
+            "default: double-head-fused-lite."
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Run folder; default: a new one in runs.")
@@ -336,11 +339,10 @@ def augment(
     with _imports():
         from doublehead.config import parse_settings
         from doublehead.data.sheet import contact_sheet
-        from doublehead.model.presets import SMALL_DATA_MODEL
         from doublehead.training.recipes import resolve
 
     said = {"data.path": data} | parse_settings(settings or [])
-    resolved = resolve(model or (None if config else SMALL_DATA_MODEL), recipe, config, said)
+    resolved = resolve(model, recipe, config, said)
     print(f"the sheet is {contact_sheet(resolved, output, images, epochs)}")
 
 
@@ -365,12 +367,11 @@ def find_learning_rate(
     require_data(data)
     with _imports():
         from doublehead.config import parse_settings
-        from doublehead.model.presets import SMALL_DATA_MODEL
         from doublehead.training.rate_finder import find_rate
         from doublehead.training.recipes import resolve
 
     said = {"data.path": data, "train.device": device} | parse_settings(settings or [])
-    resolved = resolve(model or (None if config else SMALL_DATA_MODEL), recipe, config, said)
+    resolved = resolve(model, recipe, config, said)
     print(find_rate(resolved, output, steps, lowest, highest).words())
     print(f"the sweep is in {output}")
 

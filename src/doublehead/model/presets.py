@@ -80,7 +80,7 @@ SIZES: dict[str, dict[str, Any]] = {
 """Sizes. On two CPU cores, `nano` (minutes) and `tiny` train from scratch, and `lite` from ImageNet weights that pip
 installs. The others start from ImageNet weights that are downloaded once."""
 
-SMALL_DATA_MODEL = "double-head-lite"
+SMALL_DATA_MODEL = "double-head-fused-lite"
 """Recommended model for small datasets and CPUs."""
 
 CASCADES: dict[str, tuple[str, dict[str, Any]]] = {

@@ -104,7 +104,7 @@ def resolve(
     Later sources take precedence: recipe, preset, backbone, `grow_from`, file, settings.
 
     Args:
-        model: preset, or checkpoint or published name to start from; None if `file` describes the model.
+        model: preset, or checkpoint or published name to start from; None: that of `file`, otherwise SMALL_DATA_MODEL.
         recipe: row of RECIPES; None: `scratch` for a backbone without weights, `small` for small inputs, otherwise
             `finetune`; no recipe if `file` contains `train`.
         file: YAML with any part of a Config, such as the config.yaml of an earlier run.
@@ -119,15 +119,14 @@ def resolve(
     from pydantic import ValidationError  # here: `train --help` names the recipes without it
 
     from doublehead.config import Config, merge, read_yaml, renewed
+    from doublehead.model.presets import SMALL_DATA_MODEL
 
     settings = settings or {}
     from_file = read_yaml(file) if file else {}
     if "model" in from_file:
         from_file["model"] = renewed(from_file["model"])
     if model is None and "model" not in from_file:
-        raise DoubleheadError(
-            "which model? give --model, such as --model double-head-r50; `doublehead models` lists them"
-        )
+        model = SMALL_DATA_MODEL
     chosen = merge(_model(model) if model else {}, {"model": _backbone(backbone)} if backbone else {})
     said = _override(merge(chosen, from_file), settings)
     grow_from = grow_from or _part(said, "train").get("grow_from")

@@ -40,8 +40,8 @@ def train(
         data: dataset folder, or a YAML file that names its splits; `config` may give it instead. Also accepts a Python
             dataset: a sequence of (image, {"boxes", "labels"}), or one per split, as {"train": ..., "val": ...}; see
             `data.own.own_dataset`.
-        model: preset (`doublehead models` lists them), or a checkpoint or published name to fine-tune; `config` may
-            give it instead.
+        model: preset (`doublehead models` lists them), or a checkpoint or published name to fine-tune. None: that of
+            `config`, otherwise double-head-fused-lite.
         output: run folder; must be new. None: a folder in runs, named after the data and the model.
         recipe: row of `recipes.RECIPES`; None: chosen by the model.
         config: YAML file with any settings, such as the config.yaml of an earlier run.
