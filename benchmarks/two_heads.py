@@ -99,7 +99,7 @@ def main(picture: Path) -> None:
         draw_thresholds(level, apart, folders)
         draw_steps(steps, by_steps(name))
         dress(level, f"{name}: AP, %", "IoU threshold", "")
-        dress(apart, f"AP of {ROW} less that of {BASELINE}", "IoU threshold", "")
+        dress(apart, f"AP of {ROW} minus that of {BASELINE}", "IoU threshold", "")
         dress(steps, "AP by budget, %", "steps; torchvision: equal time", "")
         level.legend(frameon=False)
         steps.legend(frameon=False)

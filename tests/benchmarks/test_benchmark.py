@@ -229,8 +229,11 @@ def test_floor_command(trained, dataset, tmp_path, command) -> None:
         (("inference", "--size", "800"), "--size 800: write height x width in pixels, such as 800x1216"),
         (("training", "--size", "8x800"), "--size 8x800: both sides must have 32 pixels or more"),
         (("inference", "--cases", "triple"), "--cases triple: no case is called so; there are: torchvision"),
-        (("inference", "--size", "32x64", "--owners", 5000), "--owners 5000: an image of this size has only"),
-        (("training", "--size", "32x64", "--positives", 4), "--positives 4: give 8 to 16"),
+        (
+            ("inference", "--size", "32x64", "--owners", 5000, "--cases", "single-fc"),
+            "--owners 5000: an image of this size has only",
+        ),
+        (("training", "--size", "32x64", "--positives", 4, "--cases", "single-fc"), "--positives 4: give 8 to 16"),
         (("training", "--device", "abacus"), 'Device "abacus" is unknown: use auto, cpu, cuda'),
     ],
 )

@@ -24,11 +24,16 @@ def test_an_error_of_a_call_apart_is_its_own() -> None:
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="signals go to a thread on Unix alone")
 def test_an_interruption_does_not_wait() -> None:
     release = threading.Event()
+    # a background job of a shell begins with interruptions ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def interrupt() -> None:
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         release.wait(600)
 
-    with pytest.raises(KeyboardInterrupt):
-        apart(interrupt)
-    release.set()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            apart(interrupt)
+    finally:
+        release.set()
+        signal.signal(signal.SIGINT, before)

@@ -175,7 +175,7 @@ def compared(
             right.plot([middle], [place], "o", color="black", ms=6)
     right.axvline(0, color="0.4", lw=1)
     dress(left, "AP, %: each seed, and the mean", "", "")
-    dress(right, f"AP less that of {baseline}, with 95% interval", "", "")
+    dress(right, f"AP minus that of {baseline}, with 95% interval", "", "")
     left.set_yticks(range(len(names)), names)
     left.set_ylim(len(names) - 0.5, -0.5)
     return _write(figure, path)
@@ -212,7 +212,7 @@ def by_iou(
             right.fill_between(thresholds, low, high, color=colour, alpha=0.12, lw=0)
     right.axhline(0, color="black", lw=1)
     dress(left, "AP, %", "IoU threshold", "")
-    dress(right, f"AP less that of {baseline}, with 95% interval", "IoU threshold", "")
+    dress(right, f"AP minus that of {baseline}, with 95% interval", "IoU threshold", "")
     left.legend(fontsize=9)
     return _write(figure, path)
 
