@@ -32,8 +32,16 @@ FOLDERS = {
     "bccd": ["two-heads/bccd"],
     "raccoon": [f"raccoon-folds/raccoon-{fold}" for fold in (1, 2, 3)],
 }
-BASELINE, ROW = "single-fc", "double-head"
-COLOURS = {BASELINE: "black", ROW: line_colour(1), "torchvision": line_colour(2)}
+BASELINE = "single-fc"
+NAMES = {
+    BASELINE: BASELINE,
+    "double-head": "double-head",
+    "fused boxes": "double-head-fused",
+    "torchvision": "torchvision",
+}
+"""What is drawn: rows of the studies, and what they are called."""
+COLOURS = dict(zip(NAMES, ("black", *map(line_colour, (1, 0, 2))), strict=True))
+APART = ("double-head", "fused boxes")
 
 
 def lines_of(file: Path, row: str) -> list[dict[str, str]]:
@@ -73,18 +81,20 @@ def by_steps(data: str) -> dict[str, dict[int, float]]:
 
 def draw_thresholds(level: Axes, apart: Axes, folders: Sequence[str]) -> None:
     """AP by IoU threshold, and the difference with its interval."""
-    for row in (BASELINE, ROW):
-        level.plot(IOUS, aps(folders, row), "o-", color=COLOURS[row], ms=4, label=row)
-    middle, low, high = difference(folders, ROW).T
-    apart.plot(IOUS, middle, "o-", color=COLOURS[ROW], ms=4)
-    apart.fill_between(IOUS, low, high, color=COLOURS[ROW], alpha=0.12, lw=0)
+    for row in (BASELINE, *APART):
+        level.plot(IOUS, aps(folders, row), "o-", color=COLOURS[row], ms=4, label=NAMES[row])
+    for row in APART:
+        middle, low, high = difference(folders, row).T
+        apart.plot(IOUS, middle, "o-", color=COLOURS[row], ms=4)
+        apart.fill_between(IOUS, low, high, color=COLOURS[row], alpha=0.12, lw=0)
     apart.axhline(0, color="black", lw=1)
 
 
 def draw_steps(axes: Axes, rows: dict[str, dict[int, float]]) -> None:
     """AP by steps, on a logarithmic axis."""
-    for row, found in rows.items():
-        axes.plot(list(found), list(found.values()), "o-", color=COLOURS[row], ms=4, label=row)
+    for row, name in NAMES.items():
+        if row in rows:
+            axes.plot(list(rows[row]), list(rows[row].values()), "o-", color=COLOURS[row], ms=4, label=name)
     axes.set_xscale("log")
     ticks = sorted({steps for found in rows.values() for steps in found})
     axes.set_xticks(ticks, map(str, ticks))
@@ -99,7 +109,7 @@ def main(picture: Path) -> None:
         draw_thresholds(level, apart, folders)
         draw_steps(steps, by_steps(name))
         dress(level, f"{name}: AP, %", "IoU threshold", "")
-        dress(apart, f"AP of {ROW} minus that of {BASELINE}", "IoU threshold", "")
+        dress(apart, f"AP minus that of {BASELINE}", "IoU threshold", "")
         dress(steps, "AP by budget, %", "steps; torchvision: equal time", "")
         level.legend(frameon=False)
         steps.legend(frameon=False)

@@ -33,12 +33,12 @@ def results(tmp_path, monkeypatch) -> Path:
         ahead = at | {"AP": at["AP"] + 0.01, "difference": 0.01, "low": -0.01, "high": 0.03}
         lines = [
             {"row": row} | {f"{name}_at_{iou:.2f}": value for iou in IOUS for name, value in figures.items()}
-            for row, figures in (("single-fc", at), ("double-head", ahead))
+            for row, figures in (("single-fc", at), ("double-head", ahead), ("fused boxes", ahead))
         ]
         write(tmp_path / folder / "summary.csv", lines)
     pooled = [{"row": "double-head", "iou": "all", "difference": 9, "low": 9, "high": 9}]
     pooled += [pooled[0] | {"iou": f"{iou:.2f}", "difference": 0.02, "low": 0, "high": 0.04} for iou in IOUS]
-    write(tmp_path / "raccoon-folds" / "pooled.csv", pooled)
+    write(tmp_path / "raccoon-folds" / "pooled.csv", pooled + [line | {"row": "fused boxes"} for line in pooled])
     for data in two_heads.FOLDERS:
         for seed, ap in enumerate((0.5, 0.6)):
             file = tmp_path / "budget" / "100" / data / "double-head" / f"seed-{seed}" / "result.json"
