@@ -40,7 +40,7 @@ NAMES = {
     "torchvision": "torchvision",
 }
 """What is drawn: rows of the studies, and what they are called."""
-COLOURS = dict(zip(NAMES, ("black", *map(line_colour, (1, 0, 2))), strict=True))
+COLOURS = dict(zip(NAMES, ("black", *map(line_colour, (1, 2, 3))), strict=True))
 APART = ("double-head", "fused boxes")
 
 
