@@ -48,7 +48,7 @@ class Peer:
     classifiers: list[nn.Linear]
     fuse: Callable[[list[Tensor]], Tensor]  # logits (N, C + 1) of each classifier to scores (N, C + 1)
     threshold: float  # scores above it are candidate detections
-    box_layer: nn.Linear  # gives the deltas that become boxes; of fused boxes, those of the last branch
+    box_layer: nn.Linear  # computes the deltas that become boxes; if boxes are averaged, the last such layer
     head: Any  # what draws proposals for the loss
     sampler: str  # the attribute of it that does
 

@@ -24,7 +24,7 @@ def test_an_error_of_a_call_apart_is_its_own() -> None:
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="signals go to a thread on Unix alone")
 def test_an_interruption_does_not_wait() -> None:
     release = threading.Event()
-    # a background job of a shell begins with interruptions ignored
+    # A shell starts background jobs with SIGINT ignored.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def interrupt() -> None:
