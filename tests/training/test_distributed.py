@@ -16,11 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 import doublehead
-from doublehead.common.distribution import Distribution
-from doublehead.common.errors import DoubleheadError
 from doublehead.model.checkpoint import load_checkpoint
 from doublehead.model.detector import Detector
-from doublehead.training.parallel import share_batch_norm
 from doublehead.training.recipes import resolve
 from small import SMALL, flags, rows, without_boxes
 
@@ -130,12 +127,12 @@ def test_two_processes_train_one_model_through_a_ctrl_c(own_dataset, tmp_path, t
     assert {k: measured[k] for k in alone.totals} == pytest.approx(alone.totals, rel=1e-5, nan_ok=True)  # 6 digits
 
 
-def test_shared_batch_norm_is_refused_without_cuda():
-    config = resolve("single-fc-tiny", settings=SMALL | {"train.sync_batch_norm": True})
-    detector = Detector(config.model, classes=3)
-    two = Distribution(0, 2, torch.device("cpu"))
-    with pytest.raises(DoubleheadError, match=r"train\.sync_batch_norm needs CUDA, and this run is on cpu"):
-        share_batch_norm(detector, config.train, two, print)
+def test_shared_batch_norm_is_refused_without_cuda(dataset, tmp_path, torchrun):
+    settings = SMALL | {"model.head_norm": "batch", "train.sync_batch_norm": True}
+    process = torchrun("train", dataset, "--model", "single-fc-tiny", "-o", tmp_path / "run", *flags(settings))
+    _, said = process.communicate(timeout=240)
+    (error,) = {line for line in said.splitlines() if line.startswith("error: ")}
+    assert error.startswith("error: train.sync_batch_norm needs CUDA, and this run is on cpu")
 
 
 def test_a_loss_gone_wrong_in_one_process_stops_both_with_its_images(dataset, tmp_path, torchrun):
