@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import csv
 import io
 import json
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -686,6 +688,246 @@ def fiftyone_dataset(root: Path) -> None:
     ]  # fmt: skip
     put(root / "samples.json", {"samples": samples})
     put(root / "metadata.json", {"name": "mine"})
+
+
+def tasks(ks: Iterable[int] = ALL, shape: Callable[..., dict[str, Any]] | None = None) -> list[dict[str, Any]]:
+    """Label Studio's, of images that were uploaded, with percentages."""
+
+    def rectangle(x: float, y: float, w: float, h: float) -> dict[str, Any]:
+        return {"x": x, "y": y, "width": w, "height": h, "rotation": 0}
+
+    def region(c: str, x1: int, y1: int, x2: int, y2: int) -> dict[str, Any]:
+        value = (shape or rectangle)(
+            x1 / WIDTH * 100, y1 / HEIGHT * 100, (x2 - x1) / WIDTH * 100, (y2 - y1) / HEIGHT * 100
+        )
+        sizes = {"original_width": WIDTH, "original_height": HEIGHT, "image_rotation": 0}
+        return {**sizes, "value": {"rectanglelabels": [c], **value}, "type": "rectanglelabels", "id": "a"}
+
+    return [
+        {"id": k, "data": {"image": f"/data/upload/1/{k:08x}-p{k}.png"}, "file_upload": f"{k:08x}-p{k}.png",
+         "annotations": [{"id": k, "was_cancelled": False, "created_at": "2026-11-02T10:00:00Z",
+                          "result": [region(*row) for row in rows(k)]}], "predictions": []}
+        for k in ks
+    ]  # fmt: skip
+
+
+@case(WHOLE, "tasks without annotations skipped", "tasks with several annotations, the latest taken")
+def label_studio(root: Path) -> None:
+    images(root)
+    found = tasks()
+    earlier = {"created_at": "2026-11-01T10:00:00Z", "result": [], "was_cancelled": False}
+    skipped = {"created_at": "2026-11-03T10:00:00Z", "result": [], "was_cancelled": True}
+    found[0]["annotations"] = [earlier, *found[0]["annotations"], skipped]
+    put(root / "project-1-at-2026-11-02.json", json.dumps([*found, tasks([99])[0] | {"annotations": []}]))
+
+
+@case(BOTH, "annotations without a box ignored (choices)", "annotations without a box ignored (keypointlabels)")
+def label_studio_with_shapes_and_labels_apart(root: Path) -> None:
+    """A shape without labels, and again with them; a choice for the image; a point."""
+    images(root)
+    for split, ks in BOTH.items():
+        found = tasks(ks)
+        for task in found:
+            result = task["annotations"][0]["result"]
+            for number, region in enumerate(list(result)):
+                value = region["value"]
+                labels = value.pop("rectanglelabels")
+                region |= {"type": "rectangle", "id": f"r{number}"}
+                result.append({**region, "type": "labels", "value": {**value, "labels": labels}})
+            result.append({"type": "choices", "value": {"choices": ["sharp"]}, "id": "c"})
+            point = {"x": 1, "y": 1, "width": 0.3, "keypointlabels": ["car"]}
+            result.append({"type": "keypointlabels", "value": point, "id": "k"})
+        put(root / f"{split}.json", json.dumps(found))
+
+
+@case(WHOLE, "polygons reduced to the box around them")
+def label_studio_polygons(root: Path) -> None:
+    def polygon(x: float, y: float, w: float, h: float) -> dict[str, Any]:
+        return {"points": [[x, y], [x + w, y], [x + w, y + h]]}
+
+    images(root)
+    put(root / "export.json", json.dumps(tasks(shape=polygon)))
+
+
+@case(WHOLE, "rotated boxes reduced to the upright box around them")
+def label_studio_rotated(root: Path) -> None:
+    """A quarter turn about the corner, in pixels: a box from its upper right corner, with its sides changed over."""
+
+    def turned(x: float, y: float, w: float, h: float) -> dict[str, Any]:
+        return {"x": x + w, "y": y, "width": h * HEIGHT / WIDTH, "height": w * WIDTH / HEIGHT, "rotation": 90}
+
+    images(root)
+    put(root / "export.json", json.dumps(tasks(shape=turned)))
+
+
+@case(WHOLE)
+def label_studio_ellipses(root: Path) -> None:
+    def ellipse(x: float, y: float, w: float, h: float) -> dict[str, Any]:
+        return {"x": x + w / 2, "y": y + h / 2, "radiusX": w / 2, "radiusY": h / 2, "rotation": 0}
+
+    images(root)
+    put(root / "export.json", json.dumps(tasks(shape=ellipse)))
+
+
+@case(WHOLE)
+def label_studio_minimal(root: Path) -> None:
+    """JSON-MIN, of images in a local folder that is served."""
+    images(root, name="photos/p{k}.png")
+    found = [
+        {"image": f"/data/local-files/?d=mine/photos/p{task['id']}.png", "id": task["id"], "annotator": 1,
+         "label": [region["value"] | {"original_width": WIDTH} for region in task["annotations"][0]["result"]],
+         "annotation_id": task["id"], "created_at": "2026-11-02T10:00:00Z", "lead_time": 9.5}
+        for task in tasks()
+    ]  # fmt: skip
+    put(root / "project-1-min.json", json.dumps(found))
+
+
+def via(ks: Iterable[int], shape: Callable[..., dict[str, Any]] | None = None) -> dict[str, Any]:
+    def rect(x1: int, y1: int, x2: int, y2: int) -> dict[str, Any]:
+        return {"name": "rect", "x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1}
+
+    return {
+        f"p{k}.png{k}": {
+            "filename": f"p{k}.png", "size": 1000, "file_attributes": {},
+            "regions": [{"shape_attributes": (shape or rect)(*edges), "region_attributes": {"kind": c}}
+                        for c, *edges in rows(k)]}
+        for k in ks
+    }  # fmt: skip
+
+
+@case(WHOLE)
+def via_project(root: Path) -> None:
+    images(root)
+    put(root / "via_project.json", {"_via_settings": {}, "_via_img_metadata": via(ALL), "_via_attributes": {}})
+
+
+@case(BOTH, "polygons reduced to the box around them", "annotations without a box ignored (point)")
+def via_polygons_in_folders(root: Path) -> None:
+    """As the balloons of Matterport's Mask R-CNN: VIA 1 numbers the regions."""
+
+    def polygon(x1: int, y1: int, x2: int, y2: int) -> dict[str, Any]:
+        return {"name": "polygon", "all_points_x": [x1, x2, x2], "all_points_y": [y1, y1, y2]}
+
+    for split, ks in BOTH.items():
+        images(root, ks, split + "/p{k}.png")
+        found = via(ks, polygon)
+        point = {"shape_attributes": {"name": "point", "cx": 1, "cy": 1}, "region_attributes": {"kind": "car"}}
+        for image in found.values():
+            image["regions"] = {str(place): one for place, one in enumerate([*image["regions"], point])}
+        put(root / split / "via_region_data.json", found)
+
+
+@case(WHOLE)
+def via_ticked_among_attributes(root: Path) -> None:
+    """Several attributes, of which one is called class and has boxes to tick; ellipses."""
+
+    def ellipse(x1: int, y1: int, x2: int, y2: int) -> dict[str, Any]:
+        middle = {"cx": (x1 + x2) / 2, "cy": (y1 + y2) / 2}
+        return {"name": "ellipse", **middle, "rx": (x2 - x1) / 2, "ry": (y2 - y1) / 2, "theta": 0}
+
+    images(root)
+    found = via(ALL, ellipse)
+    for image in found.values():
+        for region in image["regions"]:
+            kind = region["region_attributes"]["kind"]
+            region["region_attributes"] = {"quality": "good", "Class": {kind: True, "other": False}}
+    put(root / "via.json", found)
+
+
+@case(WHOLE)
+def via_csv(root: Path) -> None:
+    images(root)
+    file = io.StringIO(newline="")
+    table = csv.writer(file)
+    head = ("file_size", "file_attributes", "region_count", "region_id", "region_shape_attributes", "region_attributes")
+    table.writerow(["filename", *head])
+    for image in via(ALL).values():
+        for place, region in enumerate(image["regions"]):
+            shape, attributes = map(json.dumps, (region["shape_attributes"], region["region_attributes"]))
+            table.writerow([image["filename"], 1000, "{}", 3, place, shape, attributes])
+    put(root / "via_export_csv.csv", file.getvalue())
+
+
+def centered(c: str, x1: int, y1: int, x2: int, y2: int) -> dict[str, Any]:
+    return {"label": c, "coordinates": {"x": (x1 + x2) / 2, "y": (y1 + y2) / 2, "width": x2 - x1, "height": y2 - y1}}
+
+
+@case(BOTH)
+def roboflow_createml(root: Path) -> None:
+    for split, ks in (("train", TRAIN), ("valid", VAL)):
+        images(root, ks, split + "/p{k}.png")
+        found = [{"image": f"p{k}.png", "annotations": [centered(*row) for row in rows(k)]} for k in ks]
+        put(root / split / "_annotations.createml.json", json.dumps(found))
+
+
+@case(BOTH, "polygons reduced to the box around them", "rotated boxes reduced to the upright box around them",
+      "masks reduced to the box around them", "annotations without a box ignored (label)")  # fmt: skip
+def cvat_datumaro(root: Path) -> None:
+    def annotation(place: int, c: str, x1: int, y1: int, x2: int, y2: int) -> dict[str, Any]:
+        w, h = x2 - x1, y2 - y1
+        shapes: list[dict[str, Any]] = [
+            {"type": "polygon", "points": [x1, y1, x2, y1, x2, y2]},
+            {"type": "bbox", "bbox": [(x1 + x2 - h) / 2, (y1 + y2 - w) / 2, h, w], "attributes": {"rotation": 90.0}},
+            {"type": "mask", "rle": {"size": [HEIGHT, WIDTH],
+                                     "counts": [x1 * HEIGHT + y1, *[h, HEIGHT - h] * (w - 1), h]}},
+        ]  # fmt: skip
+        return {"id": 0, "group": 0, "label_id": NAMES.index(c), "z_order": 0, "attributes": {}, **shapes[place]}
+
+    labels = [{"name": name, "parent": "", "attributes": []} for name in NAMES]
+    for subset, ks in (("Train", TRAIN), ("Validation", VAL)):
+        images(root, ks, f"images/{subset}/p{{k}}.png")
+        items = [
+            {"id": f"p{k}", "annotations": [{"type": "label", "label_id": 0},
+                                            *(annotation(place, *row) for place, row in enumerate(rows(k)))],
+             "attr": {"frame": k}, "image": {"path": f"p{k}.png", "size": [HEIGHT, WIDTH]}}
+            for k in ks
+        ]  # fmt: skip
+        categories = {"label": {"labels": labels, "attributes": ["occluded"]}, "points": {"items": []}}
+        put(root / f"annotations/{subset}.json", {"info": {}, "categories": categories, "items": items})
+
+
+@case(WHOLE)
+def geti_datumaro(root: Path) -> None:
+    """Without the images' sizes, and with names without extension."""
+    images(root, name="images/default/p{k}.png")
+    items = [
+        {"id": f"p{k}", "media": {"path": ""}, "annotations": [
+            {"type": "bbox", "label_id": NAMES.index(c), "bbox": [x1, y1, x2 - x1, y2 - y1]}
+            for c, x1, y1, x2, y2 in rows(k)]}
+        for k in ALL
+    ]  # fmt: skip
+    categories = {"label": {"label_groups": [], "labels": [{"name": name} for name in NAMES]}}
+    put(root / "annotations/default.json", {"dm_format_version": "1.0", "categories": categories, "items": items})
+
+
+def supervisely(root: Path, ks: Iterable[int], shape: Callable[..., dict[str, Any]]) -> None:
+    for k in ks:
+        found = [{"classTitle": c, **shape(*edges)} for c, *edges in rows(k)]
+        size = {"height": HEIGHT, "width": WIDTH}
+        put(root / f"ann/p{k}.png.json", {"description": "", "tags": [], "size": size, "objects": found})
+        save(root / f"img/p{k}.png", k)
+
+
+@case(WHOLE)
+def supervisely_rectangles(root: Path) -> None:
+    def rectangle(x1: int, y1: int, x2: int, y2: int) -> dict[str, Any]:
+        return {"geometryType": "rectangle", "points": {"exterior": [[x1, y1], [x2, y2]], "interior": []}}
+
+    supervisely(root / "ds0", ALL, rectangle)
+    put(root / "meta.json", {"classes": [{"title": name, "shape": "rectangle"} for name in NAMES], "tags": []})
+
+
+@case(BOTH, "masks reduced to the box around them")
+def supervisely_masks_in_two_datasets(root: Path) -> None:
+    def bitmap(x1: int, y1: int, x2: int, y2: int) -> dict[str, Any]:
+        file = io.BytesIO()
+        Image.new("1", (x2 - x1, y2 - y1), 1).save(file, "PNG")
+        data = base64.b64encode(zlib.compress(file.getvalue())).decode()
+        return {"geometryType": "bitmap", "bitmap": {"origin": [x1, y1], "data": data}}
+
+    for split, ks in BOTH.items():
+        supervisely(root / split, ks, bitmap)
+    put(root / "meta.json", {"classes": [{"title": name, "shape": "bitmap"} for name in NAMES], "tags": []})
 
 
 def columns(k: int) -> dict[str, Any]:

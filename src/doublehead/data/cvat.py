@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from doublehead.common.errors import DoubleheadError
-from doublehead.data.folder import Folder, split_in_name, split_of_folder
+from doublehead.data.folder import Folder, split_of_file
 from doublehead.data.objects import (
     MASKS,
     POLYGONS,
@@ -43,7 +43,7 @@ def find_cvat(folder: Folder) -> Splits | NotMine | None:
             )
         labels.update((node.text or "") for node in root.findall(".//meta//label/name"))
         for node in root.findall("image"):
-            split = node.get("subset") or split_of_folder(file) or split_in_name(Path(file).stem) or "all"
+            split = node.get("subset") or split_of_file(file)
             images.setdefault(split, []).append((file, node))
     if not images:
         return None

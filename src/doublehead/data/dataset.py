@@ -17,16 +17,21 @@ from doublehead.common.errors import DoubleheadError, brief, sentence
 from doublehead.common.strict import Strict
 from doublehead.config import SplitConfig, read_yaml
 from doublehead.data.coco import find_coco, read_coco
+from doublehead.data.createml import find_createml
 from doublehead.data.cvat import find_cvat
+from doublehead.data.datumaro import find_datumaro
 from doublehead.data.fiftyone import find_fiftyone
 from doublehead.data.folder import Folder, canonical, split_of_folder
 from doublehead.data.huggingface import find_imagefolder, find_tables
+from doublehead.data.label_studio import find_label_studio
 from doublehead.data.labelme import find_labelme
 from doublehead.data.objects import NotMine, Splits
 from doublehead.data.open_images import find_open_images
 from doublehead.data.records import Split
 from doublehead.data.shares import share_out
+from doublehead.data.supervisely import find_supervisely
 from doublehead.data.tables import find_csv
+from doublehead.data.via import find_via
 from doublehead.data.voc import find_voc, voc_splits
 from doublehead.data.yolo import find_yolo, yolo_splits
 from doublehead.data.yolo_layout import read_data_yaml
@@ -41,6 +46,11 @@ READERS: dict[str, Reader] = {
     "cvat": find_cvat,
     "labelme": find_labelme,
     "fiftyone": find_fiftyone,
+    "label studio": find_label_studio,
+    "via": find_via,
+    "datumaro": find_datumaro,
+    "supervisely": find_supervisely,
+    "createml": find_createml,
     "open images": find_open_images,
     "imagefolder": find_imagefolder,
     "parquet": partial(find_tables, suffix=".parquet"),

@@ -50,6 +50,11 @@ def split_in_name(stem: str) -> str | None:
     return next((canonical(word) for word in _words(stem) if canonical(word) in _KNOWN), None)
 
 
+def split_of_file(file: str) -> str:
+    """The split of an annotation file: that of its folder, or else in its name, or else `all`."""
+    return split_of_folder(file) or split_in_name(Path(file).stem) or "all"
+
+
 def _words(text: str) -> list[str]:
     return [word for word in re.split(r"[^A-Za-z0-9]+", text) if word]
 

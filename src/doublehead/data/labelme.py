@@ -22,12 +22,12 @@ from doublehead.data.objects import (
     Splits,
     Thing,
     around,
-    number,
+    pairs,
     size_of,
     splits_by_name,
 )
 from doublehead.data.records import Box, Findings
-from doublehead.data.text import read_json
+from doublehead.data.text import head_has, read_json
 
 _NOT_OBJECTS = ("point", "points", "line", "linestrip")
 _REDUCED = {"polygon": POLYGONS, "mask": MASKS, "rotation": ROTATED}
@@ -36,7 +36,7 @@ _REDUCED = {"polygon": POLYGONS, "mask": MASKS, "rotation": ROTATED}
 def find_labelme(folder: Folder) -> Splits | NotMine | None:
     """Splits of JSON files with `shapes`: by the folders they lie in, else one."""
     sources: dict[str, list[str]] = {}
-    for file in folder.of_kind(".json", _has_shapes):
+    for file in folder.of_kind(".json", partial(head_has, marks=['"shapes"'])):
         sources.setdefault(split_of_folder(file) or "all", []).append(file)
     if not sources:
         return None
@@ -60,14 +60,6 @@ class EmbeddedImage:
             return base64.b64decode(_load(self.path)["imageData"], validate=True)
         except (KeyError, TypeError, ValueError) as error:
             raise DoubleheadError(f"{self.path}: `imageData` is not base64 ({error})") from error
-
-
-def _has_shapes(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return b'"shapes"' in file.read(1 << 16)
-    except OSError:
-        return False
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -115,14 +107,10 @@ def _thing(path: Path, shape: Any, findings: Findings) -> Thing | None:
     if kind in _NOT_OBJECTS:
         findings.warn(f"annotations without a box ignored ({kind})", f"`{label}` in {path.name}")
         return None
-    what = f"{path}: a point of `{label}`"
-    points = shape.get("points")
-    if not isinstance(points, list) or not all(isinstance(point, list) and len(point) == 2 for point in points):
-        raise DoubleheadError(f"{path}: `points` of `{label}` must be pairs of x and y, not {brief(points)}")
-    pairs = [(number(x, what), number(y, what)) for x, y in points]
+    points = pairs(shape.get("points"), f"{path}: `points` of `{label}`")
     if kind == "circle":
-        return Thing(label, _circle(pairs, path, label))
-    return Thing(label, around(pairs, f"{path}: `{label}`"), reduced=_REDUCED.get(kind, ""))
+        return Thing(label, _circle(points, path, label))
+    return Thing(label, around(points, f"{path}: `{label}`"), reduced=_REDUCED.get(kind, ""))
 
 
 def _circle(points: list[tuple[float, float]], path: Path, label: str) -> Box:

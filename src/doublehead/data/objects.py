@@ -174,6 +174,17 @@ def size_of(width: Any, height: Any) -> tuple[int, int] | None:
     return sides if min(sides) > 0 and max(sides) < COORDINATE_LIMIT else None
 
 
+def pairs(points: Any, what: str) -> list[tuple[float, float]]:
+    """Points as a file has them, [[x, y], ...], as numbers.
+
+    Raises:
+        DoubleheadError: they are something else.
+    """
+    if not isinstance(points, list) or not all(isinstance(point, list) and len(point) == 2 for point in points):
+        raise DoubleheadError(f"{what} must be pairs of x and y, not {brief(points)}")
+    return [(number(x, f"a point of {what}"), number(y, f"a point of {what}")) for x, y in points]
+
+
 def around(points: Iterable[tuple[float, float]], what: str) -> Box:
     """The upright box around points.
 

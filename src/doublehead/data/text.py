@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,16 @@ def read_text(path: Path, what: str, kind: str = "") -> str:
         raise DoubleheadError(f"{path}: cannot be read as {what} ({error})", kind) from error
 
 
+def head_has(path: Path, marks: Sequence[str]) -> bool:
+    """Whether the start of a file has all of these marks, as a first look at what it may be."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(1 << 16)
+    except OSError:
+        return False
+    return all(mark.encode() in head for mark in marks)
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 
@@ -64,6 +75,11 @@ def read_strings(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise DoubleheadError(f"{path}: must hold `key: value` lines")
     return values
+
+
+def dicts(content: Any) -> list[dict[str, Any]]:
+    """The mappings in a list; none if it is no list."""
+    return [one for one in content if isinstance(one, dict)] if isinstance(content, list) else []
 
 
 def is_set(flag: Any) -> bool:

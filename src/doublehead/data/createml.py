@@ -1,0 +1,52 @@
+"""CreateML's JSON, as Roboflow and Apple's tools write it, to records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from doublehead.common.errors import DoubleheadError, brief
+from doublehead.data.folder import Folder, split_of_file
+from doublehead.data.objects import Item, NotMine, Parse, Splits, Thing, number, splits_by_name
+from doublehead.data.records import Findings
+from doublehead.data.text import dicts, head_has, read_json
+
+Entry = dict[str, Any]
+
+_IMAGE = ("image", "imagefilename")
+
+
+def find_createml(folder: Folder) -> Splits | NotMine | None:
+    """Splits of JSON lists of images with `coordinates`: by the files' folders or names, else one."""
+    sources: dict[str, list[tuple[str, Entry]]] = {}
+    for file in folder.of_kind(".json", partial(head_has, marks=['"coordinates"', '"label"', '"image'])):
+        for image in dicts(read_json(folder.path(file))):
+            sources.setdefault(split_of_file(file), []).append((file, image))
+    parse: dict[str, Parse] = {split: partial(_items, folder, images) for split, images in sources.items()}
+    return splits_by_name(folder, parse) if parse else None
+
+
+def _items(folder: Folder, images: list[tuple[str, Entry]], findings: Findings) -> Iterator[Item]:
+    for file, image in images:
+        path = folder.path(file)
+        with findings.collect("images that cannot be used"):
+            name = next((image[key] for key in _IMAGE if isinstance(image.get(key), str) and image[key]), None)
+            if name is None:
+                raise DoubleheadError(f"{path}: an entry has no `image`: {brief(image)}")
+            item = Item([name], f"{path}: `{name}`", Path(file).parent.as_posix())
+            for annotation in dicts(image.get("annotations")):
+                with findings.collect("boxes that cannot be read"):
+                    item.things.append(_thing(annotation, item.where))
+            yield item
+
+
+def _thing(annotation: Entry, where: str) -> Thing:
+    label, box = annotation.get("label"), annotation.get("coordinates")
+    if not isinstance(label, str) or not label.strip():
+        raise DoubleheadError(f"{where} has an annotation without `label`: {brief(annotation)}")
+    if not isinstance(box, dict):
+        raise DoubleheadError(f"{where}: `coordinates` of `{label}` must be x, y, width and height, not {brief(box)}")
+    x, y, w, h = (number(box.get(key), f"{where}: `{key}` of `{label}`") for key in ("x", "y", "width", "height"))
+    return Thing(label, (x - w / 2, y - h / 2, x + w / 2, y + h / 2))  # x and y are the center
