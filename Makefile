@@ -1,8 +1,7 @@
 # On a fresh machine with Python 3.11 or newer and make: `make demo` and `make test` do all the set-up.
 PYTHON ?= python3
 BIN := .venv/bin
-# Compiled modules are kept even where the environment asks for none: tests start many processes, and each would
-# spend ten seconds on compiling torch again.
+# Write compiled modules even if the environment forbids it: each of the tests' many processes would compile torch again.
 export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test test-long lint docs package clean

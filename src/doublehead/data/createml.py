@@ -9,7 +9,7 @@ from typing import Any
 
 from doublehead.common.errors import DoubleheadError, brief
 from doublehead.data.folder import Folder, split_of_file
-from doublehead.data.objects import Item, NotMine, Parse, Splits, Thing, number, splits_by_name
+from doublehead.data.objects import Item, NotMine, Splits, Thing, gather, number
 from doublehead.data.records import Findings
 from doublehead.data.text import dicts, head_has, read_json
 
@@ -20,12 +20,9 @@ _IMAGE = ("image", "imagefilename")
 
 def find_createml(folder: Folder) -> Splits | NotMine | None:
     """Splits of JSON lists of images with `coordinates`: by the files' folders or names, else one."""
-    sources: dict[str, list[tuple[str, Entry]]] = {}
-    for file in folder.of_kind(".json", partial(head_has, marks=['"coordinates"', '"label"', '"image'])):
-        for image in dicts(read_json(folder.path(file))):
-            sources.setdefault(split_of_file(file), []).append((file, image))
-    parse: dict[str, Parse] = {split: partial(_items, folder, images) for split, images in sources.items()}
-    return splits_by_name(folder, parse) if parse else None
+    files = folder.of_kind(".json", partial(head_has, marks=['"coordinates"', '"label"', '"image']))
+    images = [(file, image) for file in files for image in dicts(read_json(folder.path(file)))]
+    return gather(folder, ((split_of_file(file), (file, image)) for file, image in images), _items)
 
 
 def _items(folder: Folder, images: list[tuple[str, Entry]], findings: Findings) -> Iterator[Item]:

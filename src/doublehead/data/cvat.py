@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,14 @@ from doublehead.data.objects import (
     ROTATED,
     Item,
     NotMine,
-    Parse,
     Splits,
     Thing,
     around,
     around_rotated,
+    gather,
+    ignore,
     number,
     size_of,
-    splits_by_name,
 )
 from doublehead.data.records import Box, Findings
 from doublehead.data.voc import parse_xml, xml_files
@@ -33,7 +32,7 @@ _NOT_OBJECTS = ("polyline", "points", "skeleton", "cuboid", "tag")
 
 def find_cvat(folder: Folder) -> Splits | NotMine | None:
     """Splits of `annotations.xml`: by the `subset` of its images, else by the file's name or folder, else one."""
-    images: dict[str, list[tuple[str, Any]]] = {}
+    images: list[tuple[str, tuple[str, Any]]] = []
     labels: set[str] = set()
     for file in xml_files(folder, "annotations"):
         root = parse_xml(folder.path(file))
@@ -43,12 +42,8 @@ def find_cvat(folder: Folder) -> Splits | NotMine | None:
             )
         labels.update((node.text or "") for node in root.findall(".//meta//label/name"))
         for node in root.findall("image"):
-            split = node.get("subset") or split_of_file(file)
-            images.setdefault(split, []).append((file, node))
-    if not images:
-        return None
-    sources: dict[str, Parse] = {split: partial(_items, folder, nodes) for split, nodes in images.items()}
-    return splits_by_name(folder, sources, (lambda: labels) if labels else None)
+            images.append((node.get("subset") or split_of_file(file), (file, node)))
+    return gather(folder, images, _items, (lambda: labels) if labels else None)
 
 
 def _items(folder: Folder, nodes: list[tuple[str, Any]], findings: Findings) -> Iterator[Item]:
@@ -61,7 +56,7 @@ def _items(folder: Folder, nodes: list[tuple[str, Any]], findings: Findings) -> 
             item = Item([name], where, Path(file).parent.as_posix(), size_of(node.get("width"), node.get("height")))
             for shape in node:
                 if shape.tag in _NOT_OBJECTS:
-                    findings.warn(f"annotations without a box ignored ({shape.tag})", f"image `{name}` in {file}")
+                    ignore(shape.tag, f"image `{name}` in {file}", findings)
                     continue
                 with findings.collect("boxes that cannot be read"):
                     item.things.append(_thing(shape, where))

@@ -16,14 +16,14 @@ from doublehead.data.objects import (
     ROTATED,
     Item,
     NotMine,
-    Parse,
     Splits,
     Thing,
     around,
     around_rotated,
+    gather,
+    ignore,
     number,
     size_of,
-    splits_by_name,
 )
 from doublehead.data.records import Box, Findings
 from doublehead.data.rle import rle_box
@@ -36,16 +36,15 @@ _NOT_OBJECTS = ("label", "caption", "points", "polyline", "skeleton", "cuboid_3d
 
 def find_datumaro(folder: Folder) -> Splits | NotMine | None:
     """Splits of JSON files with `items` and `categories`: by the files' folders or names, else one."""
-    sources: dict[str, list[tuple[str, Entry, list[str]]]] = {}
+    items: list[tuple[str, tuple[str, Entry, list[str]]]] = []
     classes: dict[str, None] = {}
     for file in folder.of_kind(".json", partial(head_has, marks=['"categories"', '"label"', '"labels"'])):
         content = read_json(folder.path(file))
         names = _names(content)
         classes |= dict.fromkeys(names)
         for item in dicts(content.get("items")) if names else []:
-            sources.setdefault(split_of_file(file), []).append((file, item, names))
-    parse: dict[str, Parse] = {split: partial(_items, folder, found) for split, found in sources.items()}
-    return splits_by_name(folder, parse, lambda: classes) if parse else None
+            items.append((split_of_file(file), (file, item, names)))
+    return gather(folder, items, _items, lambda: classes)
 
 
 def _names(content: Any) -> list[str]:
@@ -69,7 +68,7 @@ def _items(folder: Folder, found: list[tuple[str, Entry, list[str]]], findings: 
             for annotation in dicts(entry.get("annotations")):
                 kind = annotation.get("type")
                 if kind in _NOT_OBJECTS:
-                    findings.warn(f"annotations without a box ignored ({kind})", item.where)
+                    ignore(kind, item.where, findings)
                     continue
                 with findings.collect("boxes that cannot be read"):
                     item.things.append(_thing(annotation, names, item.where))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from doublehead.common.errors import DoubleheadError, brief
 from doublehead.data.folder import Folder, canonical, split_of_folder
-from doublehead.data.objects import Item, NotMine, Parse, Splits, Thing, number, size_of, splits_by_name
+from doublehead.data.objects import Item, NotMine, Splits, Thing, gather, number, size_of
 from doublehead.data.records import Findings
 from doublehead.data.text import is_set, read_json
 
@@ -19,19 +18,18 @@ _FIELDS = ("ground_truth", "detections")  # of a sample, if several fields have 
 
 def find_fiftyone(folder: Folder) -> Splits | NotMine | None:
     """Splits of `labels.json` by folders, or of `samples.json` by the tags of its samples, else one."""
-    sources: dict[str, list[tuple[str, dict[str, Any], list[Any]]]] = {}
+    samples: list[tuple[str, tuple[str, dict[str, Any], list[Any]]]] = []
     for file in folder.suffixed("labels.json", "samples.json"):
         content = _load(folder.path(file))
         split = split_of_folder(file) or "all"
         if isinstance(content.get("samples"), list):
             for sample in content["samples"]:
-                sources.setdefault(_tagged(sample) or split, []).append((file, *_of_sample(sample)))
+                samples.append((_tagged(sample) or split, (file, *_of_sample(sample))))
         elif isinstance(content.get("labels"), dict):
             classes = content.get("classes") or []
             for name, found in content["labels"].items():
-                sources.setdefault(split, []).append((file, {"filepath": name}, _called(found, classes)))
-    parse: dict[str, Parse] = {split: partial(_items, folder, samples) for split, samples in sources.items()}
-    return splits_by_name(folder, parse) if parse else None
+                samples.append((split, (file, {"filepath": name}, _called(found, classes))))
+    return gather(folder, samples, _items)
 
 
 def _load(path: Path) -> dict[str, Any]:

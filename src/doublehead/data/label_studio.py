@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,15 @@ from doublehead.data.objects import (
     ROTATED,
     Item,
     NotMine,
-    Parse,
     Splits,
     Thing,
     around,
     around_rotated,
+    gather,
+    ignore,
     number,
     pairs,
     size_of,
-    splits_by_name,
 )
 from doublehead.data.records import Box, Findings
 from doublehead.data.text import dicts, head_has, read_json
@@ -35,12 +34,9 @@ Entry = dict[str, Any]
 
 def find_label_studio(folder: Folder) -> Splits | NotMine | None:
     """Splits of JSON files with Label Studio's tasks: by the files' folders or names, else one."""
-    sources: dict[str, list[tuple[str, Entry]]] = {}
-    for file in folder.of_kind(".json", _has_tasks):
-        for task in _tasks(folder.path(file)):
-            sources.setdefault(split_of_file(file), []).append((file, task))
-    parse: dict[str, Parse] = {split: partial(_items, folder, tasks) for split, tasks in sources.items()}
-    return splits_by_name(folder, parse) if parse else None
+    files = folder.of_kind(".json", _has_tasks)
+    tasks = [(file, task) for file in files for task in _tasks(folder.path(file))]
+    return gather(folder, ((split_of_file(file), (file, task)) for file, task in tasks), _items)
 
 
 def _has_tasks(path: Path) -> bool:
@@ -102,7 +98,7 @@ def _things(region: Entry, where: str, findings: Findings) -> list[Thing]:
     value = region["value"]
     if not ("points" in value or "height" in value or "radiusX" in value):
         kind = next((key for key in value if key.endswith("labels")), None) or brief(region.get("type")).strip("'")
-        findings.warn(f"annotations without a box ignored ({kind})", where)
+        ignore(kind, where, findings)
         return []
     labels = _labels(value)
     if not labels:

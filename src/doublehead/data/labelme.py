@@ -18,13 +18,13 @@ from doublehead.data.objects import (
     ROTATED,
     Item,
     NotMine,
-    Parse,
     Splits,
     Thing,
     around,
+    gather,
+    ignore,
     pairs,
     size_of,
-    splits_by_name,
 )
 from doublehead.data.records import Box, Findings
 from doublehead.data.text import head_has, read_json
@@ -35,13 +35,8 @@ _REDUCED = {"polygon": POLYGONS, "mask": MASKS, "rotation": ROTATED}
 
 def find_labelme(folder: Folder) -> Splits | NotMine | None:
     """Splits of JSON files with `shapes`: by the folders they lie in, else one."""
-    sources: dict[str, list[str]] = {}
-    for file in folder.of_kind(".json", partial(head_has, marks=['"shapes"'])):
-        sources.setdefault(split_of_folder(file) or "all", []).append(file)
-    if not sources:
-        return None
-    parse: dict[str, Parse] = {split: partial(_items, folder, files) for split, files in sources.items()}
-    return splits_by_name(folder, parse)
+    files = folder.of_kind(".json", partial(head_has, marks=['"shapes"']))
+    return gather(folder, ((split_of_folder(file) or "all", file) for file in files), _items)
 
 
 @dataclass(frozen=True)
@@ -105,7 +100,7 @@ def _thing(path: Path, shape: Any, findings: Findings) -> Thing | None:
     if not isinstance(kind, str):
         raise DoubleheadError(f"{path}: `shape_type` of `{label}` must be a word such as rectangle, not {brief(kind)}")
     if kind in _NOT_OBJECTS:
-        findings.warn(f"annotations without a box ignored ({kind})", f"`{label}` in {path.name}")
+        ignore(kind, f"`{label}` in {path.name}", findings)
         return None
     points = pairs(shape.get("points"), f"{path}: `points` of `{label}`")
     if kind == "circle":

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
-from typing import Any
+from typing import Any, TypeVar
 
 from doublehead.common.errors import DoubleheadError, brief
 from doublehead.data.folder import Folder, Pictures
@@ -63,6 +63,7 @@ class Item:
     content: ImageBytes | None = None  # where the image is no file of its own
 
 
+Entry = TypeVar("Entry")  # of an annotation file
 Parse = Callable[[Findings], Iterable[Item]]  # one split's items, with faults among the findings
 
 
@@ -96,6 +97,27 @@ def splits_by_name(
         return build(name, folder, items, chosen, copy.deepcopy(findings))
 
     return {split: partial(read, split=split) for split in sources}
+
+
+def gather(
+    folder: Folder,
+    entries: Iterable[tuple[str, Entry]],
+    parse: Callable[[Folder, list[Entry], Findings], Iterable[Item]],
+    names: Callable[[], Iterable[str]] | None = None,
+) -> Splits | None:
+    """Group the entries of annotation files by split, and make splits of them; None: there are no entries.
+
+    Args:
+        folder: the dataset.
+        entries: (split, entry), in the order of the files.
+        parse: the items of one split's entries.
+        names: as of `splits_by_name`.
+    """
+    sources: dict[str, list[Entry]] = {}
+    for split, entry in entries:
+        sources.setdefault(split, []).append(entry)
+    parsers: dict[str, Parse] = {split: partial(parse, folder, found) for split, found in sources.items()}
+    return splits_by_name(folder, parsers, names) if parsers else None
 
 
 def build(name: str, folder: Folder, items: Sequence[Item], categories: Categories, findings: Findings) -> Split:
@@ -183,6 +205,11 @@ def pairs(points: Any, what: str) -> list[tuple[float, float]]:
     if not isinstance(points, list) or not all(isinstance(point, list) and len(point) == 2 for point in points):
         raise DoubleheadError(f"{what} must be pairs of x and y, not {brief(points)}")
     return [(number(x, f"a point of {what}"), number(y, f"a point of {what}")) for x, y in points]
+
+
+def ignore(kind: Any, where: str, findings: Findings) -> None:
+    """Count an annotation that has no box, such as a point."""
+    findings.warn(f"annotations without a box ignored ({kind})", where)
 
 
 def around(points: Iterable[tuple[float, float]], what: str) -> Box:

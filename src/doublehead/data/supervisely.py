@@ -17,14 +17,14 @@ from doublehead.data.objects import (
     POLYGONS,
     Item,
     NotMine,
-    Parse,
     Splits,
     Thing,
     around,
+    gather,
+    ignore,
     number,
     pairs,
     size_of,
-    splits_by_name,
 )
 from doublehead.data.records import Box, Findings
 from doublehead.data.text import dicts, head_has, read_json
@@ -36,11 +36,8 @@ _NOT_OBJECTS = ("point", "line", "graph", "cuboid")
 
 def find_supervisely(folder: Folder) -> Splits | NotMine | None:
     """Splits of JSON files with `objects` and `size`: by the folders they lie in, else one."""
-    sources: dict[str, list[str]] = {}
-    for file in folder.of_kind(".json", partial(head_has, marks=['"objects"', '"size"'])):
-        sources.setdefault(split_of_folder(file) or "all", []).append(file)
-    parse: dict[str, Parse] = {split: partial(_items, folder, files) for split, files in sources.items()}
-    return splits_by_name(folder, parse) if parse else None
+    files = folder.of_kind(".json", partial(head_has, marks=['"objects"', '"size"']))
+    return gather(folder, ((split_of_folder(file) or "all", file) for file in files), _items)
 
 
 def _items(folder: Folder, files: list[str], findings: Findings) -> Iterator[Item]:
@@ -56,7 +53,7 @@ def _items(folder: Folder, files: list[str], findings: Findings) -> Iterator[Ite
             for entry in dicts(content.get("objects")):
                 kind = entry.get("geometryType")
                 if kind in _NOT_OBJECTS:
-                    findings.warn(f"annotations without a box ignored ({kind})", path.name)
+                    ignore(kind, path.name, findings)
                     continue
                 with findings.collect("boxes that cannot be read"):
                     item.things.append(_thing(entry, path))

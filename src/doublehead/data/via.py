@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -18,13 +17,13 @@ from doublehead.data.objects import (
     ROTATED,
     Item,
     NotMine,
-    Parse,
     Splits,
     Thing,
     around,
     around_rotated,
+    gather,
+    ignore,
     number,
-    splits_by_name,
 )
 from doublehead.data.records import Box, Findings
 from doublehead.data.tables import COLUMNS
@@ -43,19 +42,16 @@ def find_via(folder: Folder) -> Splits | NotMine | None:
     Raises:
         DoubleheadError: regions have several attributes, and none of them is called as a class would be.
     """
-    sources: dict[str, list[tuple[str, Entry]]] = {}
+    images: list[tuple[str, Entry]] = []
     for file in folder.of_kind(".json", partial(head_has, marks=['"shape_attributes"', '"filename"'])):
         content = read_json(folder.path(file))
         content = content.get("_via_img_metadata", content) if isinstance(content, dict) else {}
-        images = list(content.values()) if isinstance(content, dict) else []
-        sources.setdefault(split_of_file(file), []).extend((file, one) for one in dicts(images) if "regions" in one)
+        found = dicts(list(content.values())) if isinstance(content, dict) else []
+        images += [(file, image) for image in found if "regions" in image]
     for file in folder.of_kind(".csv", partial(head_has, marks=["region_shape_attributes", "filename"])):
-        sources.setdefault(split_of_file(file), []).extend((file, one) for one in _rows(folder.path(file)))
-    if not any(sources.values()):
-        return None
-    key = _class_key(folder, [image for images in sources.values() for _, image in images])
-    parse: dict[str, Parse] = {split: partial(_items, folder, images, key) for split, images in sources.items()}
-    return splits_by_name(folder, parse)
+        images += [(file, image) for image in _rows(folder.path(file))]
+    key = _class_key(folder, [image for _, image in images])
+    return gather(folder, ((split_of_file(file), (file, image)) for file, image in images), partial(_items, key=key))
 
 
 def _rows(path: Path) -> list[Entry]:
@@ -88,7 +84,7 @@ def _regions(image: Entry) -> list[Entry]:
 def _class_key(folder: Folder, images: list[Entry]) -> str | None:
     """The attribute of regions that has the class; None: they have no attributes."""
     attributes = [region.get("region_attributes") for image in images for region in _regions(image)]
-    keys = list(Counter(key for one in attributes if isinstance(one, dict) for key in one))
+    keys = list(dict.fromkeys(key for one in attributes if isinstance(one, dict) for key in one))
     called = [key for name in _CLASS for key in keys if key.strip().lower() == name]
     if not called and len(keys) > 1:
         raise DoubleheadError(
@@ -98,7 +94,7 @@ def _class_key(folder: Folder, images: list[Entry]) -> str | None:
     return next(iter(called or keys), None)
 
 
-def _items(folder: Folder, images: list[tuple[str, Entry]], key: str | None, findings: Findings) -> Iterator[Item]:
+def _items(folder: Folder, images: list[tuple[str, Entry]], findings: Findings, key: str | None) -> Iterator[Item]:
     for file, image in images:
         path = folder.path(file)
         with findings.collect("images that cannot be used"):
@@ -118,7 +114,7 @@ def _things(region: Entry, key: str | None, where: str, findings: Findings) -> l
     if not isinstance(shape, dict):
         raise DoubleheadError(f"{where} has a region without `shape_attributes`: {brief(region)}")
     if shape.get("name") in _NOT_OBJECTS:
-        findings.warn(f"annotations without a box ignored ({shape['name']})", where)
+        ignore(shape["name"], where, findings)
         return []
     attributes = region.get("region_attributes")
     value = _ONLY if key is None else attributes.get(key) if isinstance(attributes, dict) else None
