@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 
 import pytest
 
-from doublehead.common.files import cache_folder, remove_unfinished, whole
+from doublehead.common.errors import DoubleheadError
+from doublehead.common.files import cache_folder, held, remove_unfinished, whole
 
 
 @pytest.mark.parametrize("names", [("a", "b"), ("a", "a")])
@@ -66,6 +69,35 @@ def test_what_a_kill_left_is_removed_and_what_another_process_writes_is_not(tmp_
         process.wait()
     (tmp_path / ".writing" / "half").write_text("of an earlier version")
     remove_unfinished(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+HOLDING = """
+import os, sys, time
+from pathlib import Path
+from doublehead.common.files import held
+with held(Path(sys.argv[1])):
+    child = os.fork()
+    if child:
+        print(child, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_file_is_held_until_its_holder_ends_whoever_else_it_has_started(tmp_path):
+    holder = subprocess.Popen([sys.executable, "-c", HOLDING, tmp_path / "lock"], stdout=subprocess.PIPE, text=True)
+    child = int(holder.stdout.readline())
+    try:
+        with pytest.raises(DoubleheadError, match=f"{tmp_path}: process {holder.pid} "), held(tmp_path / "lock"):
+            pass
+        assert (tmp_path / "lock").exists()
+        holder.kill()
+        holder.wait()
+        with held(tmp_path / "lock"):
+            pass
+    finally:
+        holder.kill()
+        os.kill(child, signal.SIGKILL)
     assert list(tmp_path.iterdir()) == []
 
 

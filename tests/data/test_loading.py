@@ -1,4 +1,6 @@
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -160,6 +162,23 @@ def test_a_broken_image_met_on_the_way_is_told_in_its_sentence(split, workers):
             run()
         assert str(caught.value).startswith(f"{path}: is damaged")
         assert "\n" not in str(caught.value)
+
+
+KEEPS_ITS_ERROR = """
+import sys
+from doublehead.data.loader import evaluation_loader
+from doublehead.data.dataset import open_dataset
+batches = evaluation_loader(open_dataset(sys.argv[1]).read("val"), 1, workers=1)
+try:
+    for _ in batches:
+        raise RuntimeError("of the script")
+except RuntimeError as error:
+    kept = error
+"""
+
+
+def test_a_script_ends_that_keeps_an_error_met_while_it_loads(dataset):
+    subprocess.run([sys.executable, "-c", KEEPS_ITS_ERROR, dataset], check=True, timeout=300)
 
 
 def test_crowds_do_not_train_and_a_split_without_images_is_refused(tmp_path):

@@ -83,6 +83,20 @@ def test_a_stopped_command_says_how_to_go_on_and_does(dataset, tmp_path, command
     assert_same_run(run, never_stopped(settings))
 
 
+def test_another_process_cannot_train_into_the_folder_meanwhile(dataset, tmp_path, monkeypatch, never_stopped):
+    said = []
+
+    def resume():
+        words = [sys.executable, "-m", "doublehead.cli", "resume", str(tmp_path / "run")]
+        said.append(subprocess.run(words, stderr=subprocess.PIPE, text=True, check=False))
+
+    stop_at(monkeypatch, 3, resume)
+    doublehead.train(dataset, MODEL, tmp_path / "run", settings=ADAMW)
+    assert said[0].returncode == 2
+    assert said[0].stderr.splitlines()[-1].startswith(f"error: {tmp_path / 'run'}: process {os.getpid()} ")
+    assert_same_run(tmp_path / "run", never_stopped(ADAMW))
+
+
 @pytest.mark.parametrize("settings", [ADAMW, SGD], ids=["adamw", "sgd"])
 @pytest.mark.parametrize("step", [3, 8], ids=["in mid-epoch", "where a measurement is due"])
 def test_stopped_anywhere_it_resumes(dataset, tmp_path, monkeypatch, never_stopped, settings, step):

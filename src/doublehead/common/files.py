@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -11,7 +13,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import IO
 
-from doublehead.common.errors import Fault
+from doublehead.common.errors import DoubleheadError, Fault
 
 try:
     import fcntl
@@ -79,6 +81,30 @@ def remove_unfinished(folder: Path) -> None:
         (folder / _WRITING).rmdir()
 
 
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Context in which this process alone holds a file; any end of the process releases it.
+
+    Processes that this one starts don't hold it. Threads don't exclude each other, nor do processes where the system or
+    the file system has no locks. The file is removed on exit.
+
+    Raises:
+        DoubleheadError: another process holds the file.
+        Fault: the file cannot be written.
+    """
+    with ExitStack() as stack:
+        with writing(path):
+            file = stack.enter_context(_recorded(path))
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}")
+            file.flush()
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                path.unlink()
+
+
 def sha256(path: Path) -> str:
     """The hex digest of a file."""
     with path.open("rb") as file:
@@ -128,6 +154,31 @@ def _locked(file: IO[str], wait: bool) -> bool:
     except OSError:
         return False
     return True
+
+
+def _recorded(path: Path) -> IO[str]:
+    """Open a file with a record lock, which unlike that of `_locked` isn't shared with processes forked from this one.
+
+    Raises:
+        DoubleheadError: another process has it.
+    """
+    while True:
+        file = path.open("a+", encoding="utf-8")
+        try:
+            if fcntl is not None:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                with file:
+                    file.seek(0)
+                    holder = file.read() or "another process"
+                raise DoubleheadError(
+                    f"{path.parent}: {holder} is writing there; wait for its end, or give another folder"
+                ) from error
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        file.close()  # its last holder has just removed it
 
 
 def _to_disk(path: Path, mode: int) -> None:

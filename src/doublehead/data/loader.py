@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import multiprocessing
 import os
@@ -348,6 +349,7 @@ def _load(
         generator=torch.Generator(),  # or it would draw from the global one, and a resumed run would differ
     )
     iterator: Any = None
+    stop = _nothing
     try:
         if workers:  # pipes of each; and of its two batches ahead, three tensors an image, each passed as a file
             allow_open_files(16 + workers * (8 + 2 * 3 * images))
@@ -355,6 +357,9 @@ def _load(
             if workers:
                 _require_guard()
             iterator = iter(loader)
+        if workers:
+            stop = functools.partial(_stop, iterator)
+            atexit.register(stop)  # for an iterator that a kept traceback holds: multiprocessing would wait for ever
         for batch in iterator:
             if isinstance(batch, DoubleheadError):
                 raise batch
@@ -370,6 +375,17 @@ def _load(
                 "the images hangs, or set data.timeout higher"
             ) from error
         raise
+    finally:
+        atexit.unregister(stop)
+        stop()
+
+
+def _stop(iterator: Any) -> None:
+    """Stop the loader processes of an iterator, by force those that hang, since they ignore SIGTERM."""
+    iterator._shutdown_workers()
+    for worker in iterator._workers:
+        if worker.is_alive():
+            worker.kill()
 
 
 @functools.cache

@@ -79,16 +79,18 @@ def run_training(
         Interrupted: Ctrl-C or SIGTERM; the run is saved.
     """
     processes = Distribution.start(config.train.device, config.train.timeout)
+    run_folder = RunFolder(output)
     try:
         with told(less_memory(config.train, processes.world)):
-            training = _Training(config, output, resume, processes, other_data, dataset, callbacks)
+            training = _Training(config, run_folder, resume, processes, other_data, dataset, callbacks)
             with stop_signals() as training.asked_to_stop:
                 return training.run()
     except Fault as fault:
-        if not RunFolder(output).config.exists():
+        if not run_folder.config.exists():
             raise
         raise Fault(f"{fault}; then resume with: {_resume_command(output, processes.world, dataset)}") from fault
     finally:
+        run_folder.release()
         processes.stop()
 
 
@@ -101,7 +103,7 @@ class _Training:
     def __init__(
         self,
         config: Config,
-        output: Path,
+        run_folder: RunFolder,
         resume: bool,
         processes: Distribution,
         other_data: bool,
@@ -109,7 +111,7 @@ class _Training:
         callbacks: Sequence[Any] = (),
     ) -> None:
         self.config, self.processes, self.dataset = config, processes, dataset
-        self.run_folder = RunFolder(output)
+        self.run_folder, output = run_folder, run_folder.path
         self.console = Console(processes.leads)
         settings = config.train
         self.recorders = Recorders(settings.recorders if processes.leads else (), self.console.say)
@@ -125,6 +127,8 @@ class _Training:
                 processes.lead(lambda: self.run_folder.require_config(config))
         elif not resume:
             processes.lead(self.run_folder.require_free)
+        if resume:
+            processes.lead(run_folder.hold)
         self.split, self.val = self._read_data(check=not resume)
         self.metric = Metric.of(settings.metric, self.val) if self.val else Metric(settings.metric)
         fingerprints = self._fingerprints()

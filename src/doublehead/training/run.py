@@ -7,6 +7,7 @@ validation.csv        COCO's twelve metrics and the losses on the val split, per
 last.safetensors      the newest weights and the state for resuming
 previous.safetensors  the checkpoint before, until the run is complete
 best.safetensors      the weights with the best `train.metric` on the val split
+training.lock         held by the process that trains; removed when it ends
 not-finite/           images of steps with a non-finite loss
 curves.png, predictions.jpg
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ import yaml
 from pydantic import ValidationError
 
 from doublehead.common.errors import DoubleheadError, sentence
-from doublehead.common.files import remove_unfinished, whole, writing
+from doublehead.common.files import held, remove_unfinished, whole, writing
 from doublehead.config import Config, read_yaml
 from doublehead.model.checkpoint import Checkpoint, load_checkpoint
 from doublehead.training.changes import differences
@@ -44,6 +46,7 @@ class RunFolder:
         self.not_finite = path / "not-finite"
         self.curves = path / "curves.png"
         self.pictures = path / "predictions.jpg"
+        self._held = ExitStack()
 
     def require_free(self) -> None:
         """Require a folder without a run.
@@ -66,14 +69,30 @@ class RunFolder:
         if self.stored_config() != config:
             raise DoubleheadError(f"{self.path}: holds a run with other settings; give another --output")
 
-    def begin(self, config: Config, environment: Mapping[str, Any]) -> None:
-        """Create the folder. The config is written last, since it marks the folder as a run.
+    def hold(self) -> None:
+        """Keep other processes from training into this folder until `release`.
 
         Raises:
+            DoubleheadError: another process is training into it.
+            Fault: the folder cannot be written.
+        """
+        self._held.enter_context(held(self.path / "training.lock"))
+
+    def release(self) -> None:
+        """Let other processes train into this folder."""
+        self._held.close()
+
+    def begin(self, config: Config, environment: Mapping[str, Any]) -> None:
+        """Create the folder and hold it. The config is written last, since it marks the folder as a run.
+
+        Raises:
+            DoubleheadError: another process has just begun a run there.
             Fault: the folder cannot be written.
         """
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
+        self.hold()
+        self.require_free()
         self._write_environment([environment])
         self._write_config(config)
 
