@@ -930,6 +930,196 @@ def supervisely_masks_in_two_datasets(root: Path) -> None:
     put(root / "meta.json", {"classes": [{"title": name, "shape": "bitmap"} for name in NAMES], "tags": []})
 
 
+def corner_and_size(names: Sequence[str], row: Row) -> dict[str, int]:
+    _, x1, y1, x2, y2 = row
+    return dict(zip(names, (x1, y1, x2 - x1, y2 - y1), strict=True))
+
+
+def corners(row: Row) -> list[dict[str, int]]:
+    """A polygon of three corners, with the row's box around it."""
+    _, x1, y1, x2, y2 = row
+    return [{"x": x1, "y": y1}, {"x": x2, "y": y1}, {"x": x2, "y": y2}]
+
+
+def put_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    put(path, [json.dumps(row) for row in rows])
+
+
+LABELBOX_BOX = ("left", "top", "width", "height")
+
+
+def labelbox_row(k: int, objects: list[dict[str, Any]], split: str | None = None) -> dict[str, Any]:
+    labels = [{"label_kind": "Default", "id": "l", "annotations": {"objects": objects, "classifications": []}}]
+    return {
+        "data_row": {"id": f"ck{k}", "global_key": f"p{k}", "external_id": f"p{k}.png", "row_data": "https://x/y?z=1"},
+        "media_attributes": {"height": HEIGHT, "width": WIDTH, "mime_type": "image/png"},
+        "metadata_fields": [{"schema_id": "s", "schema_name": "split", "value": split}] if split else [],
+        "projects": {"cl1": {"name": "mine", "labels": labels if objects else []}},
+    }
+
+
+def labelbox_object(row: Row) -> dict[str, Any]:
+    about = {"feature_id": "f", "name": row[0], "value": row[0], "annotation_kind": "ImageBoundingBox"}
+    return about | {"bounding_box": corner_and_size(LABELBOX_BOX, row)}
+
+
+@case(WHOLE, "images without annotations skipped", "annotations without a box ignored (ImagePoint)")
+def labelbox(root: Path) -> None:
+    images(root)
+    point = {"name": "car", "annotation_kind": "ImagePoint", "point": {"x": 1, "y": 2}}
+    found = [labelbox_row(k, [*map(labelbox_object, rows(k)), point]) for k in ALL]
+    put_lines(root / "export-result.ndjson", [*found, labelbox_row(99, [])])
+
+
+@case(BOTH, "polygons reduced to the box around them")
+def labelbox_polygons_with_splits(root: Path) -> None:
+    images(root)
+    put_lines(
+        root / "export.ndjson",
+        (
+            labelbox_row(k, [{"name": row[0], "annotation_kind": "ImagePolygon", "polygon": corners(row)}
+                             for row in rows(k)], {"train": "train", "val": "valid"}[split])
+            for split, ks in BOTH.items() for k in ks
+        ),
+    )  # fmt: skip
+
+
+def darwin(root: Path, image: Callable[[int], dict[str, Any]], more: Callable[[Row], dict[str, Any]]) -> None:
+    for k in ALL:
+        found = [
+            {"id": "a", "name": row[0], "bounding_box": corner_and_size(("x", "y", "w", "h"), row), **more(row)}
+            for row in rows(k)
+        ]
+        tag = {"id": "t", "name": "sharp", "tag": {}}
+        put(root / f"releases/latest/annotations/p{k}.json", {**image(k), "annotations": [*found, tag]})
+        save(root / f"images/p{k}.png", k)
+
+
+@case(WHOLE, "annotations without a box ignored (tag)")
+def v7_darwin(root: Path) -> None:
+    def image(k: int) -> dict[str, Any]:
+        source = [{"file_name": f"p{k}.png", "url": "https://x"}]
+        slot = {"type": "image", "slot_name": "0", "width": WIDTH, "height": HEIGHT, "source_files": source}
+        return {
+            "version": "2.0",
+            "schema_ref": "https://x",
+            "item": {"name": f"p{k}.png", "path": "/", "slots": [slot]},
+        }
+
+    darwin(root, image, lambda row: {"slot_names": ["0"], "properties": []})
+
+
+@case(WHOLE, "polygons reduced to the box around them")
+def v7_darwin_1_polygons(root: Path) -> None:
+    def image(k: int) -> dict[str, Any]:
+        facts = {"width": WIDTH, "height": HEIGHT, "filename": f"p{k}.png", "path": "/", "workview_url": "https://x"}
+        return {"dataset": "mine", "image": facts}
+
+    darwin(root, image, lambda row: {"polygon": {"path": corners(row)}})
+
+
+def vott_asset(k: int) -> dict[str, Any]:
+    regions = [
+        {"id": "r", "type": "RECTANGLE", "tags": [row[0]], "boundingBox": corner_and_size(LABELBOX_BOX, row)}
+        for row in rows(k)
+    ]
+    size = {"width": WIDTH, "height": HEIGHT}
+    asset = {"format": "png", "id": f"id{k}", "name": f"p{k}.png", "path": f"file:/C:/mine/p{k}.png", "size": size}
+    return {"asset": asset | {"state": 2, "type": 1}, "regions": regions}
+
+
+@case(WHOLE)
+def vott_export(root: Path) -> None:
+    """The export, beside the files that VoTT keeps for itself."""
+    images(root, name="vott-json-export/p{k}.png")
+    for k in ALL:
+        put(root / f"id{k}-asset.json", vott_asset(k) | {"version": "2.2.0"})
+    tags = [{"name": name, "color": "#5db300"} for name in NAMES]
+    assets = {f"id{k}": vott_asset(k) for k in ALL}
+    put(root / "vott-json-export/mine-export.json", {"name": "mine", "tags": tags, "assets": assets})
+
+
+@case(WHOLE, "images without annotations skipped")
+def vott_assets(root: Path) -> None:
+    images(root, name="p{k}.png")
+    for k in ALL:
+        put(root / f"id{k}-asset.json", vott_asset(k) | {"version": "2.2.0"})
+    unseen = vott_asset(99)["asset"] | {"state": 0}
+    put(root / "id99-asset.json", {"asset": unseen, "regions": [], "version": "2.2.0"})
+
+
+def ultralytics(root: Path, annotations: Callable[[int], dict[str, Any]]) -> None:
+    about = {"type": "dataset", "task": "detect", "name": "mine", "class_names": dict(enumerate(NAMES))}
+    rows = [
+        {"type": "image", "file": f"p{k}.png", "url": "https://x", "width": WIDTH, "height": HEIGHT, "split": split,
+         "annotations": annotations(k)}
+        for split, ks in BOTH.items() for k in ks
+    ]  # fmt: skip
+    put_lines(root / "mine.ndjson", [about, *rows])
+    images(root)
+
+
+@case(BOTH)
+def ultralytics_ndjson(root: Path) -> None:
+    def box(row: Row) -> list[float]:
+        label, *edges = line(row).split()
+        return [int(label), *map(float, edges)]
+
+    ultralytics(root, lambda k: {"boxes": [box(row) for row in rows(k)]})
+
+
+@case(BOTH, "polygons reduced to the box around them")
+def ultralytics_ndjson_segments(root: Path) -> None:
+    def segment(row: Row) -> list[float]:
+        edges = [(point["x"] / WIDTH, point["y"] / HEIGHT) for point in corners(row)]
+        return [NAMES.index(row[0]), *(value for point in edges for value in point)]
+
+    ultralytics(root, lambda k: {"segments": [segment(row) for row in rows(k)]})
+
+
+@case(BOTH, "images without annotations skipped")
+def sagemaker_ground_truth(root: Path) -> None:
+    """A job that corrected an earlier one, and an image on which it failed."""
+
+    def job(boxes: list[dict[str, int]], name: str) -> dict[str, Any]:
+        about = {"class-map": {"0": "car", "1": "dog"}, "type": "groundtruth/object-detection", "job-name": name}
+        size = [{"width": WIDTH, "height": HEIGHT, "depth": 3}]
+        return {name: {"image_size": size, "annotations": boxes}, f"{name}-metadata": about}
+
+    for split, ks in BOTH.items():
+        images(root, ks, split + "/p{k}.png")
+        found = [
+            {"source-ref": f"s3://bucket/{split}/p{k}.png", **job([], "first"),
+             **job([{"class_id": NAMES.index(row[0]), **corner_and_size(LABELBOX_BOX, row)} for row in rows(k)],
+                   "adjusted")}
+            for k in ks
+        ]  # fmt: skip
+        failed = {"source-ref": "s3://bucket/p99.png", "first-metadata": {"failure-reason": "no such file"}}
+        put_lines(root / f"{split}.manifest", [*found, failed])
+
+
+def kitti_lines(k: int) -> list[str]:
+    found = [f"{c} 0.00 0 -1.58 {x1}.00 {y1}.00 {x2}.00 {y2}.00 1 1 3 -1 1 4 -1.59" for c, x1, y1, x2, y2 in rows(k)]
+    return [*found, "DontCare -1 -1 -10 1.00 2.00 30.00 40.00 -1 -1 -1 -1000 -1000 -1000 -10"]
+
+
+@case({"train": ALL}, "regions of no class ignored (DontCare)")
+def kitti(root: Path) -> None:
+    """Two cameras, of which the labels are of the one on the left; tests have no labels."""
+    images(root, name="training/image_2/{k:06}.png")
+    images(root, name="testing/image_2/{k:06}.png")
+    for k in ALL:
+        save(root / f"training/image_3/{k:06}.png", k + 1 if k + 1 in ALL else k)
+        put(root / f"training/label_2/{k:06}.txt", kitti_lines(k))
+
+
+@case(WHOLE)
+def tao_kitti(root: Path) -> None:
+    images(root)
+    for k in ALL:
+        put(root / f"labels/p{k}.txt", kitti_lines(k)[:-1])
+
+
 def columns(k: int) -> dict[str, Any]:
     boxes = [[x1, y1, x2 - x1, y2 - y1] for _, x1, y1, x2, y2 in rows(k)]
     return {"bbox": boxes, "categories": [c for c, *_ in rows(k)]}

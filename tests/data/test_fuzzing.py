@@ -204,6 +204,12 @@ FILES = {
     "supervisely_rectangles": ("ds0/ann/p2.png.json",),
     "supervisely_masks_in_two_datasets": ("train/ann/p2.png.json",),
     "roboflow_createml": ("train/_annotations.createml.json",),
+    "labelbox": ("export-result.ndjson",),
+    "v7_darwin": ("releases/latest/annotations/p2.json",),
+    "vott_export": ("vott-json-export/mine-export.json",),
+    "ultralytics_ndjson": ("mine.ndjson",),
+    "sagemaker_ground_truth": ("train.manifest",),
+    "tao_kitti": ("labels/p2.txt",),
     "imagefolder": ("train/metadata.jsonl",),
     "parquet": ("data/train-00000-of-00001.parquet",),
     "saved_to_disk": ("train/data-00000-of-00001.arrow",),
@@ -236,9 +242,8 @@ def test_datasets(form, tmp_path):
     fuzz(form, 40 if form in ("COCO", "VOC", "YOLO") else 15, spoiled, target)
 
 
-OF_TEXT = {
-    form: [name for name in names if name.endswith((".json", ".jsonl", ".yaml"))] for form, names in FILES.items()
-}
+LINES = (".jsonl", ".ndjson", ".manifest")  # of JSON
+OF_TEXT = {form: [name for name in names if name.endswith((".json", *LINES, ".yaml"))] for form, names in FILES.items()}
 
 
 @pytest.mark.parametrize(("form", "name"), [(form, name) for form, names in OF_TEXT.items() for name in names])
@@ -247,7 +252,7 @@ def test_each_value_of_another_type(form, name, tmp_path):
     root = tmp_path / "data"
     (CASES[form].write if form in CASES else lambda at: sound(form, at))(root)
     file, answers = root / name, Counter[str]()
-    lines = file.read_text().splitlines() if file.suffix == ".jsonl" else [file.read_text()]
+    lines = file.read_text().splitlines() if file.suffix in LINES else [file.read_text()]
     tree = [yaml.safe_load(line) for line in lines]
     count = len(list(walk(tree)))
     look_at(root)  # as it is, it is read
@@ -267,7 +272,7 @@ def test_each_value_of_another_type(form, name, tmp_path):
 
 
 def dumped(file: Path, tree: Any) -> bytes:
-    text = json.dumps(tree) if file.suffix in (".json", ".jsonl") else yaml.safe_dump(tree, allow_unicode=False)
+    text = json.dumps(tree) if file.suffix in (".json", *LINES) else yaml.safe_dump(tree, allow_unicode=False)
     return text.encode(errors="surrogatepass")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from doublehead.common.errors import DoubleheadError, brief
 from doublehead.data.folder import Folder, split_of_file
-from doublehead.data.objects import Item, NotMine, Splits, Thing, gather, number
+from doublehead.data.objects import Item, NotMine, Splits, Thing, gather, label_in, number
 from doublehead.data.records import Findings
 from doublehead.data.text import dicts, head_has, read_json
 
@@ -40,9 +40,7 @@ def _items(folder: Folder, images: list[tuple[str, Entry]], findings: Findings) 
 
 
 def _thing(annotation: Entry, where: str) -> Thing:
-    label, box = annotation.get("label"), annotation.get("coordinates")
-    if not isinstance(label, str) or not label.strip():
-        raise DoubleheadError(f"{where} has an annotation without `label`: {brief(annotation)}")
+    label, box = label_in(annotation, "label", where), annotation.get("coordinates")
     if not isinstance(box, dict):
         raise DoubleheadError(f"{where}: `coordinates` of `{label}` must be x, y, width and height, not {brief(box)}")
     x, y, w, h = (number(box.get(key), f"{where}: `{key}` of `{label}`") for key in ("x", "y", "width", "height"))

@@ -19,11 +19,15 @@ from doublehead.config import SplitConfig, read_yaml
 from doublehead.data.coco import find_coco, read_coco
 from doublehead.data.createml import find_createml
 from doublehead.data.cvat import find_cvat
+from doublehead.data.darwin import find_darwin
 from doublehead.data.datumaro import find_datumaro
 from doublehead.data.fiftyone import find_fiftyone
 from doublehead.data.folder import Folder, canonical, split_of_folder
+from doublehead.data.ground_truth import find_ground_truth
 from doublehead.data.huggingface import find_imagefolder, find_tables
+from doublehead.data.kitti import find_kitti
 from doublehead.data.label_studio import find_label_studio
+from doublehead.data.labelbox import find_labelbox
 from doublehead.data.labelme import find_labelme
 from doublehead.data.objects import NotMine, Splits
 from doublehead.data.open_images import find_open_images
@@ -31,8 +35,10 @@ from doublehead.data.records import Split
 from doublehead.data.shares import share_out
 from doublehead.data.supervisely import find_supervisely
 from doublehead.data.tables import find_csv
+from doublehead.data.ultralytics import find_ultralytics
 from doublehead.data.via import find_via
 from doublehead.data.voc import find_voc, voc_splits
+from doublehead.data.vott import find_vott
 from doublehead.data.yolo import find_yolo, yolo_splits
 from doublehead.data.yolo_layout import read_data_yaml
 
@@ -51,6 +57,12 @@ READERS: dict[str, Reader] = {
     "datumaro": find_datumaro,
     "supervisely": find_supervisely,
     "createml": find_createml,
+    "labelbox": find_labelbox,
+    "darwin": find_darwin,
+    "vott": find_vott,
+    "ultralytics": find_ultralytics,
+    "ground truth": find_ground_truth,
+    "kitti": find_kitti,
     "open images": find_open_images,
     "imagefolder": find_imagefolder,
     "parquet": partial(find_tables, suffix=".parquet"),

@@ -23,7 +23,20 @@ OUTSIDE = "images outside the dataset's folder"
 _SPLITS = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"}
 _KNOWN = ("train", "val", "test", "trainval")
 _FILLERS = {"images", "image", "imgs", "img", "labels", "label", "annotations", "annotation", "data", "set", "obj"}
-_DATA_SUFFIXES = (*IMAGE_SUFFIXES, ".txt", ".xml", ".json", ".jsonl", ".csv", ".yaml", ".yml", ".parquet", ".arrow")
+_DATA_SUFFIXES = (
+    *IMAGE_SUFFIXES,
+    ".txt",
+    ".xml",
+    ".json",
+    ".jsonl",
+    ".ndjson",
+    ".manifest",
+    ".csv",
+    ".yaml",
+    ".yml",
+    ".parquet",
+    ".arrow",
+)
 _JUNK = ("__macosx",)  # besides what begins with a dot
 _LOOKED_AT = 5  # files of a folder that are looked into, to see what they hold
 _SAMPLE = 1000  # names that decide which folder holds the pictures

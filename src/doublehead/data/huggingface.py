@@ -16,7 +16,7 @@ from doublehead.data import arrow
 from doublehead.data.folder import Folder, split_in_name, split_of_folder
 from doublehead.data.objects import Item, NotMine, Parse, Splits, Thing, number, size_of, splits_by_name
 from doublehead.data.records import Findings
-from doublehead.data.text import is_set, read_text
+from doublehead.data.text import is_set, read_json_lines, read_text
 
 _BOXES = ("bbox", "bboxes", "boxes", "box")
 _CLASSES = ("categories", "category", "labels", "label", "class_labels", "category_id", "class", "classes", "name")
@@ -111,19 +111,13 @@ def _listed(folder: Folder, rows: list[tuple[str, int, dict[str, Any]]], finding
 
 
 def _rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    text = read_text(path, "metadata of images")
+    if path.suffix.lower() != ".csv":
+        return read_json_lines(path)
+    table = csv.DictReader(io.StringIO(read_text(path, "metadata of images"), newline=""))
     try:
-        if path.suffix.lower() == ".csv":
-            table = csv.DictReader(io.StringIO(text, newline=""))
-            rows = [(line, _with_objects(row)) for line, row in enumerate(table, 2)]
-        else:
-            rows = [(line, json.loads(row)) for line, row in enumerate(text.split("\n"), 1) if row.strip()]
+        return [(line, _with_objects(row)) for line, row in enumerate(table, 2)]
     except (ValueError, RecursionError, csv.Error) as error:
-        raise DoubleheadError(f"{path}: cannot be read as JSON lines or CSV ({error})") from error
-    for line, row in rows:
-        if not isinstance(row, dict):
-            raise DoubleheadError(f"{path}: line {line} is not a mapping with `file_name` and `objects`")
-    return rows
+        raise DoubleheadError(f"{path}: cannot be read as CSV with JSON in its cells ({error})") from error
 
 
 def _with_objects(row: dict[Any, Any]) -> dict[str, Any]:

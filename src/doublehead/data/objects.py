@@ -207,6 +207,46 @@ def pairs(points: Any, what: str) -> list[tuple[float, float]]:
     return [(number(x, f"a point of {what}"), number(y, f"a point of {what}")) for x, y in points]
 
 
+def label_in(entry: dict[str, Any], key: str, where: str) -> str:
+    """The class that an annotation names.
+
+    Raises:
+        DoubleheadError: it names none.
+    """
+    label = entry.get(key)
+    if not isinstance(label, str) or not label.strip():
+        raise DoubleheadError(f"{where} has an annotation without `{key}`: {brief(entry)}")
+    return label
+
+
+def corner_and_size(box: Any, keys: Sequence[str], where: str) -> Box:
+    """A box that a mapping gives by its upper left corner and its size.
+
+    Args:
+        box: the mapping.
+        keys: what it calls x, y, width and height.
+        where: of the box, for errors.
+
+    Raises:
+        DoubleheadError: it is no mapping, or one of the four is no number.
+    """
+    if not isinstance(box, dict):
+        raise DoubleheadError(f"{where} must have {', '.join(keys)}, not {brief(box)}")
+    x, y, w, h = (number(box.get(key), f"{where}: `{key}`") for key in keys)
+    return x, y, x + w, y + h
+
+
+def points_in(points: Any, where: str) -> list[tuple[float, float]]:
+    """Points given as mappings, [{"x": 1, "y": 2}, ...].
+
+    Raises:
+        DoubleheadError: they are something else.
+    """
+    if not isinstance(points, list) or not all(isinstance(point, dict) for point in points):
+        raise DoubleheadError(f"{where} must be points with `x` and `y`, not {brief(points)}")
+    return [(number(point.get("x"), f"{where}: `x`"), number(point.get("y"), f"{where}: `y`")) for point in points]
+
+
 def ignore(kind: Any, where: str, findings: Findings) -> None:
     """Count an annotation that has no box, such as a point."""
     findings.warn(f"annotations without a box ignored ({kind})", where)

@@ -22,6 +22,7 @@ from doublehead.data.objects import (
     around,
     gather,
     ignore,
+    label_in,
     number,
     pairs,
     size_of,
@@ -61,9 +62,7 @@ def _items(folder: Folder, files: list[str], findings: Findings) -> Iterator[Ite
 
 
 def _thing(entry: Entry, path: Path) -> Thing:
-    label, kind = entry.get("classTitle"), entry.get("geometryType")
-    if not isinstance(label, str) or not label.strip():
-        raise DoubleheadError(f"{path}: an object has no `classTitle`: {brief(entry)}")
+    label, kind = label_in(entry, "classTitle", str(path)), entry.get("geometryType")
     if kind == "bitmap":
         return Thing(label, _of_bitmap(entry.get("bitmap"), f"{path}: the bitmap of `{label}`"), reduced=MASKS)
     if kind not in ("rectangle", "polygon"):

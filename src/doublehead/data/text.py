@@ -61,6 +61,27 @@ def read_json(path: Path) -> Any:
         raise DoubleheadError(f"{path}: cannot be read as JSON ({error})", "annotation files unreadable") from error
 
 
+def read_json_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """Read JSON lines (NDJSON), each a mapping, with the number of each line from 1.
+
+    Raises:
+        DoubleheadError: the file is missing or unreadable, or a line is no mapping in JSON.
+    """
+    rows: list[tuple[int, dict[str, Any]]] = []
+    for number, line in enumerate(read_text(path, "JSON lines").split("\n"), 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise DoubleheadError(
+                    f"{path}: line {number} cannot be read as JSON ({error})", "annotation files unreadable"
+                ) from error
+            if not isinstance(row, dict):
+                raise DoubleheadError(f"{path}: line {number} is not a mapping", "annotation files unreadable")
+            rows.append((number, row))
+    return rows
+
+
 def read_strings(path: Path) -> dict[str, Any]:
     """Read a YAML mapping whose scalars stay as written: `010`, `12:30`, `no` and `null` are strings.
 
