@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
-import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -22,6 +20,7 @@ except ImportError:  # Windows
 
 _WRITING = ".writing"
 _LOCK = ".lock"
+_held: set[int] = set()  # descriptors of folders
 
 
 @contextmanager
@@ -82,27 +81,44 @@ def remove_unfinished(folder: Path) -> None:
 
 
 @contextmanager
-def held(path: Path) -> Iterator[None]:
-    """Context in which this process alone holds a file; any end of the process releases it.
+def held(folder: Path) -> Iterator[None]:
+    """Context in which no other process can hold the folder; it ends with this process at the latest.
 
-    Processes that this one starts don't hold it. Threads don't exclude each other, nor do processes where the system or
-    the file system has no locks. The file is removed on exit.
+    Where the system or the file system cannot lock a folder, nothing is held.
 
     Raises:
-        DoubleheadError: another process holds the file.
-        Fault: the file cannot be written.
+        DoubleheadError: another process holds the folder.
+        Fault: the folder is missing.
     """
-    with ExitStack() as stack:
-        with writing(path):
-            file = stack.enter_context(_recorded(path))
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {platform.node()}")
-            file.flush()
+    if fcntl is None:
+        yield
+        return
+    with writing(folder):
+        descriptor = os.open(folder, os.O_RDONLY)  # not for writing: the disk can still be made read-only
+    _held.add(descriptor)
+    try:
         try:
-            yield
-        finally:
-            with suppress(OSError):
-                path.unlink()
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DoubleheadError(
+                f"{folder}: another process is writing there; wait for its end, or give another folder"
+            ) from error
+        except OSError:
+            pass
+        yield
+    finally:
+        _held.discard(descriptor)
+        os.close(descriptor)
+
+
+def _let_go() -> None:
+    """Let go in a forked process of the folders that the process it was forked from holds: a lock belongs to both."""
+    while _held:
+        os.close(_held.pop())
+
+
+if fcntl is not None:
+    os.register_at_fork(after_in_child=_let_go)
 
 
 def sha256(path: Path) -> str:
@@ -154,31 +170,6 @@ def _locked(file: IO[str], wait: bool) -> bool:
     except OSError:
         return False
     return True
-
-
-def _recorded(path: Path) -> IO[str]:
-    """Open a file with a record lock, which unlike that of `_locked` isn't shared with processes forked from this one.
-
-    Raises:
-        DoubleheadError: another process has it.
-    """
-    while True:
-        file = path.open("a+", encoding="utf-8")
-        try:
-            if fcntl is not None:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                with file:
-                    file.seek(0)
-                    holder = file.read() or "another process"
-                raise DoubleheadError(
-                    f"{path.parent}: {holder} is writing there; wait for its end, or give another folder"
-                ) from error
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                return file
-        file.close()  # its last holder has just removed it
 
 
 def _to_disk(path: Path, mode: int) -> None:

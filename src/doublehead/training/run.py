@@ -7,7 +7,6 @@ validation.csv        COCO's twelve metrics and the losses on the val split, per
 last.safetensors      the newest weights and the state for resuming
 previous.safetensors  the checkpoint before, until the run is complete
 best.safetensors      the weights with the best `train.metric` on the val split
-training.lock         held by the process that trains; removed when it ends
 not-finite/           images of steps with a non-finite loss
 curves.png, predictions.jpg
 """
@@ -74,9 +73,9 @@ class RunFolder:
 
         Raises:
             DoubleheadError: another process is training into it.
-            Fault: the folder cannot be written.
+            Fault: the folder is missing.
         """
-        self._held.enter_context(held(self.path / "training.lock"))
+        self._held.enter_context(held(self.path))
 
     def release(self) -> None:
         """Let other processes train into this folder."""
