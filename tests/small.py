@@ -14,6 +14,7 @@ SMALL: dict[str, Any] = {
     "model.input.short_side": 64,
     "model.input.long_side": 96,
     "model.fpn.channels": 16,
+    "model.backbone.resnet.width": 8,
     "model.backbone.norm": "group",
     "model.head_norm": "group",
     "model.rpn.anchor_sizes": [12, 24, 48, 96, 192],

@@ -44,6 +44,12 @@ def files(trained, once) -> dict[str, Path]:
     return {"onnx": folder / "model.onnx", "openvino": folder / "model.xml"}
 
 
+@pytest.fixture(autouse=True)
+def compiled_once(once, monkeypatch) -> None:
+    """OpenVINO compiles a file when it is opened first, as for a user."""
+    monkeypatch.setenv("DOUBLEHEAD_CACHE", str(once("cache", Path.mkdir)))
+
+
 @pytest.fixture
 def ready_made(files, monkeypatch) -> None:
     """Spares tracing: what is exported is the file from before."""

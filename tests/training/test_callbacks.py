@@ -9,7 +9,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from whole_runs import MODEL, NARROW, assert_same_run, stop_at
+from whole_runs import MODEL, SHORT, assert_same_run, stop_at
 
 import doublehead
 from doublehead.common.errors import DoubleheadError
@@ -18,7 +18,7 @@ from doublehead.training.signals import Interrupted
 from small import rows
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
-RUN = NARROW | {"train.steps": 6, "train.evaluate_every": 0.5}
+RUN = SHORT | {"train.steps": 6, "train.evaluate_every": 0.5}
 """One and a half epochs of four steps, with a validation after every second step."""
 FreezeBackbone = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "freeze_backbone.py"))["FreezeBackbone"]
 

@@ -8,7 +8,7 @@ import signal
 from dataclasses import replace
 
 import pytest
-from whole_runs import MODEL, NARROW, assert_same_run, stop_at
+from whole_runs import MODEL, SHORT, assert_same_run, stop_at
 
 import doublehead
 from doublehead.training import estimate
@@ -16,7 +16,7 @@ from doublehead.training.estimate import Estimate
 from doublehead.training.signals import Interrupted
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
-BATCH_NORM = NARROW | {"model.backbone.norm": "batch", "model.head_norm": "batch", "train.steps": 6}
+BATCH_NORM = SHORT | {"model.backbone.norm": "batch", "model.head_norm": "batch", "train.steps": 6}
 FOUND = Estimate(
     steps=100, forward=1.0, backward=2.0, loading=0.8, workers=1, measured=40, images=4, memory=3e9, available=None
 )

@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from whole_runs import MODEL, NARROW, assert_same_run, assert_same_weights, stop_at
+from whole_runs import MODEL, SHORT, assert_same_run, assert_same_weights, stop_at
 
 import doublehead
 from doublehead.common.errors import Fault
@@ -30,7 +30,7 @@ from small import SMALL, flags, rows
 def whole(dataset, tmp_path_factory):
     """A run to which nothing happened."""
     run = tmp_path_factory.mktemp("whole") / "run"
-    doublehead.train(dataset, MODEL, run, settings=NARROW)
+    doublehead.train(dataset, MODEL, run, settings=SHORT)
     return run
 
 
@@ -45,7 +45,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", place], check=True)
 
 
-def train(command, dataset, run, settings=NARROW):
+def train(command, dataset, run, settings=SHORT):
     return command("train", dataset, "--model", MODEL, "-o", run, *flags(settings))
 
 
@@ -104,7 +104,7 @@ def host_memory(self, images, targets):
 
 @pytest.mark.parametrize("exhaust", [cpu_memory, gpu_memory, host_memory])
 def test_out_of_memory(dataset, tmp_path, monkeypatch, command, exhaust):
-    settings = NARROW | {"train.batch_size": 6, "train.steps": 2}
+    settings = SHORT | {"train.batch_size": 6, "train.steps": 2}
     with monkeypatch.context() as patch:
         patch.setattr(Detector, "losses", exhaust)
         sentence = train(command, dataset, tmp_path / "run", settings).sentence
@@ -119,7 +119,7 @@ def test_out_of_memory(dataset, tmp_path, monkeypatch, command, exhaust):
 
 def test_out_of_memory_with_one_image(dataset, tmp_path, monkeypatch, command):
     monkeypatch.setattr(Detector, "losses", gpu_memory)
-    sentence = train(command, dataset, tmp_path / "run", NARROW | {"train.batch_size": 1}).sentence
+    sentence = train(command, dataset, tmp_path / "run", SHORT | {"train.batch_size": 1}).sentence
     assert "start a new run with a smaller model.input.short_side" in sentence
 
 
@@ -154,7 +154,7 @@ def test_a_loader_process_that(dataset, tmp_path, command, whole, how):
 
     In a process of its own: as long as a dead worker is remembered, torch raises at the end of any child process.
     """
-    settings = NARROW | {"data.workers": 1, "data.timeout": 5 if how == "hangs" else 300}
+    settings = SHORT | {"data.workers": 1, "data.timeout": 5 if how == "hangs" else 300}
     script = SICK_LOADER.format(crashes=how == "crashes")
     words = ["train", dataset, "--model", MODEL, "-o", tmp_path / "run", *flags(settings)]
     done = subprocess.run([sys.executable, "-c", script, *map(str, words)], capture_output=True, text=True)
@@ -220,7 +220,7 @@ def test_a_loss_that_is_not_finite_names_the_images_and_keeps_them(dataset, tmp_
 
 def test_steps_without_a_finite_loss_are_left_out_up_to_a_limit(dataset, tmp_path, command, sick_at):
     sick_at(3, 9, everything=True)  # of steps of two passes each: the second part of step 1, then of step 4
-    settings = NARROW | {"train.accumulate": 2, "train.skip_not_finite": 2}
+    settings = SHORT | {"train.accumulate": 2, "train.skip_not_finite": 2}
     settings |= {"model.backbone.norm": "batch", "model.head_norm": "batch"}
     outcome = train(command, dataset, tmp_path / "run", settings)
     assert outcome.code == 0
@@ -233,7 +233,7 @@ def test_steps_without_a_finite_loss_are_left_out_up_to_a_limit(dataset, tmp_pat
 
 def test_a_step_too_many_without_a_finite_loss_ends_the_run(dataset, tmp_path, command, sick_at):
     sick_at(1, 3)
-    outcome = train(command, dataset, tmp_path / "run", NARROW | {"train.skip_not_finite": 1})
+    outcome = train(command, dataset, tmp_path / "run", SHORT | {"train.skip_not_finite": 1})
     assert "is not finite at step 3" in outcome.sentence
     assert {path.name for path in (tmp_path / "run" / "not-finite").iterdir()} == {"step-1", "step-3"}
 
@@ -269,7 +269,7 @@ def sick_gradients(monkeypatch, sick):
     monkeypatch.setattr(Detector, "losses", wrapped)
 
 
-FP16 = NARROW | {"train.precision": "fp16", "data.val_split": None, "train.ema": None}
+FP16 = SHORT | {"train.precision": "fp16", "data.val_split": None, "train.ema": None}
 
 
 def test_gradients_that_are_never_finite_end_an_fp16_run(dataset, tmp_path, command, monkeypatch):

@@ -8,7 +8,7 @@ import signal
 
 import pytest
 import torch
-from whole_runs import MODEL, NARROW, assert_same_run, stop_at
+from whole_runs import MODEL, SHORT, assert_same_run, stop_at
 
 import doublehead
 from doublehead.common.errors import DoubleheadError
@@ -19,14 +19,14 @@ from doublehead.training.signals import Interrupted
 from small import config_of, rows
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
-SAMPLED = NARROW | {
+SAMPLED = SHORT | {
     "data.repeat_threshold": 0.9,
     "data.image_weights": True,
     "train.class_weights": {"ring": 3.0},
     "model.roi.classification": "sigmoid",
     "model.roi.focal_gamma": 2.0,
 }
-WEIGHED = NARROW | {"train.class_weights": "balanced", "model.roi.focal_gamma": 1.5, "train.accumulate": 2}
+WEIGHED = SHORT | {"train.class_weights": "balanced", "model.roi.focal_gamma": 1.5, "train.accumulate": 2}
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +58,14 @@ def test_killed_and_resumed_equals_never_stopped(weighted, tmp_path, monkeypatch
 
 
 def test_an_epoch_counts_repetitions(weighted, tmp_path):
-    settings = NARROW | {"train.steps": None, "train.epochs": 1, "data.image_weights": True, "data.val_split": None}
+    settings = SHORT | {"train.steps": None, "train.epochs": 1, "data.image_weights": True, "data.val_split": None}
     doublehead.train(weighted, MODEL, tmp_path / "run", settings=settings)
     written = rows(tmp_path / "run" / "training.csv")
     assert [row["epoch"] for row in written] == [0.25, 0.5, 0.75, 1.0]  # 3 + 0 + 6 images, two a step
 
 
 def test_other_weights_are_other_data(own_dataset, tmp_path):
-    run = doublehead.train(own_dataset, MODEL, tmp_path / "run", settings=NARROW | {"train.steps": 1}).parent
+    run = doublehead.train(own_dataset, MODEL, tmp_path / "run", settings=SHORT | {"train.steps": 1}).parent
     file = own_dataset / "annotations" / "instances_train.json"
     content = json.loads(file.read_text())
     content["images"][0]["weight"] = 2

@@ -15,13 +15,13 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from whole_runs import MODEL, NARROW, assert_same_run
+from whole_runs import MODEL, SHORT, assert_same_run
 
 from small import flags
 
 KILLS, SEED = int(os.environ.get("DOUBLEHEAD_KILLS", 1)), int(os.environ.get("DOUBLEHEAD_SEED", 0))
 # Every step is saved, so that many a kill comes while a file is written.
-SETTINGS = NARROW | {"train.evaluate_every": 1.5, "train.save_minutes": 1e-9, "data.workers": 1}
+SETTINGS = SHORT | {"train.evaluate_every": 1.5, "train.save_minutes": 1e-9, "data.workers": 1}
 SETTINGS |= {"train.steps": 24 if KILLS < 10 else 120}
 
 

@@ -15,7 +15,7 @@ import urllib.request
 import pytest
 import yaml
 from PIL import Image
-from whole_runs import MODEL, NARROW, stop_at
+from whole_runs import MODEL, SHORT, stop_at
 
 import doublehead
 from doublehead.common.errors import DoubleheadError
@@ -23,7 +23,7 @@ from doublehead.training.loggers import tensorboard as tensorboard_logger
 from doublehead.training.signals import Interrupted
 from small import flags, rows
 
-RUN = NARROW | {"train.steps": 4, "train.evaluate_every": 0.5}
+RUN = SHORT | {"train.steps": 4, "train.evaluate_every": 0.5}
 """One epoch of four steps, with a validation after every second one."""
 pytestmark = pytest.mark.usefixtures("no_pictures")
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from whole_runs import MODEL, NARROW, assert_same_run, stop_at
+from whole_runs import MODEL, SHORT, assert_same_run, stop_at
 
 import doublehead
 from doublehead.common.errors import DoubleheadError
@@ -22,7 +22,7 @@ from doublehead.training.signals import Interrupted
 from small import config_of, rows
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
-RUN = NARROW | {"train.steps": None, "train.epochs": 2, "train.evaluate_every": 1, "train.batch_size": 4}
+RUN = SHORT | {"train.steps": None, "train.epochs": 2, "train.evaluate_every": 1, "train.batch_size": 4}
 """Four steps, with a validation after every second one."""
 MORE = {"train.epochs": 4}
 

@@ -6,12 +6,12 @@ import math
 from itertools import pairwise
 
 import pytest
-from whole_runs import MODEL, NARROW
+from whole_runs import MODEL, SHORT
 
 from doublehead.training.rate_finder import EARLY, RateSweep
 from small import flags, rows
 
-SETTINGS = {key: value for key, value in NARROW.items() if key != "train.device"}
+SETTINGS = {key: value for key, value in SHORT.items() if key != "train.device"}
 
 
 def rates(count, lowest=1e-6, highest=1.0):

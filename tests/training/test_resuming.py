@@ -12,7 +12,7 @@ import time
 
 import pytest
 import torch
-from whole_runs import MODEL, NARROW, assert_same_run, stop_at
+from whole_runs import MODEL, SHORT, assert_same_run, stop_at
 
 import doublehead
 from doublehead.common.categories import Categories
@@ -27,14 +27,12 @@ from doublehead.training.step import Stepper
 from small import SMALL, config_of, flags, rows
 
 ADAMW = SMALL | {
-    "model.backbone.resnet.width": 16,
     "train.steps": 18,
     "train.evaluate_every": 2,
     "train.ema": 0.9,
     "train.clip_norm": 5.0,
 }
 SGD = SMALL | {
-    "model.backbone.resnet.width": 16,
     "train.steps": 18,
     "train.evaluate_every": 2,
     "train.optimizer": "sgd",
@@ -111,7 +109,7 @@ def test_stopped_anywhere_it_resumes(dataset, tmp_path, monkeypatch, never_stopp
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_momenta_come_back_as_their_parameters_lie_in_memory(tmp_path, optimizer):
-    config = resolve(MODEL, settings=NARROW | {"train.optimizer": optimizer})
+    config = resolve(MODEL, settings=SHORT | {"train.optimizer": optimizer})
 
     def state():
         model = Detector(config.model, classes=3).to(memory_format=torch.channels_last)
@@ -139,7 +137,7 @@ def test_momenta_come_back_as_their_parameters_lie_in_memory(tmp_path, optimizer
 def test_stopped_with_mosaics_and_pasted_objects_it_resumes_and_closes_them(dataset, tmp_path, monkeypatch, command):
     """Stopped before the last tenth of the run, whose images are no mosaics."""
     steps = [{"mosaic": 1}, {"copy_paste": 1}, {"mixup": 0.5}, {"affine": 0.5}, {"erasing": 0.5}, {"flip": 0.5}]
-    settings = NARROW | {"train.steps": 20, "train.evaluate_every": 10, "data.augment": steps}
+    settings = SHORT | {"train.steps": 20, "train.evaluate_every": 10, "data.augment": steps}
     settings.pop("data.augment.colour")
     whole = tmp_path / "whole"
     doublehead.train(dataset, MODEL, whole, settings=settings)
@@ -220,7 +218,7 @@ def test_the_config_of_a_run_gives_the_same_run(tmp_path, command, never_stopped
     assert_same_run(tmp_path / "run", whole)
 
 
-def stopped(dataset, run, monkeypatch, step, settings=NARROW):
+def stopped(dataset, run, monkeypatch, step, settings=SHORT):
     stop_at(monkeypatch, step, lambda: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(loop.Interrupted):
         doublehead.train(dataset, MODEL, run, settings=settings)
@@ -255,7 +253,7 @@ def test_without_a_whole_last_checkpoint_it_goes_on_from_the_one_before(
     assert outcome.code == 0
     assert said in outcome.err
     assert "resuming from the previous checkpoint, previous.safetensors of step 4" in outcome.err
-    assert_same_run(run, never_stopped(NARROW))
+    assert_same_run(run, never_stopped(SHORT))
 
 
 def test_without_any_whole_checkpoint_the_run_says_so(dataset, tmp_path, monkeypatch, command):
@@ -273,10 +271,10 @@ def test_stopped_before_anything_was_saved_it_begins_anew(dataset, tmp_path, mon
 
     stop_at(monkeypatch, 2, crash)
     with pytest.raises(RuntimeError, match="power cut"):
-        doublehead.train(dataset, MODEL, tmp_path / "run", settings=NARROW)
+        doublehead.train(dataset, MODEL, tmp_path / "run", settings=SHORT)
     outcome = command("resume", tmp_path / "run")
     assert "nothing was saved yet; starting from the beginning" in outcome.err
-    assert_same_run(tmp_path / "run", never_stopped(NARROW))
+    assert_same_run(tmp_path / "run", never_stopped(SHORT))
 
 
 def test_what_a_kill_leaves_half_written_is_written_again(dataset, tmp_path, monkeypatch, command, never_stopped):
@@ -289,12 +287,12 @@ def test_what_a_kill_leaves_half_written_is_written_again(dataset, tmp_path, mon
         with (run / name).open("a") as file:
             file.write("1")
     assert command("resume", run).code == 0
-    assert_same_run(run, never_stopped(NARROW))
+    assert_same_run(run, never_stopped(SHORT))
 
 
 def test_another_number_of_loader_processes_gives_the_same_run(dataset, tmp_path, never_stopped):
-    doublehead.train(dataset, MODEL, tmp_path / "run", settings=NARROW | {"data.workers": 2})
-    assert_same_run(tmp_path / "run", never_stopped(NARROW))
+    doublehead.train(dataset, MODEL, tmp_path / "run", settings=SHORT | {"data.workers": 2})
+    assert_same_run(tmp_path / "run", never_stopped(SHORT))
 
 
 def test_a_run_records_what_it_was_made_with(own_dataset, tmp_path, monkeypatch, command):
@@ -303,7 +301,7 @@ def test_a_run_records_what_it_was_made_with(own_dataset, tmp_path, monkeypatch,
     monkeypatch.chdir(repository)
     for words in (["init", "-q"], ["-c", "user.name=a", "-c", "user.email=b", "commit", "-qm", "c", "--allow-empty"]):
         subprocess.run(["git", *words], check=True)
-    command("train", own_dataset, "--model", MODEL, "-o", tmp_path / "run", *flags(NARROW | {"train.steps": 2}))
+    command("train", own_dataset, "--model", MODEL, "-o", tmp_path / "run", *flags(SHORT | {"train.steps": 2}))
     monkeypatch.chdir(tmp_path)
     moved = own_dataset.rename(tmp_path / "moved")
     config = tmp_path / "run" / "config.yaml"
@@ -358,10 +356,10 @@ def objects(dataset):
 
 def test_a_run_on_python_objects_resumes_with_equal_objects(dataset, tmp_path, monkeypatch, capsys):
     data, classes = objects(dataset)
-    whole = doublehead.train(data, MODEL, tmp_path / "whole", settings=NARROW, classes=classes).parent
+    whole = doublehead.train(data, MODEL, tmp_path / "whole", settings=SHORT, classes=classes).parent
     stop_at(monkeypatch, 6, lambda: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(Interrupted):
-        doublehead.train(data, MODEL, tmp_path / "run", settings=NARROW, classes=classes)
+        doublehead.train(data, MODEL, tmp_path / "run", settings=SHORT, classes=classes)
     assert "doublehead.resume(" in capsys.readouterr().err.splitlines()[-1]
     doublehead.resume(tmp_path / "run", data=objects(dataset)[0], classes=classes)
     assert_same_run(tmp_path / "run", whole)

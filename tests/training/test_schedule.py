@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 import torch
-from whole_runs import NARROW
+from whole_runs import SHORT
 
 import doublehead
 from doublehead.config import ModelConfig, TrainConfig
@@ -58,7 +58,7 @@ def test_the_recipes_of_the_baselines(
 def test_the_plan_of_large_scale_jitter_runs(dataset: Path, tmp_path: Path) -> None:
     plan = read_plan(PLANS / "coco-lsj.yaml")
     small = {"data.augment.lsj.size": 64, "train.epochs": None, "train.steps": 2, "train.batch_size": 2}
-    heads = {key: value for key, value in NARROW.items() if key.startswith(("model.", "data."))}
+    heads = {key: value for key, value in SHORT.items() if key.startswith(("model.", "data."))}
     heads = {key: value for key, value in heads.items() if "norm" not in key and "augment" not in key}
     others = {"train.device": "cpu", "train.precision": "fp32", "data.val_split": None}
     settings = dict(plan.settings) | heads | small | others
@@ -120,7 +120,7 @@ def test_frozen_stages_and_a_decay_of_one_leave_the_groups_as_they_are() -> None
 
 def test_the_rate_of_a_run_is_shared_out_and_resumes(dataset: Path, tmp_path: Path) -> None:
     """Stages hardly move at a decay of nearly nothing; a stopped run ends as one that was not."""
-    settings = NARROW | {"data.val_split": None, "train.ema": None, "train.steps": 2, "train.save_minutes": 1e-6}
+    settings = SHORT | {"data.val_split": None, "train.ema": None, "train.steps": 2, "train.save_minutes": 1e-6}
     settings |= {"train.layer_decay": 1e-6, "train.optimizer": "sgd", "train.lr": 0.1, "train.weight_decay": 0.0}
     whole = doublehead.train(dataset, "single-fc-tiny", tmp_path / "whole", settings=settings)
     doublehead.train(dataset, "single-fc-tiny", tmp_path / "run", settings=settings | {"train.steps": 1})

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from whole_runs import NARROW
+from whole_runs import SHORT
 
 import doublehead
 from small import rows
@@ -32,7 +32,7 @@ if __name__ == "__main__":
 
 
 def run_script(dataset, tmp_path, method, call):
-    settings = NARROW | {"data.workers": 1, "data.val_split": None, "train.steps": 2}
+    settings = SHORT | {"data.workers": 1, "data.val_split": None, "train.steps": 2}
     script = tmp_path / "script.py"
     script.write_text(
         SCRIPT.format(data=str(dataset), run=str(tmp_path / "run"), settings=settings, method=method, call=call)

@@ -19,11 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from whole_runs import MODEL, NARROW, assert_same_run
+from whole_runs import MODEL, SHORT, assert_same_run
 
 from small import flags, rows
 
-SETTINGS = NARROW | {"train.steps": 32, "train.evaluate_every": 2, "train.save_minutes": 0.01, "train.timeout": 20}
+SETTINGS = SHORT | {"train.steps": 32, "train.evaluate_every": 2, "train.save_minutes": 0.01, "train.timeout": 20}
 
 
 def ip(*words: str) -> bool:

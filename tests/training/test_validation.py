@@ -10,7 +10,7 @@ import signal
 from dataclasses import replace
 
 import pytest
-from whole_runs import MODEL, NARROW, assert_same_run, stop_at
+from whole_runs import MODEL, SHORT, assert_same_run, stop_at
 
 import doublehead
 from doublehead.common.errors import DoubleheadError
@@ -22,7 +22,7 @@ from doublehead.training.signals import Interrupted
 from small import flags, rows, without_boxes
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
-RUN = NARROW | {"train.epochs": 6, "train.steps": None, "train.evaluate_every": 1, "train.batch_size": 4}
+RUN = SHORT | {"train.epochs": 6, "train.steps": None, "train.evaluate_every": 1, "train.batch_size": 4}
 """Twelve steps, with a validation after every second one."""
 
 
