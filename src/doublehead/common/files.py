@@ -107,8 +107,9 @@ def held(folder: Path) -> Iterator[None]:
             pass
         yield
     finally:
-        _held.discard(descriptor)
-        os.close(descriptor)
+        if descriptor in _held:  # else this is a forked process, which has let go
+            _held.remove(descriptor)
+            os.close(descriptor)
 
 
 def _let_go() -> None:
