@@ -64,6 +64,8 @@ def _items(folder: Folder, rows: list[Row], findings: Findings) -> Iterator[Item
                 continue
             if len(labels) > 1:
                 findings.warn("images with several annotations, the last taken", where)
+            if "frames" in labels[-1]:
+                raise DoubleheadError(f"{where}: is a video; export its frames as images")
             item = Item(names, where, Path(file).parent.as_posix(), size_of(media.get("width"), media.get("height")))
             for found in dicts(labels[-1].get("objects")):
                 with findings.collect("boxes that cannot be read"):
@@ -74,12 +76,8 @@ def _items(folder: Folder, rows: list[Row], findings: Findings) -> Iterator[Item
 def _labels(row: Entry) -> list[Entry]:
     """The annotations of an image, of all projects and annotators."""
     projects = row.get("projects")
-    found = (
-        [label for one in dicts(list(projects.values())) for label in dicts(one.get("labels"))]
-        if isinstance(projects, dict)
-        else []
-    )
-    return dicts([label.get("annotations") for label in found])
+    found = dicts(list(projects.values())) if isinstance(projects, dict) else []
+    return dicts([label.get("annotations") for project in found for label in dicts(project.get("labels"))])
 
 
 def _things(found: Entry, where: str, findings: Findings) -> list[Thing]:
