@@ -1,5 +1,6 @@
 """Exports of annotation tools, each with the same pictures, read from their folders alone."""
 
+import json
 import os
 from pathlib import Path
 
@@ -70,3 +71,16 @@ def test_it_reads_the_same_by_every_way_to_say_its_folder(name, tmp_path, monkey
     assert wanted
     for path in ("data", "./data/", "~/data", f"{root}/", "link", tmp_path / "link"):
         assert read(path) == wanted
+
+
+def test_a_name_too_long_for_a_file_is_a_missing_image(tmp_path):
+    CASES["vott_assets"].write(tmp_path)
+    file = tmp_path / "id0-asset.json"
+    content = json.loads(file.read_text())
+    content["asset"]["name"] = "a" * 5000
+    file.write_text(json.dumps(content))
+    dataset = open_dataset(tmp_path)
+    found = [dataset.look(split).findings for split in dataset.distinct]
+    assert (
+        sum(findings.by_kind["images missing"].count for findings in found if "images missing" in findings.by_kind) == 1
+    )

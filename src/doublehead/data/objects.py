@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os.path
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -140,7 +141,7 @@ def _record(number: int, item: Item, pictures: Pictures, label_of: dict[str, int
     else:
         found = next(filter(None, (pictures.seek(name, item.beside) for name in item.names)), None)
         path = pictures.folder.path(found) if found else pictures.find(item.names[0], item.where, item.beside)
-    if not item.content and not path.is_file():
+    if not item.content and not os.path.isfile(path):  # a name too long for a file is no OSError here
         raise DoubleheadError(
             f"{item.where}: its image `{item.names[0]}` is not in {pictures.folder.root}", "images missing"
         )
