@@ -945,7 +945,7 @@ def put_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     put(path, [json.dumps(row) for row in rows])
 
 
-LABELBOX_BOX = ("left", "top", "width", "height")
+CORNER_AND_SIZE = ("left", "top", "width", "height")
 
 
 def labelbox_row(k: int, objects: list[dict[str, Any]], split: str | None = None) -> dict[str, Any]:
@@ -960,7 +960,7 @@ def labelbox_row(k: int, objects: list[dict[str, Any]], split: str | None = None
 
 def labelbox_object(row: Row) -> dict[str, Any]:
     about = {"feature_id": "f", "name": row[0], "value": row[0], "annotation_kind": "ImageBoundingBox"}
-    return about | {"bounding_box": corner_and_size(LABELBOX_BOX, row)}
+    return about | {"bounding_box": corner_and_size(CORNER_AND_SIZE, row)}
 
 
 @case(WHOLE, "images without annotations skipped", "annotations without a box ignored (ImagePoint)")
@@ -1020,7 +1020,7 @@ def v7_darwin_1_polygons(root: Path) -> None:
 
 def vott_asset(k: int) -> dict[str, Any]:
     regions = [
-        {"id": "r", "type": "RECTANGLE", "tags": [row[0]], "boundingBox": corner_and_size(LABELBOX_BOX, row)}
+        {"id": "r", "type": "RECTANGLE", "tags": [row[0]], "boundingBox": corner_and_size(CORNER_AND_SIZE, row)}
         for row in rows(k)
     ]
     size = {"width": WIDTH, "height": HEIGHT}
@@ -1090,7 +1090,7 @@ def sagemaker_ground_truth(root: Path) -> None:
         images(root, ks, split + "/p{k}.png")
         found = [
             {"source-ref": f"s3://bucket/{split}/p{k}.png", **job([], "first"),
-             **job([{"class_id": NAMES.index(row[0]), **corner_and_size(LABELBOX_BOX, row)} for row in rows(k)],
+             **job([{"class_id": NAMES.index(row[0]), **corner_and_size(CORNER_AND_SIZE, row)} for row in rows(k)],
                    "adjusted")}
             for k in ks
         ]  # fmt: skip

@@ -82,9 +82,9 @@ def remove_unfinished(folder: Path) -> None:
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Context in which no other process can hold the folder; it ends with this process at the latest.
+    """Context that locks a folder against other processes. The lock ends with this process at the latest.
 
-    Where the system or the file system cannot lock a folder, nothing is held.
+    It has no effect where the system or the file system cannot lock folders.
 
     Raises:
         DoubleheadError: another process holds the folder.
@@ -94,26 +94,26 @@ def held(folder: Path) -> Iterator[None]:
         yield
         return
     with writing(folder):
-        descriptor = os.open(folder, os.O_RDONLY)  # not for writing: the disk can still be made read-only
+        descriptor = os.open(folder, os.O_RDONLY)  # an open file would keep the disk from being made read-only
     _held.add(descriptor)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise DoubleheadError(
-                f"{folder}: another process is writing there; wait for its end, or give another folder"
+                f"{folder}: another process is writing there; wait until it ends, or give another folder"
             ) from error
         except OSError:
             pass
         yield
     finally:
-        if descriptor in _held:  # else this is a forked process, which has let go
+        if descriptor in _held:  # not in a forked process
             _held.remove(descriptor)
             os.close(descriptor)
 
 
 def _let_go() -> None:
-    """Let go in a forked process of the folders that the process it was forked from holds: a lock belongs to both."""
+    """Close inherited folders in a forked process, which would otherwise keep the parent's locks."""
     while _held:
         os.close(_held.pop())
 

@@ -9,13 +9,14 @@ from typing import Any
 
 from doublehead.common.errors import DoubleheadError, brief
 from doublehead.data.folder import Folder, split_of_file
-from doublehead.data.objects import Item, NotMine, Splits, Thing, gather, label_in, number
+from doublehead.data.objects import Item, NotMine, Splits, Thing, gather, label_in, numbers_in
 from doublehead.data.records import Findings
 from doublehead.data.text import dicts, head_has, read_json
 
 Entry = dict[str, Any]
 
 _IMAGE = ("image", "imagefilename")
+_BOX = ("x", "y", "width", "height")
 
 
 def find_createml(folder: Folder) -> Splits | NotMine | None:
@@ -40,8 +41,6 @@ def _items(folder: Folder, images: list[tuple[str, Entry]], findings: Findings) 
 
 
 def _thing(annotation: Entry, where: str) -> Thing:
-    label, box = label_in(annotation, "label", where), annotation.get("coordinates")
-    if not isinstance(box, dict):
-        raise DoubleheadError(f"{where}: `coordinates` of `{label}` must be x, y, width and height, not {brief(box)}")
-    x, y, w, h = (number(box.get(key), f"{where}: `{key}` of `{label}`") for key in ("x", "y", "width", "height"))
+    label = label_in(annotation, "label", where)
+    x, y, w, h = numbers_in(annotation.get("coordinates"), _BOX, f"{where}: `coordinates` of `{label}`")
     return Thing(label, (x - w / 2, y - h / 2, x + w / 2, y + h / 2))  # x and y are the center

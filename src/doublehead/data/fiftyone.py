@@ -9,7 +9,7 @@ from typing import Any
 
 from doublehead.common.errors import DoubleheadError, brief
 from doublehead.data.folder import Folder, canonical, split_of_folder
-from doublehead.data.objects import Item, NotMine, Splits, Thing, gather, number, size_of
+from doublehead.data.objects import Item, NotMine, Splits, Thing, gather, label_in, number, size_of
 from doublehead.data.records import Findings
 from doublehead.data.text import is_set, read_json
 
@@ -81,9 +81,7 @@ def _items(folder: Folder, samples: list[tuple[str, dict[str, Any], list[Any]]],
 
 
 def _thing(detection: Any, where: str) -> Thing:
-    label = detection.get("label") if isinstance(detection, dict) else None
-    if not isinstance(label, str) or not label.strip():
-        raise DoubleheadError(f"{where} has a detection without `label`: {brief(detection)}")
+    label = label_in(detection, "label", where)
     box = detection.get("bounding_box")
     if not isinstance(box, list) or len(box) != 4:
         raise DoubleheadError(f"{where}: `bounding_box` must be four fractions, not {brief(box)}")

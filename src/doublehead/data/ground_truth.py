@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from doublehead.common.errors import DoubleheadError, brief
 from doublehead.data.folder import Folder, split_of_file
-from doublehead.data.objects import Item, NotMine, Splits, Thing, corner_and_size, gather, size_of
+from doublehead.data.objects import Item, NotMine, Splits, Thing, corner_and_size, gather, json_lines, size_of
 from doublehead.data.records import Findings
-from doublehead.data.text import dicts, head_has, read_json_lines
+from doublehead.data.text import dicts
 
 Entry = dict[str, Any]
 Row = tuple[str, int, Entry]  # file, line, what it holds
@@ -22,9 +21,7 @@ _BOX = ("left", "top", "width", "height")
 
 def find_ground_truth(folder: Folder) -> Splits | NotMine | None:
     """Splits of JSON lines with `source-ref`: by the files' folders or names, else one."""
-    is_one = partial(head_has, marks=[f'"{_IMAGE}"', "-metadata"])
-    files = [file for suffix in (".manifest", ".jsonl", ".json") for file in folder.of_kind(suffix, is_one)]
-    rows = [(file, line, row) for file in files for line, row in read_json_lines(folder.path(file))]
+    rows = json_lines(folder, (".manifest", ".jsonl", ".json"), [f'"{_IMAGE}"', "-metadata"])
     return gather(folder, ((split_of_file(row[0]), row) for row in rows), _items)
 
 

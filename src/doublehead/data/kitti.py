@@ -10,7 +10,7 @@ from doublehead.common.errors import DoubleheadError, brief
 from doublehead.data.folder import Folder, split_of_folder
 from doublehead.data.objects import Item, NotMine, Splits, Thing, gather, number
 from doublehead.data.records import Findings
-from doublehead.data.text import read_text
+from doublehead.data.text import is_number, read_text
 
 _COLUMNS = (15, 16)  # the last one, of detections, is a score
 _NO_CLASS = "DontCare"  # regions whose objects were not labelled
@@ -26,17 +26,9 @@ def _is_one(path: Path) -> bool:
     """Whether a text file's first line is one of KITTI's."""
     try:
         words = read_text(path, "labels").split("\n", 1)[0].split()
-        return len(words) in _COLUMNS and not _is_number(words[0]) and all(map(_is_number, words[1:]))
+        return len(words) in _COLUMNS and not is_number(words[0]) and all(map(is_number, words[1:]))
     except DoubleheadError:
         return False
-
-
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
 
 
 def _items(folder: Folder, files: list[str], findings: Findings) -> Iterator[Item]:

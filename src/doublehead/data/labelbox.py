@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,13 @@ from doublehead.data.objects import (
     corner_and_size,
     gather,
     ignore,
+    json_lines,
     label_in,
     points_in,
     size_of,
 )
 from doublehead.data.records import Findings
-from doublehead.data.text import dicts, head_has, read_json_lines
+from doublehead.data.text import dicts
 
 Entry = dict[str, Any]
 Row = tuple[str, int, Entry]  # file, line, what it holds
@@ -35,9 +35,7 @@ _BOX = ("left", "top", "width", "height")
 
 def find_labelbox(folder: Folder) -> Splits | NotMine | None:
     """Splits of NDJSON with `data_row` and `projects`: by the metadata `split`, else by folder or name, else one."""
-    is_one = partial(head_has, marks=['"data_row"', '"projects"'])
-    files = [file for suffix in (".ndjson", ".jsonl", ".json") for file in folder.of_kind(suffix, is_one)]
-    rows = [(file, line, row) for file in files for line, row in read_json_lines(folder.path(file))]
+    rows = json_lines(folder, (".ndjson", ".jsonl", ".json"), ['"data_row"', '"projects"'])
     return gather(folder, ((_split(row) or split_of_file(file), (file, line, row)) for file, line, row in rows), _items)
 
 

@@ -23,6 +23,7 @@ from doublehead.data.objects import (
     around,
     gather,
     ignore,
+    label_in,
     pairs,
     size_of,
 )
@@ -94,9 +95,7 @@ def _embedded(folder: Folder, path: Path, item: Item, content: dict[str, Any]) -
 
 
 def _thing(path: Path, shape: Any, findings: Findings) -> Thing | None:
-    if not isinstance(shape, dict) or not isinstance(shape.get("label"), str) or not shape["label"].strip():
-        raise DoubleheadError(f"{path}: a shape has no `label`: {brief(shape)}")
-    label, kind = shape["label"], shape.get("shape_type") or "polygon"
+    label, kind = label_in(shape, "label", str(path)), shape.get("shape_type") or "polygon"
     if not isinstance(kind, str):
         raise DoubleheadError(f"{path}: `shape_type` of `{label}` must be a word such as rectangle, not {brief(kind)}")
     if kind in _NOT_OBJECTS:

@@ -359,7 +359,9 @@ def _load(
             iterator = iter(loader)
         if workers:
             stop = functools.partial(_stop, iterator)
-            atexit.register(stop)  # for an iterator that a kept traceback holds: multiprocessing would wait for ever
+            atexit.register(
+                stop
+            )  # a kept traceback may hold the iterator, and multiprocessing wait for its processes forever
         for batch in iterator:
             if isinstance(batch, DoubleheadError):
                 raise batch

@@ -23,7 +23,7 @@ from doublehead.data.records import (
     Split,
     note_box,
 )
-from doublehead.data.text import class_name
+from doublehead.data.text import class_name, head_has, read_json_lines
 
 Splits = dict[str, Callable[[str], Split]]  # split, as the dataset calls it -> its reader, given the name to be used
 
@@ -208,33 +208,49 @@ def pairs(points: Any, what: str) -> list[tuple[float, float]]:
     return [(number(x, f"a point of {what}"), number(y, f"a point of {what}")) for x, y in points]
 
 
-def label_in(entry: dict[str, Any], key: str, where: str) -> str:
+def label_in(entry: Any, key: str, where: str) -> str:
     """The class that an annotation names.
 
     Raises:
-        DoubleheadError: it names none.
+        DoubleheadError: it is no mapping, or names none.
     """
-    label = entry.get(key)
+    label = entry.get(key) if isinstance(entry, dict) else None
     if not isinstance(label, str) or not label.strip():
         raise DoubleheadError(f"{where} has an annotation without `{key}`: {brief(entry)}")
     return label
 
 
-def corner_and_size(box: Any, keys: Sequence[str], where: str) -> Box:
-    """A box that a mapping gives by its upper left corner and its size.
+def numbers_in(box: Any, keys: Sequence[str], where: str) -> list[float]:
+    """The numbers that a mapping has under these keys.
 
     Args:
         box: the mapping.
-        keys: what it calls x, y, width and height.
+        keys: of the numbers.
         where: of the box, for errors.
 
     Raises:
-        DoubleheadError: it is no mapping, or one of the four is no number.
+        DoubleheadError: it is no mapping, or one of them is no number.
     """
     if not isinstance(box, dict):
         raise DoubleheadError(f"{where} must have {', '.join(keys)}, not {brief(box)}")
-    x, y, w, h = (number(box.get(key), f"{where}: `{key}`") for key in keys)
+    return [number(box.get(key), f"{where}: `{key}`") for key in keys]
+
+
+def corner_and_size(box: Any, keys: Sequence[str], where: str) -> Box:
+    """A box that a mapping gives by its upper left corner and its size; arguments and errors as in `numbers_in`."""
+    x, y, w, h = numbers_in(box, keys, where)
     return x, y, x + w, y + h
+
+
+def json_lines(folder: Folder, suffixes: Sequence[str], marks: Sequence[str]) -> list[tuple[str, int, dict[str, Any]]]:
+    """Rows of files of JSON lines whose heads have these marks: file, line, content.
+
+    Raises:
+        DoubleheadError: as in `read_json_lines`.
+    """
+    is_one = partial(head_has, marks=marks)
+    files = [file for suffix in suffixes for file in folder.of_kind(suffix, is_one)]
+    return [(file, line, row) for file in files for line, row in read_json_lines(folder.path(file))]
 
 
 def points_in(points: Any, where: str) -> list[tuple[float, float]]:

@@ -15,7 +15,7 @@ from doublehead.common.errors import DoubleheadError, brief
 from doublehead.data.folder import Folder, canonical, split_in_name, split_of_folder
 from doublehead.data.objects import Item, NotMine, Parse, Splits, Thing, number, size_of, splits_by_name
 from doublehead.data.records import Box, Findings
-from doublehead.data.text import is_set, read_text
+from doublehead.data.text import is_number, is_set, read_text
 
 # What a column may be called, in lower case and without anything but letters and digits.
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -158,19 +158,11 @@ def _columns(header: list[str]) -> Columns:
 
 
 def _is_retinanet(row: list[str]) -> bool:
-    return len(row) == 6 and (all(map(_is_number, row[1:5])) or not any(row[1:]))
+    return len(row) == 6 and (all(map(is_number, row[1:5])) or not any(row[1:]))
 
 
 def _is_automl(row: list[str]) -> bool:
-    return len(row) in (9, 11) and all(_is_number(row[place]) for place in (3, 4, 7, 8))
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    return len(row) in (9, 11) and all(is_number(row[place]) for place in (3, 4, 7, 8))
 
 
 def _are_fractions(table: Table) -> bool:
@@ -183,7 +175,7 @@ def _are_fractions(table: Table) -> bool:
 
 def _numbers_in(text: str) -> list[str]:
     """The numbers in a cell such as `12.5` or `[1, 2, 3, 4]`."""
-    return [part for part in re.split(r"[\s,;\[\]()]+", text) if part and _is_number(part)]
+    return [part for part in re.split(r"[\s,;\[\]()]+", text) if part and is_number(part)]
 
 
 def _items(

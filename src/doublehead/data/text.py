@@ -103,6 +103,15 @@ def dicts(content: Any) -> list[dict[str, Any]]:
     return [one for one in content if isinstance(one, dict)] if isinstance(content, list) else []
 
 
+def is_number(text: str) -> bool:
+    """Whether text is a number, also one that is not finite."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def is_set(flag: Any) -> bool:
     """Whether a flag is set: 1, true, "1", "true", "yes" ..., as tools write `iscrowd` or `difficult`."""
     return str(flag).strip().lower() not in _NO if flag is not None else False

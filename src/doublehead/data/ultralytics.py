@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from doublehead.common.errors import DoubleheadError, brief
 from doublehead.data.folder import Folder, split_of_file
-from doublehead.data.objects import POLYGONS, Item, NotMine, Splits, Thing, around, gather, ignore, number, size_of
+from doublehead.data.objects import (
+    POLYGONS,
+    Item,
+    NotMine,
+    Splits,
+    Thing,
+    around,
+    gather,
+    ignore,
+    json_lines,
+    number,
+    size_of,
+)
 from doublehead.data.records import Box, Findings
-from doublehead.data.text import head_has, read_json_lines
 
 Entry = dict[str, Any]
 
@@ -35,16 +45,15 @@ def find_ultralytics(folder: Folder) -> Splits | NotMine | None:
     """
     rows: list[tuple[str, Row]] = []
     labels: set[str] = set()
-    for file in folder.of_kind(".ndjson", partial(head_has, marks=['"class_names"'])):
-        names: Entry = {}
-        for line, row in read_json_lines(folder.path(file)):
-            if "class_names" in row:
-                names = row["class_names"]
-                if not isinstance(names, dict):
-                    raise DoubleheadError(f"{folder.path(file)}: `class_names` must be numbers and names")
-                labels.update(map(str, names.values()))
-            elif "file" in row:
-                rows.append((str(row.get("split") or split_of_file(file)), Row(file, line, row, names)))
+    names: dict[str, Entry] = {}
+    for file, line, row in json_lines(folder, [".ndjson"], ['"class_names"']):
+        if "class_names" in row:
+            names[file] = row["class_names"]
+            if not isinstance(names[file], dict):
+                raise DoubleheadError(f"{folder.path(file)}: `class_names` must be numbers and names")
+            labels.update(map(str, names[file].values()))
+        elif "file" in row:
+            rows.append((str(row.get("split") or split_of_file(file)), Row(file, line, row, names.get(file, {}))))
     return gather(folder, rows, _items, lambda: labels)
 
 
