@@ -548,6 +548,26 @@ def cvat_images_with_subsets(root: Path) -> None:
     put(root / "annotations.xml", cvat_xml(images))
 
 
+def cvat_tracks(frames: dict[int, int]) -> str:
+    """Each object as a track of one frame, as CVAT writes shapes."""
+    shape = '<box frame="{}" keyframe="1" outside="{}" occluded="0" xtl="{}.00" ytl="{}.00" xbr="{}.00" ybr="{}.00"/>'
+    return "".join(
+        f'<track id="0" label="{c}" source="manual">{shape.format(f, 0, *box)}{shape.format(f + 1, 1, *box)}</track>'
+        for f, k in frames.items()
+        for c, *box in rows(k)
+    )
+
+
+@case(WHOLE, "annotations without a box ignored (points)")
+def cvat_video(root: Path) -> None:
+    """Every fifth frame, as the task's frame filter takes them."""
+    frames = {5 * place: k for place, k in enumerate(ALL)}
+    for frame, k in frames.items():
+        save(root / f"images/frame_{frame:06}.PNG", k)
+    points = '<track label="dog"><points frame="5" keyframe="1" outside="0" points="3,4"/></track>'
+    put(root / "annotations.xml", cvat_xml([cvat_tracks(frames), points]))
+
+
 def labelme(root: Path, ks: Iterable[int], more: Callable[[int], dict[str, Any]] = lambda k: {}) -> None:
     for k in ks:
         shapes = [
@@ -1118,6 +1138,34 @@ def tao_kitti(root: Path) -> None:
     images(root)
     for k in ALL:
         put(root / f"labels/p{k}.txt", kitti_lines(k)[:-1])
+
+
+@case(WHOLE, crowds=1)
+def cvat_mot(root: Path) -> None:
+    lines = []
+    for place, k in enumerate(ALL, 1):
+        save(root / f"img1/{place:06}.jpg", k)
+        lines += [
+            f"{place},{3 * k + i},{x1},{y1},{x2 - x1},{y2 - y1},{int((k, i) != (1, 2))},{NAMES.index(c) + 1},1.0"
+            for i, (c, x1, y1, x2, y2) in enumerate(rows(k))
+        ]
+    put(root / "gt/gt.txt", lines)
+    put(root / "gt/labels.txt", list(NAMES))
+
+
+@case({"train": ALL}, "objects other than pedestrians ignored", names=("pedestrian",), crowds=len(ALL))
+def mot_challenge(root: Path) -> None:
+    """Sequences whose images are called alike; the third object of each is a person on a vehicle."""
+    for name, ks in (("MOT17-02-SDP", TRAIN), ("MOT17-04-SDP", VAL)):
+        home, lines = root / "train" / name, []
+        for place, k in enumerate(ks, 1):
+            save(home / f"img1/{place:06}.jpg", k)
+            for i, (_, x1, y1, x2, y2) in enumerate(rows(k)):
+                lines.append(f"{place},{i},{x1 + 1},{y1 + 1},{x2 - x1},{y2 - y1},{int(i < 2)},{1 + (i == 2)},0.8")
+            lines.append(f"{place},9,5,5,20,20,0,3,1")
+        put(home / "gt/gt.txt", lines)
+        put(home / "det/det.txt", ["1,-1,1,1,40,50,0.9,-1,-1,-1"])
+        put(home / "seqinfo.ini", f"[Sequence]\nname={name}\nimDir=img1\nseqLength={len(ks)}\nimExt=.jpg\n")
 
 
 def columns(k: int) -> dict[str, Any]:

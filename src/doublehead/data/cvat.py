@@ -14,7 +14,6 @@ from doublehead.data.objects import (
     POLYGONS,
     ROTATED,
     Item,
-    NotMine,
     Splits,
     Thing,
     around,
@@ -27,20 +26,16 @@ from doublehead.data.objects import (
 from doublehead.data.records import Box, Findings
 from doublehead.data.voc import parse_xml, xml_files
 
-_NOT_OBJECTS = ("polyline", "points", "skeleton", "cuboid", "tag")
+NOT_OBJECTS = ("polyline", "points", "skeleton", "cuboid", "tag")
 
 
-def find_cvat(folder: Folder) -> Splits | NotMine | None:
+def find_cvat(folder: Folder) -> Splits | None:
     """Splits of `annotations.xml`: by the `subset` of its images, else by the file's name or folder, else one."""
     images: list[tuple[str, tuple[str, Any]]] = []
     labels: set[str] = set()
     for file in xml_files(folder, "annotations"):
         root = parse_xml(folder.path(file))
-        if root.find("track") is not None:
-            return NotMine(
-                f"CVAT's XML for video in {file}", "an <image> per frame: export it as `CVAT for images 1.1`"
-            )
-        labels.update((node.text or "") for node in root.findall(".//meta//label/name"))
+        labels.update(labels_of(root))
         for node in root.findall("image"):
             images.append((node.get("subset") or split_of_file(file), (file, node)))
     return gather(folder, images, _items, (lambda: labels) if labels else None)
@@ -55,15 +50,25 @@ def _items(folder: Folder, nodes: list[tuple[str, Any]], findings: Findings) -> 
                 raise DoubleheadError(f"{folder.path(file)}: an <image> has no `name`")
             item = Item([name], where, Path(file).parent.as_posix(), size_of(node.get("width"), node.get("height")))
             for shape in node:
-                if shape.tag in _NOT_OBJECTS:
+                if shape.tag in NOT_OBJECTS:
                     ignore(shape.tag, f"image `{name}` in {file}", findings)
                     continue
                 with findings.collect("boxes that cannot be read"):
-                    item.things.append(_thing(shape, where))
+                    item.things.append(thing_in(shape, where))
             yield item
 
 
-def _thing(shape: Any, where: str) -> Thing:
+def labels_of(root: Any) -> set[str]:
+    """The classes of CVAT's task."""
+    return {node.text or "" for node in root.findall(".//meta//label/name")}
+
+
+def thing_in(shape: Any, where: str) -> Thing:
+    """The object that a shape of CVAT's XML shows.
+
+    Raises:
+        DoubleheadError: it has no label, a number is missing, or the shape is not supported.
+    """
     label = shape.get("label")
     if not label:
         raise DoubleheadError(f"{where} has a <{shape.tag}> without `label`")

@@ -19,6 +19,7 @@ from doublehead.config import SplitConfig, read_yaml
 from doublehead.data.coco import find_coco, read_coco
 from doublehead.data.createml import find_createml
 from doublehead.data.cvat import find_cvat
+from doublehead.data.cvat_video import find_cvat_video
 from doublehead.data.darwin import find_darwin
 from doublehead.data.datumaro import find_datumaro
 from doublehead.data.fiftyone import find_fiftyone
@@ -29,6 +30,7 @@ from doublehead.data.kitti import find_kitti
 from doublehead.data.label_studio import find_label_studio
 from doublehead.data.labelbox import find_labelbox
 from doublehead.data.labelme import find_labelme
+from doublehead.data.mot import find_mot
 from doublehead.data.objects import NotMine, Splits
 from doublehead.data.open_images import find_open_images
 from doublehead.data.records import Split
@@ -50,6 +52,7 @@ READERS: dict[str, Reader] = {
     "coco": find_coco,
     "yolo": find_yolo,
     "cvat": find_cvat,
+    "cvat video": find_cvat_video,
     "labelme": find_labelme,
     "fiftyone": find_fiftyone,
     "label studio": find_label_studio,
@@ -63,6 +66,7 @@ READERS: dict[str, Reader] = {
     "ultralytics": find_ultralytics,
     "ground truth": find_ground_truth,
     "kitti": find_kitti,
+    "mot": find_mot,
     "open images": find_open_images,
     "imagefolder": find_imagefolder,
     "parquet": partial(find_tables, suffix=".parquet"),

@@ -143,6 +143,11 @@ class Folder:
         """Images in a folder and the folders in it."""
         return [file for file in self.images if not folder or file.startswith(folder + "/")]
 
+    def frames_below(self, folder: str, pattern: str) -> dict[int, str]:
+        """Frames of a video among the images below a folder: the number that the pattern finds in a stem -> file."""
+        found = ((re.search(pattern, Path(file).stem, re.IGNORECASE), file) for file in self.images_below(folder))
+        return {int(match[1]): file for match, file in found if match}
+
     def find(self, text: str, beside: str, among: Iterable[str]) -> str | None:
         """One of the files or folders `among`, as a file in the folder `beside` names it.
 
