@@ -411,6 +411,9 @@ def compare_variants(
     seeds: Annotated[
         list[int] | None, typer.Option("--seed", metavar="SEED", help="Run and compare only this seed; repeatable.")
     ] = None,
+    classes: Annotated[
+        list[str] | None, typer.Option("--class", metavar="CLASS", help="Compare this class's AP too; repeatable.")
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Setting for every run; repeatable.")
     ] = None,
@@ -425,7 +428,7 @@ def compare_variants(
         from doublehead.training.study.study import study_all
 
     said = parse_settings(settings or [])
-    part = {"baseline": baseline, "rows": rows or (), "seeds": seeds or ()}
+    part = {"baseline": baseline, "rows": rows or (), "seeds": seeds or (), "classes": classes or ()}
     found = study_all(plan, data, output, settings=said, shard=shard, **part)
     if found is None:
         return

@@ -108,6 +108,9 @@ def test_classes_of_a_plan_are_compared(plan, dataset, tmp_path, command) -> Non
         assert table["single-fc", of]["difference"] == ""
     assert float(table["ext", classes[0]]["low"]) == float(table["ext", classes[0]]["high"]) == pytest.approx(1)
     assert all(name in (output / "summary.md").read_text() for name in classes)
+    assert command(*words, "--class", classes[1]).code == 0
+    with (output / "classes.csv").open(newline="") as file:
+        assert {row["class"] for row in csv.DictReader(file)} == {classes[1], "their mean"}
 
 
 def xywh(box: list[float]) -> list[float]:
@@ -115,8 +118,10 @@ def xywh(box: list[float]) -> list[float]:
     return [box[0], box[1], box[2] - box[0], box[3] - box[1]]
 
 
-def test_a_class_without_boxes_is_refused_before_training(plan, dataset, tmp_path, command) -> None:
-    done = command("study", plan(classes=["no such class"]), dataset, "--output", tmp_path / "study")
+@pytest.mark.parametrize("by", ["plan", "option"])
+def test_a_class_without_boxes_is_refused_before_training(by, plan, dataset, tmp_path, command) -> None:
+    more, words = ({"classes": ["no such class"]}, []) if by == "plan" else ({}, ["--class", "no such class"])
+    done = command("study", plan(**more), dataset, "--output", tmp_path / "study", *words)
     assert "no such class" in done.sentence
     assert not (tmp_path / "study").exists()
 

@@ -45,13 +45,20 @@ class StudyPlan(Strict):
     recipe: str | None = Field(default=None, description="As of `train --recipe`.")
     settings: dict[str, Any] = Field(default={}, description="Of every row; a row's own settings win.")
 
-    def part(self, rows: Sequence[str] = (), seeds: Sequence[int] = (), baseline: str | None = None) -> StudyPlan:
+    def part(
+        self,
+        rows: Sequence[str] = (),
+        seeds: Sequence[int] = (),
+        baseline: str | None = None,
+        classes: Sequence[str] = (),
+    ) -> StudyPlan:
         """Return the plan limited to some rows and seeds, or with another baseline. The baseline is always included.
 
         Args:
             rows: names of rows; empty: all.
             seeds: seeds of the plan; empty: all.
             baseline: another row to compare with.
+            classes: other classes whose AP is compared too; empty: the plan's.
 
         Raises:
             LookupError: a row or seed is unknown, or a row is selected without the one whose weights it uses.
@@ -68,7 +75,8 @@ class StudyPlan(Strict):
             if row.of is not None and row.of not in chosen:
                 raise LookupError(f"row `{name}` takes the weights of `{row.of}`: name that row too")
         own = tuple(seed for seed in self.seeds if not seeds or seed in seeds)
-        return self.model_copy(update={"rows": chosen, "seeds": own, "baseline": baseline})
+        named = tuple(classes) or self.classes
+        return self.model_copy(update={"rows": chosen, "seeds": own, "baseline": baseline, "classes": named})
 
     @field_validator("seeds")
     @classmethod

@@ -44,6 +44,7 @@ def study(
     baseline: str | None = None,
     rows: Sequence[str] = (),
     seeds: Sequence[int] = (),
+    classes: Sequence[str] = (),
 ) -> Summary | None:
     """Train and evaluate every row of a plan with every seed, and compare them.
 
@@ -61,6 +62,7 @@ def study(
         baseline: row to compare with; default: the plan's baseline.
         rows: rows to run and compare in addition to the baseline; empty: all.
         seeds: seeds of the plan to run and compare; empty: all.
+        classes: classes whose AP is compared too; empty: those of the plan.
 
     Returns:
         The comparison; None while runs of other shards are missing.
@@ -70,7 +72,7 @@ def study(
         Interrupted: Ctrl-C or SIGTERM; the run is saved.
     """
     try:
-        asked, output = read_plan(plan).part(rows, seeds, baseline), Path(output)
+        asked, output = read_plan(plan).part(rows, seeds, baseline, classes), Path(output)
     except LookupError as error:
         raise DoubleheadError(f"{plan}: {error.args[0]}") from error
     every = runs(asked, output)
@@ -81,7 +83,7 @@ def study(
     shown = {split.categories.names[label - 1] for record in split.records for label in record.labels[~record.crowd]}
     for name in asked.classes:
         if name not in shown:
-            raise DoubleheadError(f"{plan}: classes: split `{split.name}` of {data} has no boxes of `{name}`")
+            raise DoubleheadError(f"{plan}: split `{split.name}` of {data} has no boxes of the class `{name}`")
     processes = Distribution.start(any_config.train.device, any_config.train.timeout)
     try:
         _do_all(asked, configs, output, processes)
