@@ -282,6 +282,20 @@ def cvat_voc(root: Path) -> None:
     put(root / "labelmap.txt", "# label:color_rgb:parts:actions\ncar:250,50,83::\n")
 
 
+@case(WHOLE, "deleted objects ignored", "masks reduced to the box around them")
+def cvat_labelme_xml(root: Path) -> None:
+    """LabelMe 3.0: boxes as polygons, masks with a box, and objects that its web tool marks as deleted."""
+    corners = "".join(f"<pt><x>{x}.00</x><y>{y}.00</y></pt>" for x, y in (("{0}", "{1}"), ("{2}", "{3}")))
+    box = f"<deleted>0</deleted><type>bounding_box</type><polygon>{corners}<username/></polygon>"
+    edges = "<xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax>"
+    mask = f"<deleted>0</deleted><segm><username/><mask>p_mask_0.png</mask><box>{edges}</box></segm>"
+    gone = "<object><name>ghost</name><deleted>1</deleted><polygon><pt><x>1</x><y>1</y></pt></polygon></object>"
+    for k in ALL:
+        save(root / f"p{k}.jpg", k)
+        text = voc_xml(f"p{k}.jpg", k, mask if k % 2 else box)
+        put(root / f"p{k}.xml", text.replace("</annotation>", f"{gone}</annotation>"))
+
+
 @case(BOTH)
 def voc_in_subfolders(root: Path) -> None:
     voc(root, "camera1/")

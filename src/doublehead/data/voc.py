@@ -17,6 +17,7 @@ from doublehead.common.errors import DoubleheadError
 from doublehead.data.folder import OUTSIDE, Folder, alike, canonical, split_of_folder
 from doublehead.data.images import IMAGE_SUFFIXES
 from doublehead.data.objects import (
+    MASKS,
     POLYGONS,
     ROTATED,
     Item,
@@ -167,7 +168,8 @@ def _splits(folder: Folder, files: list[str], chosen: dict[str, Any]) -> Splits:
             unheard = Findings()
             with unheard.collect(""):
                 root = parse_xml(folder.path(file))
-                yield from filter(None, ((item.findtext("name") or "").strip() for item in root.findall("object")))
+                objects = (item for item in root.findall("object") if not _deleted(item))
+                yield from filter(None, ((item.findtext("name") or "").strip() for item in objects))
 
     sources: dict[str, Parse] = {split: partial(items, split=split) for split in chosen}
     return splits_by_name(folder, sources, names)
@@ -187,9 +189,17 @@ def _item(folder: Folder, file: str, home: str, findings: Findings) -> Item:
     width, height = (number(_text(root, f"size/{side}", "0"), f"{path}: <size/{side}>") for side in ("width", "height"))
     item = Item(names, str(path), Path(file).parent.as_posix(), size_of(width, height))
     for node in root.findall("object"):
+        if _deleted(node):
+            findings.warn("deleted objects ignored", str(path))
+            continue
         with findings.collect("boxes that cannot be read", path):
             item.things.append(_thing(path, node))
     return item
+
+
+def _deleted(node: Any) -> bool:
+    """Whether LabelMe's web tool marks an object as deleted. It keeps such objects in the file."""
+    return is_set(_text(node, "deleted"))
 
 
 def _thing(path: Path, node: Any) -> Thing:
@@ -201,16 +211,20 @@ def _thing(path: Path, node: Any) -> Thing:
     def edge(field: str) -> float:
         return number(_text(node, field), f"{path}: <{field}>")
 
+    home = "bndbox"
     if node.find("bndbox") is None:
         if node.find("polygon") is not None:
             points = _points(path, node.find("polygon"))
-            return Thing(category, around(points, f"{path}: <polygon>"), crowd, POLYGONS)
+            reduced = "" if _text(node, "type") == "bounding_box" else POLYGONS
+            return Thing(category, around(points, f"{path}: <polygon>"), crowd, reduced)
+        if node.find("segm/box") is not None:  # LabelMe's masks, as CVAT writes them
+            home = "segm/box"
         if node.find("robndbox") is not None:
             x, y, w, h, angle = (edge(f"robndbox/{field}") for field in ("cx", "cy", "w", "h", "angle"))
             box = around_rotated((x - w / 2, y - h / 2, x + w / 2, y + h / 2), math.remainder(angle, math.tau))
             return Thing(category, box, crowd, ROTATED)
-    x1, y1, x2, y2 = (edge(f"bndbox/{field}") for field in ("xmin", "ymin", "xmax", "ymax"))
-    return Thing(category, (x1, y1, x2, y2), crowd)
+    x1, y1, x2, y2 = (edge(f"{home}/{field}") for field in ("xmin", "ymin", "xmax", "ymax"))
+    return Thing(category, (x1, y1, x2, y2), crowd, "" if home == "bndbox" else MASKS)
 
 
 def _points(path: Path, polygon: Any) -> list[tuple[float, float]]:
