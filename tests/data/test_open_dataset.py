@@ -1,3 +1,5 @@
+import re
+
 import pytest
 from making import box, coco, image, picture, thing, xml
 
@@ -99,6 +101,22 @@ def test_mistakes_in_the_yaml_are_named(tmp_path, text, message):
     file.write_text(text)
     with pytest.raises(DoubleheadError, match=rf"data\.yaml.*{message}"):
         open_dataset(file)
+
+
+@pytest.mark.parametrize("name", ["export.zip", "export.tar.gz"])
+def test_an_archive_says_to_unpack_it(name, tmp_path):
+    (tmp_path / name).write_bytes(b"PK")
+    for path in (tmp_path / name, tmp_path):
+        with pytest.raises(DoubleheadError, match=rf"{re.escape(str(path))}.*unpack"):
+            open_dataset(path)
+
+
+@pytest.mark.parametrize("name", ["train/chess.tfrecord", "train.tfrecord-00000-of-00002"])
+def test_tfrecords_say_what_to_export_instead(name, tmp_path):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b"\0" * 100)
+    with pytest.raises(DoubleheadError, match=f"{name}.*COCO"):
+        open_dataset(tmp_path)
 
 
 def test_a_folder_without_a_dataset_says_what_is_there_and_what_is_missing(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os.path
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -147,6 +148,8 @@ def open_dataset(path: str | Path, shares: SplitConfig | None = None) -> Dataset
     """
     path = Path(os.path.expanduser(path))
     if os.path.isfile(path):
+        if _is_archive(path.name):
+            raise DoubleheadError(f"{path}: is an archive; unpack it and give the folder")
         if path.suffix.lower() not in (".yaml", ".yml"):
             raise DoubleheadError(f"{path}: a dataset is a folder or a YAML file; give the folder that holds this file")
         dataset = _from_yaml(path)
@@ -191,10 +194,22 @@ def _from_folder(path: Path) -> Dataset:
         return without_splits
     counts = Counter(os.path.splitext(file)[1].lower() or "without extension" for file in folder.files)
     seen = ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common(5)) or "nothing"
-    lack = (
-        f"; {nearest.found} lacks {nearest.missing}" if nearest else "; no annotations of a known format (docs/data.md)"
-    )
-    raise DoubleheadError(f"{path}: no dataset found there, but {seen}{lack}")
+    raise DoubleheadError(f"{path}: no dataset found there, but {seen}; {_lack(folder, nearest)}")
+
+
+def _lack(folder: Folder, nearest: NotMine | None) -> str:
+    """What is missing for a dataset, or how to get one."""
+    if nearest:
+        return f"{nearest.found} lacks {nearest.missing}"
+    if archive := next(filter(_is_archive, folder.files), None):
+        return f"unpack {archive}"
+    if records := next((file for file in folder.files if re.search(r"\.tfrecords?\b", file, re.IGNORECASE)), None):
+        return f"TFRecord ({records}) is not supported: export it as COCO"
+    return "no annotations of a known format (docs/data.md)"
+
+
+def _is_archive(name: str) -> bool:
+    return name.lower().endswith((".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar"))
 
 
 def _unpacked(folder: Folder) -> Folder:
