@@ -414,6 +414,7 @@ def compare_variants(
     classes: Annotated[
         list[str] | None, typer.Option("--class", metavar="CLASS", help="Compare this class's AP too; repeatable.")
     ] = None,
+    split: Annotated[str | None, typer.Option("--split", help="Split to evaluate; default: the plan's.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Setting for every run; repeatable.")
     ] = None,
@@ -428,7 +429,7 @@ def compare_variants(
         from doublehead.training.study.study import study_all
 
     said = parse_settings(settings or [])
-    part = {"baseline": baseline, "rows": rows or (), "seeds": seeds or (), "classes": classes or ()}
+    part = {"baseline": baseline, "rows": rows or (), "seeds": seeds or (), "classes": classes or (), "split": split}
     found = study_all(plan, data, output, settings=said, shard=shard, **part)
     if found is None:
         return

@@ -113,6 +113,21 @@ def test_classes_of_a_plan_are_compared(plan, dataset, tmp_path, command) -> Non
         assert {row["class"] for row in csv.DictReader(file)} == {classes[1], "their mean"}
 
 
+def test_another_split_is_evaluated_and_finished_runs_of_the_plans_split_are_refused(
+    plan, dataset, tmp_path, command
+) -> None:
+    path = plan(rows={"single-fc": ROWS["single-fc"]}, seeds=[3], baseline="single-fc")
+    done = command("study", path, dataset, "--output", tmp_path / "study", "--split", "val")
+    assert done.code == 0, done.err
+    run = tmp_path / "study/single-fc/seed-3"
+    images = {found["image_id"] for found in json.loads((run / "val/predictions.json").read_text())}
+    assert images <= {record.image_id for record in open_dataset(dataset).read("val").records}
+    assert not (run / "test").exists()
+    assert "of `val`" in (tmp_path / "study/summary.md").read_text()
+    refused = command("study", path, dataset, "--output", tmp_path / "study")
+    assert str(run / "test/predictions.json") in refused.sentence
+
+
 def xywh(box: list[float]) -> list[float]:
     """COCO's form of a box."""
     return [box[0], box[1], box[2] - box[0], box[3] - box[1]]

@@ -51,6 +51,7 @@ class StudyPlan(Strict):
         seeds: Sequence[int] = (),
         baseline: str | None = None,
         classes: Sequence[str] = (),
+        split: str | None = None,
     ) -> StudyPlan:
         """Return the plan limited to some rows and seeds, or with another baseline. The baseline is always included.
 
@@ -59,6 +60,7 @@ class StudyPlan(Strict):
             seeds: seeds of the plan; empty: all.
             baseline: another row to compare with.
             classes: other classes whose AP is compared too; empty: the plan's.
+            split: another split to evaluate.
 
         Raises:
             LookupError: a row or seed is unknown, or a row is selected without the one whose weights it uses.
@@ -75,8 +77,8 @@ class StudyPlan(Strict):
             if row.of is not None and row.of not in chosen:
                 raise LookupError(f"row `{name}` takes the weights of `{row.of}`: name that row too")
         own = tuple(seed for seed in self.seeds if not seeds or seed in seeds)
-        named = tuple(classes) or self.classes
-        return self.model_copy(update={"rows": chosen, "seeds": own, "baseline": baseline, "classes": named})
+        others = {"classes": tuple(classes) or self.classes, "split": split or self.split}
+        return self.model_copy(update={"rows": chosen, "seeds": own, "baseline": baseline, **others})
 
     @field_validator("seeds")
     @classmethod

@@ -45,6 +45,7 @@ def study(
     rows: Sequence[str] = (),
     seeds: Sequence[int] = (),
     classes: Sequence[str] = (),
+    split: str | None = None,
 ) -> Summary | None:
     """Train and evaluate every row of a plan with every seed, and compare them.
 
@@ -63,6 +64,7 @@ def study(
         rows: rows to run and compare in addition to the baseline; empty: all.
         seeds: seeds of the plan to run and compare; empty: all.
         classes: classes whose AP is compared too; empty: those of the plan.
+        split: split to evaluate; default: the plan's.
 
     Returns:
         The comparison; None while runs of other shards are missing.
@@ -72,18 +74,19 @@ def study(
         Interrupted: Ctrl-C or SIGTERM; the run is saved.
     """
     try:
-        asked, output = read_plan(plan).part(rows, seeds, baseline, classes), Path(output)
+        asked, output = read_plan(plan).part(rows, seeds, baseline, classes, split), Path(output)
     except LookupError as error:
         raise DoubleheadError(f"{plan}: {error.args[0]}") from error
     every = runs(asked, output)
     mine = _share(asked, every, shard)
     configs = {run: _config(asked, run, data, dict(settings or {})) for run in mine}  # mistakes before the first run
     any_config = next(iter(configs.values()))
-    split = open_dataset(data, any_config.data.split).read(asked.split)
-    shown = {split.categories.names[label - 1] for record in split.records for label in record.labels[~record.crowd]}
+    measured = open_dataset(data, any_config.data.split).read(asked.split)
+    names = measured.categories.names
+    shown = {names[label - 1] for record in measured.records for label in record.labels[~record.crowd]}
     for name in asked.classes:
         if name not in shown:
-            raise DoubleheadError(f"{plan}: split `{split.name}` of {data} has no boxes of the class `{name}`")
+            raise DoubleheadError(f"{plan}: split `{measured.name}` of {data} has no boxes of the class `{name}`")
     processes = Distribution.start(any_config.train.device, any_config.train.timeout)
     try:
         _do_all(asked, configs, output, processes)
@@ -91,7 +94,7 @@ def study(
         processes.stop()
     if not processes.leads or not all(run.result.exists() for run in every):
         return None
-    return summarise(asked, every, split)
+    return summarise(asked, every, measured)
 
 
 def study_all(plan: str | Path, data: Sequence[str], output: str | Path, **choices: Any) -> dict[Path, Summary] | None:
@@ -140,7 +143,7 @@ def _do_all(plan: StudyPlan, configs: dict[StudyRun, Config], output: Path, proc
     console, faults = Console(processes.leads), []
     for number, (run, config) in enumerate(configs.items(), 1):
         if run.result.exists():
-            _require_same(run, config)
+            _require_same(run, config, plan.split)
             continue
         console.say(f"run {number} of {len(configs)}: {run}")
         try:
@@ -199,7 +202,12 @@ def _write_result(run: StudyRun, config: Config, weights: Path, found: Evaluatio
         temporary.write_text(json.dumps(values, indent=1), encoding="utf-8")
 
 
-def _require_same(run: StudyRun, config: Config) -> None:
+def _require_same(run: StudyRun, config: Config, split: str) -> None:
+    """Require that a complete run has the same settings, and detections of the same split."""
+    if not (predictions := run.folder / split / "predictions.json").exists():
+        raise DoubleheadError(
+            f"{predictions}: there is no such file; if the run was evaluated on another split, give another --output"
+        )
     stored = json.loads(run.result.read_text(encoding="utf-8"))["config"]
     _require_same_config(run, Config.model_validate(stored), config)
 
