@@ -1132,6 +1132,70 @@ def sagemaker_ground_truth(root: Path) -> None:
         put_lines(root / f"{split}.manifest", [*found, failed])
 
 
+def edges_in_fractions(row: Row) -> list[float]:
+    _, x1, y1, x2, y2 = row
+    return [x1 / WIDTH, y1 / HEIGHT, x2 / WIDTH, y2 / HEIGHT]
+
+
+@case(BOTH, "polygons reduced to the box around them", crowds=1)
+def azure_ml(root: Path) -> None:
+    def label(k: int, i: int, row: Row) -> dict[str, Any]:
+        x1, y1, x2, y2 = edges_in_fractions(row)
+        if k % 2:
+            return {"label": row[0], "polygon": [[x1, y1, x2, y1], [x2, y2, x1, y2]], "isCrowd": "false"}
+        edges = {"topX": x1, "topY": y1, "bottomX": x2, "bottomY": y2}
+        return {"label": row[0], **edges, "isCrowd": str((k, i) == (2, 1)).lower()}
+
+    for split, ks in (("train", TRAIN), ("validation", VAL)):
+        images(root, ks, "images/p{k}.jpg")
+        found = [
+            {
+                "image_url": f"azureml://subscriptions/s/workspaces/w/datastores/d/paths/images/p{k}.jpg",
+                "image_details": {"format": "jpg", "width": f"{WIDTH}px", "height": f"{HEIGHT}px"},
+                "label": [label(k, i, row) for i, row in enumerate(rows(k))],
+            }
+            for k in ks
+        ]
+        put_lines(root / f"{split}_annotations.jsonl", found)
+
+
+@case(BOTH)
+def vertex_ai(root: Path) -> None:
+    images(root)
+
+    def annotation(row: Row) -> dict[str, Any]:
+        edges = dict(zip(("xMin", "yMin", "xMax", "yMax"), edges_in_fractions(row), strict=True))
+        return {"displayName": row[0], "annotationResourceLabels": {}} | {k: v for k, v in edges.items() if v}
+
+    found = [
+        {
+            "imageGcsUri": f"gs://bucket/images/p{k}.png",
+            "boundingBoxAnnotations": [annotation(row) for row in rows(k)],
+            "dataItemResourceLabels": {"aiplatform.googleapis.com/ml_use": "training" if k in TRAIN else "validation"},
+        }
+        for k in ALL
+    ]
+    put_lines(root / "data-00001-of-00001.jsonl", found)
+
+
+@case(WHOLE, "annotations without a box ignored (point)", "polygons reduced to the box around them",
+      "rotated boxes reduced to the upright box around them")  # fmt: skip
+def superannotate(root: Path) -> None:
+    images(root, name="p{k}.png")
+    put(root / "classes/classes.json", json.dumps([{"id": i, "name": c} for i, c in enumerate(NAMES)]))
+    for k in ALL:
+        instances: list[dict[str, Any]] = [{"type": "point", "className": "car", "x": 1, "y": 2}]
+        for i, (c, x1, y1, x2, y2) in enumerate(rows(k)):
+            points = (
+                {"x1": x1, "x2": x2, "y1": y1, "y2": y2},
+                [x1, y1, x2, y1, x2, y2],
+                {"x1": x1, "y1": y1, "x2": x2, "y2": y1, "x3": x2, "y3": y2, "x4": x1, "y4": y2},
+            )[i]
+            instances.append({"type": ("bbox", "polygon", "rbbox")[i], "className": c, "points": points})
+        about = {"name": f"p{k}.png", "width": WIDTH, "height": HEIGHT, "status": "Completed"}
+        put(root / f"p{k}.png.json", {"metadata": about, "instances": instances, "tags": [], "comments": []})
+
+
 def kitti_lines(k: int) -> list[str]:
     found = [f"{c} 0.00 0 -1.58 {x1}.00 {y1}.00 {x2}.00 {y2}.00 1 1 3 -1 1 4 -1.59" for c, x1, y1, x2, y2 in rows(k)]
     return [*found, "DontCare -1 -1 -10 1.00 2.00 30.00 40.00 -1 -1 -1 -1000 -1000 -1000 -10"]

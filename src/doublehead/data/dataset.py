@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from doublehead.common.errors import DoubleheadError, brief, sentence
 from doublehead.common.strict import Strict
 from doublehead.config import SplitConfig, read_yaml
+from doublehead.data.azure_ml import find_azure_ml
 from doublehead.data.coco import find_coco, read_coco
 from doublehead.data.createml import find_createml
 from doublehead.data.cvat import find_cvat
@@ -36,9 +37,11 @@ from doublehead.data.objects import NotMine, Splits
 from doublehead.data.open_images import find_open_images
 from doublehead.data.records import Split
 from doublehead.data.shares import share_out
+from doublehead.data.superannotate import find_superannotate
 from doublehead.data.supervisely import find_supervisely
 from doublehead.data.tables import find_csv
 from doublehead.data.ultralytics import find_ultralytics
+from doublehead.data.vertex_ai import find_vertex_ai
 from doublehead.data.via import find_via
 from doublehead.data.voc import find_voc, voc_splits
 from doublehead.data.vott import find_vott
@@ -66,6 +69,9 @@ READERS: dict[str, Reader] = {
     "vott": find_vott,
     "ultralytics": find_ultralytics,
     "ground truth": find_ground_truth,
+    "azure ml": find_azure_ml,
+    "vertex ai": find_vertex_ai,
+    "superannotate": find_superannotate,
     "kitti": find_kitti,
     "mot": find_mot,
     "open images": find_open_images,

@@ -264,6 +264,17 @@ def points_in(points: Any, where: str) -> list[tuple[float, float]]:
     return [(number(point.get("x"), f"{where}: `x`"), number(point.get("y"), f"{where}: `y`")) for point in points]
 
 
+def in_turn(values: Any, what: str) -> list[tuple[float, float]]:
+    """Points given as x and y in turn, [x1, y1, x2, y2, ...].
+
+    Raises:
+        DoubleheadError: they are something else.
+    """
+    if not isinstance(values, list) or len(values) % 2:
+        raise DoubleheadError(f"{what} must be x and y in turn, not {brief(values)}")
+    return list(zip(*[iter(number(value, what) for value in values)] * 2, strict=True))
+
+
 def ignore(kind: Any, where: str, findings: Findings) -> None:
     """Count an annotation that has no box, such as a point."""
     findings.warn(f"annotations without a box ignored ({kind})", where)

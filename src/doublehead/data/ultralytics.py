@@ -17,6 +17,7 @@ from doublehead.data.objects import (
     around,
     gather,
     ignore,
+    in_turn,
     json_lines,
     number,
     size_of,
@@ -89,9 +90,7 @@ def _thing(kind: str, values: Any, names: Entry, where: str) -> Thing:
 def _box(kind: str, edges: list[float], where: str) -> Box:
     """A box, as fractions of the image, of center and size or of corners."""
     if kind in _POLYGONS:
-        if len(edges) % 2:
-            raise DoubleheadError(f"{where}: `{kind}` must be pairs of x and y, not {len(edges)} numbers")
-        return around(zip(edges[::2], edges[1::2], strict=True), f"{where}: `{kind}`")
+        return around(in_turn(edges, f"{where}: `{kind}`"), f"{where}: `{kind}`")
     if len(edges) != 4:
         raise DoubleheadError(f"{where}: `boxes` must have four numbers after the class, not {len(edges)}")
     x, y, w, h = edges
