@@ -15,6 +15,7 @@ from doublehead.data.objects import (
     Thing,
     around,
     gather,
+    image_in,
     in_turn,
     json_lines,
     label_in,
@@ -37,9 +38,7 @@ def _items(folder: Folder, rows: list[tuple[str, int, dict[str, Any]]], findings
     for file, line, row in rows:
         where = f"{folder.path(file)}: line {line}"
         with findings.collect("images that cannot be used"):
-            name, labels = row.get(_IMAGE), row.get("label")
-            if not isinstance(name, str) or not name:
-                raise DoubleheadError(f"{where}: `{_IMAGE}` must be an image's address, not {brief(name)}")
+            name, labels = image_in(row, _IMAGE, where), row.get("label")
             if not isinstance(labels, list):
                 raise DoubleheadError(f"{where}: `label` must be a list of boxes, not {brief(labels)}")
             item = Item([name], where, Path(file).parent.as_posix(), fractions=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from doublehead.common.errors import DoubleheadError, brief
 from doublehead.data.folder import Folder, canonical, split_of_folder
-from doublehead.data.objects import Item, NotMine, Splits, Thing, gather, label_in, number, size_of
+from doublehead.data.objects import Item, NotMine, Splits, Thing, gather, image_in, label_in, number, size_of
 from doublehead.data.records import Findings
 from doublehead.data.text import is_set, read_json
 
@@ -67,9 +67,7 @@ def _items(folder: Folder, samples: list[tuple[str, dict[str, Any], list[Any]]],
     for file, sample, detections in samples:
         path = folder.path(file)
         with findings.collect("images that cannot be used"):
-            name = sample.get("filepath")
-            if not isinstance(name, str) or not name:
-                raise DoubleheadError(f"{path}: a sample has no `filepath`")
+            name = image_in(sample, "filepath", f"{path}: a sample")
             metadata = sample.get("metadata")
             metadata = metadata if isinstance(metadata, dict) else {}
             size = size_of(metadata.get("width"), metadata.get("height"))

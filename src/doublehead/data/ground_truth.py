@@ -8,7 +8,7 @@ from typing import Any
 
 from doublehead.common.errors import DoubleheadError, brief
 from doublehead.data.folder import Folder, split_of_file
-from doublehead.data.objects import Item, NotMine, Splits, Thing, corner_and_size, gather, json_lines, size_of
+from doublehead.data.objects import Item, NotMine, Splits, Thing, corner_and_size, gather, image_in, json_lines, size_of
 from doublehead.data.records import Findings
 from doublehead.data.text import dicts
 
@@ -29,9 +29,7 @@ def _items(folder: Folder, rows: list[Row], findings: Findings) -> Iterator[Item
     for file, line, row in rows:
         where = f"{folder.path(file)}: line {line}"
         with findings.collect("images that cannot be used"):
-            name = row.get(_IMAGE)
-            if not isinstance(name, str) or not name:
-                raise DoubleheadError(f"{where}: `{_IMAGE}` must be an image's address, not {brief(name)}")
+            name = image_in(row, _IMAGE, where)
             key = _job(row)
             if key is None:
                 findings.warn("images without annotations skipped", where)

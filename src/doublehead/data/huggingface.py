@@ -14,7 +14,7 @@ from typing import Any
 from doublehead.common.errors import DoubleheadError, brief
 from doublehead.data import arrow
 from doublehead.data.folder import Folder, split_in_name, split_of_folder
-from doublehead.data.objects import Item, NotMine, Parse, Splits, Thing, number, size_of, splits_by_name
+from doublehead.data.objects import Item, NotMine, Parse, Splits, Thing, image_in, number, size_of, splits_by_name
 from doublehead.data.records import Findings
 from doublehead.data.text import is_set, read_json_lines, read_text
 
@@ -102,9 +102,7 @@ def _listed(folder: Folder, rows: list[tuple[str, int, dict[str, Any]]], finding
     for file, line, row in rows:
         where = f"{folder.path(file)}: line {line}"
         with findings.collect("images that cannot be used"):
-            name = row.get("file_name")
-            if not isinstance(name, str) or not name:
-                raise DoubleheadError(f"{where} has no `file_name`")
+            name = image_in(row, "file_name", where)
             item = Item([name], where, posixpath.dirname(file), size_of(row.get("width"), row.get("height")))
             _add_objects(item, row["objects"], [], findings)
             yield item

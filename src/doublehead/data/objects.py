@@ -220,6 +220,18 @@ def label_in(entry: Any, key: str, where: str) -> str:
     return label
 
 
+def image_in(entry: Any, key: str, where: str) -> str:
+    """The name or address of the image that an entry is about.
+
+    Raises:
+        DoubleheadError: it is no mapping, or names none.
+    """
+    name = entry.get(key) if isinstance(entry, dict) else None
+    if not isinstance(name, str) or not name:
+        raise DoubleheadError(f"{where}: `{key}` must name an image: {brief(entry)}")
+    return name
+
+
 def numbers_in(box: Any, keys: Sequence[str], where: str) -> list[float]:
     """The numbers that a mapping has under these keys.
 

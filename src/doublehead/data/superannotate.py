@@ -20,6 +20,7 @@ from doublehead.data.objects import (
     around_rotated,
     gather,
     ignore,
+    image_in,
     in_turn,
     label_in,
     number,
@@ -46,10 +47,8 @@ def _items(folder: Folder, files: list[str], findings: Findings) -> Iterator[Ite
         path = folder.path(file)
         with findings.collect("images that cannot be used"):
             content = read_json(path)
-            about = content.get("metadata") if isinstance(content, dict) else None
-            name = about.get("name") if isinstance(about, dict) else None
-            if not isinstance(about, dict) or not isinstance(name, str) or not name:
-                raise DoubleheadError(f"{path}: `metadata` must have the image's `name`, not {brief(about)}")
+            about: Any = content.get("metadata") if isinstance(content, dict) else None
+            name = image_in(about, "name", f"{path}: `metadata`")
             size = size_of(about.get("width"), about.get("height"))
             item = Item([name], str(path), Path(file).parent.as_posix(), size)
             for entry in dicts(content.get("instances")):

@@ -17,6 +17,7 @@ from doublehead.data.objects import (
     around,
     gather,
     ignore,
+    image_in,
     in_turn,
     json_lines,
     number,
@@ -62,9 +63,7 @@ def _items(folder: Folder, rows: list[Row], findings: Findings) -> Iterator[Item
     for row in rows:
         where = f"{folder.path(row.file)}: line {row.line}"
         with findings.collect("images that cannot be used"):
-            name = row.image["file"]
-            if not isinstance(name, str) or not name:
-                raise DoubleheadError(f"{where}: `file` must be an image's name, not {brief(name)}")
+            name = image_in(row.image, "file", where)
             size = size_of(row.image.get("width"), row.image.get("height"))
             item = Item([name], where, Path(row.file).parent.as_posix(), size, fractions=True)
             annotations = row.image.get("annotations")

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from doublehead.common.errors import DoubleheadError, brief
 from doublehead.data.folder import Folder, split_of_file
-from doublehead.data.objects import Item, Splits, Thing, gather, json_lines, label_in, numbers_in
+from doublehead.data.objects import Item, Splits, Thing, gather, image_in, json_lines, label_in, numbers_in
 from doublehead.data.records import Findings
 from doublehead.data.text import dicts
 
@@ -33,10 +32,7 @@ def _items(folder: Folder, rows: list[tuple[str, int, dict[str, Any]]], findings
     for file, line, row in rows:
         where = f"{folder.path(file)}: line {line}"
         with findings.collect("images that cannot be used"):
-            name = row.get(_IMAGE)
-            if not isinstance(name, str) or not name:
-                raise DoubleheadError(f"{where}: `{_IMAGE}` must be an image's address, not {brief(name)}")
-            item = Item([name], where, Path(file).parent.as_posix(), fractions=True)
+            item = Item([image_in(row, _IMAGE, where)], where, Path(file).parent.as_posix(), fractions=True)
             for entry in dicts(row.get(_BOXES)):
                 with findings.collect("boxes that cannot be read"):
                     zeros = dict.fromkeys(_EDGES, 0)  # Google's JSON leaves out what is zero

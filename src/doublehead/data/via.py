@@ -23,6 +23,7 @@ from doublehead.data.objects import (
     around_rotated,
     gather,
     ignore,
+    image_in,
     number,
 )
 from doublehead.data.records import Box, Findings
@@ -98,9 +99,7 @@ def _items(folder: Folder, images: list[tuple[str, Entry]], findings: Findings, 
     for file, image in images:
         path = folder.path(file)
         with findings.collect("images that cannot be used"):
-            name = image.get("filename")
-            if not isinstance(name, str) or not name:
-                raise DoubleheadError(f"{path}: an image has no `filename`")
+            name = image_in(image, "filename", f"{path}: an image")
             item = Item([name], f"{path}: `{name}`", Path(file).parent.as_posix())
             for region in _regions(image):
                 with findings.collect("boxes that cannot be read"):

@@ -9,7 +9,7 @@ from typing import Any
 
 from doublehead.common.errors import DoubleheadError, brief
 from doublehead.data.folder import Folder, split_of_file
-from doublehead.data.objects import POLYGONS, Item, NotMine, Splits, Thing, corner_and_size, gather, size_of
+from doublehead.data.objects import POLYGONS, Item, NotMine, Splits, Thing, corner_and_size, gather, image_in, size_of
 from doublehead.data.records import Findings
 from doublehead.data.text import dicts, head_has, read_json
 
@@ -37,9 +37,7 @@ def _items(folder: Folder, assets: list[tuple[str, Entry]], findings: Findings) 
         path = folder.path(file)
         with findings.collect("images that cannot be used"):
             asset = entry["asset"] if isinstance(entry.get("asset"), dict) else {}
-            name, size = asset.get("name"), asset.get("size")
-            if not isinstance(name, str) or not name:
-                raise DoubleheadError(f"{path}: an asset has no `name`: {brief(asset)}")
+            name, size = image_in(asset, "name", f"{path}: an asset"), asset.get("size")
             where = f"{path}: `{name}`"
             if asset.get("state") == _NOT_VISITED:
                 findings.warn("images without annotations skipped", where)
