@@ -43,7 +43,7 @@ class Tile:
 
 def tiles(record: Record, side: int) -> Iterator[Record]:
     """The tiles of an image, with what each shows of its objects."""
-    image = read_image(record.path)
+    image = read_image(record.path, record.encoded())
     for y in range(0, record.height, side):
         for x in range(0, record.width, side):
             width, height = min(side, record.width - x), min(side, record.height - y)
@@ -74,6 +74,8 @@ def main() -> None:
     parser.add_argument("output", type=Path, help="A new folder.")
     parser.add_argument("--side", type=int, default=400, help="Pixels of a tile's sides.")
     words = parser.parse_args()
+    if words.side < 1:
+        parser.error(f"--side must be at least 1, not {words.side}")
     try:
         dataset = open_dataset(words.data)
         names = ["all"] if dataset.whole else dataset.distinct

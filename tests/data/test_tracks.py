@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from cases import cvat_xml, put, rows, save
+from cases import cvat_image, cvat_xml, put, rows, save
 
 from doublehead.common.errors import DoubleheadError
 from doublehead.data.dataset import open_dataset
@@ -54,6 +54,15 @@ def test_a_video_whose_frames_cannot_be_told_says_how_to_export_it(name, tasks, 
     put(tmp_path / "annotations.xml", cvat_xml(tracks))
     with pytest.raises(DoubleheadError, match="CVAT for images"):
         open_dataset(tmp_path)
+
+
+def test_a_folder_with_images_and_a_video_has_both(tmp_path):
+    frames(tmp_path, range(2), "val/frame_{:06}.png")
+    put(tmp_path / "val/annotations.xml", cvat_xml([f'<track label="car">{shape(0, 1)}{shape(1, 1)}</track>']))
+    name = save(tmp_path / "train/a.png", 5)
+    put(tmp_path / "train/annotations.xml", cvat_xml([cvat_image(name, 5)]))
+    dataset = open_dataset(tmp_path)
+    assert {split: len(dataset.read(split).records) for split in dataset.distinct} == {"train": 1, "val": 2}
 
 
 def test_mot15_has_pedestrians_alone_and_positions_in_place_of_classes(tmp_path):

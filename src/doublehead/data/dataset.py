@@ -21,7 +21,6 @@ from doublehead.data.azure_ml import find_azure_ml
 from doublehead.data.coco import find_coco, read_coco
 from doublehead.data.createml import find_createml
 from doublehead.data.cvat import find_cvat
-from doublehead.data.cvat_video import find_cvat_video
 from doublehead.data.darwin import find_darwin
 from doublehead.data.datumaro import find_datumaro
 from doublehead.data.fiftyone import find_fiftyone
@@ -56,7 +55,6 @@ READERS: dict[str, Reader] = {
     "coco": find_coco,
     "yolo": find_yolo,
     "cvat": find_cvat,
-    "cvat video": find_cvat_video,
     "labelme": find_labelme,
     "fiftyone": find_fiftyone,
     "label studio": find_label_studio,

@@ -359,9 +359,8 @@ def _load(
             iterator = iter(loader)
         if workers:
             stop = functools.partial(_stop, iterator)
-            atexit.register(
-                stop
-            )  # a kept traceback may hold the iterator, and multiprocessing wait for its processes forever
+            # a kept traceback may hold the iterator, and multiprocessing would wait for its processes forever
+            atexit.register(stop)
         for batch in iterator:
             if isinstance(batch, DoubleheadError):
                 raise batch

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
 
 from doublehead.common.errors import DoubleheadError, brief
 from doublehead.data.folder import Folder, split_of_folder
-from doublehead.data.objects import Item, NotMine, Splits, Thing, gather, number
+from doublehead.data.objects import Item, NotMine, Splits, Thing, gather, number, of_frames
 from doublehead.data.records import Findings
 from doublehead.data.text import is_set, read_text
 
@@ -17,46 +19,48 @@ _PEDESTRIAN = "pedestrian"
 _LIKE_PEDESTRIANS = (1, 2, 7, 8, 12, 13)  # of MOTChallenge's classes: detections there are neither right nor wrong
 
 
+class Tracks(NamedTuple):
+    """A sequence of images."""
+
+    file: str
+    home: str  # the folder of the sequence
+    names: list[str]  # of the classes; empty in MOTChallenge's own files
+    frames: dict[int, str]  # frame -> image
+
+
 def find_mot(folder: Folder) -> Splits | NotMine | None:
     """Splits of `gt/gt.txt` beside a folder of images: by the folders they lie in, else one."""
-    files = [file for file in folder.suffixed(".txt") if f"/{file}".endswith("/gt/gt.txt")]
-    for file in files:
-        if not _frames(folder, file):
+    sequences = []
+    for file in (file for file in folder.suffixed(".txt") if f"/{file}".endswith("/gt/gt.txt")):
+        home = posixpath.dirname(posixpath.dirname(file))
+        frames = folder.frames_below(home, r"(\d+)$")
+        if not frames:
             return NotMine(f"MOT's tracks in {file}", "images beside the folder gt, such as img1/000001.jpg")
-    names = {name for file in files for name in _classes(folder, file) or [_PEDESTRIAN]}
-    return gather(folder, ((split_of_folder(file) or "all", file) for file in files), _items, lambda: names)
+        sequences.append((split_of_folder(file) or "all", Tracks(file, home, _classes(folder, file, home), frames)))
+    names = {name for _, sequence in sequences for name in sequence.names or [_PEDESTRIAN]}
+    return gather(folder, sequences, _items, lambda: names)
 
 
-def _frames(folder: Folder, file: str) -> dict[int, str]:
-    return folder.frames_below(_home(file), r"(\d+)$")
-
-
-def _home(file: str) -> str:
-    """The folder of a sequence."""
-    return posixpath.dirname(posixpath.dirname(file))
-
-
-def _classes(folder: Folder, file: str) -> list[str]:
-    """The classes that `labels.txt` lists; none in MOTChallenge's own files."""
-    lists = [posixpath.join(place, "labels.txt") for place in (posixpath.dirname(file), _home(file))]
+def _classes(folder: Folder, file: str, home: str) -> list[str]:
+    """The classes that `labels.txt` lists, beside the tracks or in the sequence's folder."""
+    lists = [posixpath.join(place, "labels.txt") for place in (posixpath.dirname(file), home)]
     found = next((one for one in lists if one in folder.files), None)
     lines = read_text(folder.path(found), "a list of classes").splitlines() if found else []
     return [line.strip() for line in lines if line.strip()]
 
 
-def _items(folder: Folder, files: list[str], findings: Findings) -> Iterator[Item]:
-    for file in files:
-        path = folder.path(file)
-        names = _classes(folder, file)
-        items = {frame: Item([image], f"{path}: frame {frame}") for frame, image in _frames(folder, file).items()}
-        for line, text in enumerate(read_text(path, "tracks").split("\n"), 1):
-            with findings.collect("boxes that cannot be read"):
-                found = _thing(text.strip(), names, f"{path}: line {line}", findings)
-                if found:
-                    frame, thing = found
-                    missing = Item([f"{frame:06}"], f"{path}: frame {frame}", _home(file))
-                    items.setdefault(frame, missing).things.append(thing)
-        yield from (items[frame] for frame in sorted(items))
+def _items(folder: Folder, sequences: list[Tracks], findings: Findings) -> Iterator[Item]:
+    for sequence in sequences:
+        path = folder.path(sequence.file)
+        things = _things(path, sequence.names, findings)
+        yield from of_frames(sequence.frames, things, str(path), sequence.home, "{:06}")
+
+
+def _things(path: Path, names: list[str], findings: Findings) -> Iterator[tuple[int, Thing]]:
+    for line, text in enumerate(read_text(path, "tracks").split("\n"), 1):
+        with findings.collect("boxes that cannot be read"):
+            if found := _thing(text.strip(), names, f"{path}: line {line}", findings):
+                yield found
 
 
 def _thing(text: str, names: list[str], where: str, findings: Findings) -> tuple[int, Thing] | None:
@@ -67,7 +71,8 @@ def _thing(text: str, names: list[str], where: str, findings: Findings) -> tuple
     if len(columns) < _LEAST:
         raise DoubleheadError(f"{where} must have frame, track, x, y, width, height and a flag, not {brief(text)}")
     frame, x, y, w, h = (number(columns[place], f"{where}: column {place + 1}") for place in (0, 2, 3, 4, 5))
-    kind = 1 if len(columns) < _LEAST + 1 or (len(columns) >= _MOT15 and not names) else int(number(columns[7], where))
+    has_class = len(columns) > _LEAST and (names or len(columns) < _MOT15)
+    kind = int(number(columns[7], f"{where}: column 8")) if has_class else 1
     crowd = not is_set(columns[6])
     if names:
         if not 1 <= kind <= len(names):

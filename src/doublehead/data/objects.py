@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os.path
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any, TypeVar
@@ -284,7 +284,27 @@ def in_turn(values: Any, what: str) -> list[tuple[float, float]]:
     """
     if not isinstance(values, list) or len(values) % 2:
         raise DoubleheadError(f"{what} must be x and y in turn, not {brief(values)}")
-    return list(zip(*[iter(number(value, what) for value in values)] * 2, strict=True))
+    found = [number(value, what) for value in values]
+    return list(zip(found[::2], found[1::2], strict=True))
+
+
+def of_frames(
+    frames: dict[int, str], things: Iterable[tuple[int, Thing]], where: str, home: str, name: str
+) -> Iterator[Item]:
+    """The frames of a video as images, in order, with their objects.
+
+    Args:
+        frames: frame -> image, as from `Folder.frames_below`.
+        things: frame and object; a frame without an image becomes one whose image is missing.
+        where: the annotation file, for errors.
+        home: the folder of the images.
+        name: how images are called, such as "frame_{:06}".
+    """
+    items = {frame: Item([image], f"{where}: frame {frame}") for frame, image in frames.items()}
+    for frame, thing in things:
+        missing = Item([name.format(frame)], f"{where}: frame {frame}", home)
+        items.setdefault(frame, missing).things.append(thing)
+    yield from (items[frame] for frame in sorted(items))
 
 
 def ignore(kind: Any, where: str, findings: Findings) -> None:

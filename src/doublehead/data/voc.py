@@ -31,7 +31,7 @@ from doublehead.data.objects import (
     size_of,
     splits_by_name,
 )
-from doublehead.data.records import Findings
+from doublehead.data.records import Box, Findings
 from doublehead.data.text import is_set, read_text
 
 
@@ -211,20 +211,22 @@ def _thing(path: Path, node: Any) -> Thing:
     def edge(field: str) -> float:
         return number(_text(node, field), f"{path}: <{field}>")
 
-    home = "bndbox"
+    def box_in(home: str) -> Box:
+        x1, y1, x2, y2 = (edge(f"{home}/{field}") for field in ("xmin", "ymin", "xmax", "ymax"))
+        return x1, y1, x2, y2
+
     if node.find("bndbox") is None:
         if node.find("polygon") is not None:
             points = _points(path, node.find("polygon"))
             reduced = "" if _text(node, "type") == "bounding_box" else POLYGONS
             return Thing(category, around(points, f"{path}: <polygon>"), crowd, reduced)
         if node.find("segm/box") is not None:  # LabelMe's masks, as CVAT writes them
-            home = "segm/box"
+            return Thing(category, box_in("segm/box"), crowd, MASKS)
         if node.find("robndbox") is not None:
             x, y, w, h, angle = (edge(f"robndbox/{field}") for field in ("cx", "cy", "w", "h", "angle"))
             box = around_rotated((x - w / 2, y - h / 2, x + w / 2, y + h / 2), math.remainder(angle, math.tau))
             return Thing(category, box, crowd, ROTATED)
-    x1, y1, x2, y2 = (edge(f"{home}/{field}") for field in ("xmin", "ymin", "xmax", "ymax"))
-    return Thing(category, (x1, y1, x2, y2), crowd, "" if home == "bndbox" else MASKS)
+    return Thing(category, box_in("bndbox"), crowd)
 
 
 def _points(path: Path, polygon: Any) -> list[tuple[float, float]]:

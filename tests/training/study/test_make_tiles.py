@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +54,25 @@ def test_what_shows_less_than_half_of_an_object_is_a_crowd(tmp_path) -> None:
     np.testing.assert_allclose(left.boxes, [[40, 10, 50, 30]])
     np.testing.assert_allclose(right.boxes, [[0, 10, 20, 30]])
     assert (left.crowd.tolist(), right.crowd.tolist()) == ([True], [False])
+
+
+def test_an_image_that_only_its_annotation_file_holds_is_cut(tmp_path) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (60, 40)).save(file, "PNG")
+    shape = {"label": "tree", "points": [[5, 5], [20, 30]], "shape_type": "rectangle"}
+    about = {"imagePath": "a.png", "imageData": base64.b64encode(file.getvalue()).decode(), "imageHeight": 40}
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/a.json").write_text(json.dumps({"shapes": [shape], "imageWidth": 60, **about}))
+    done = run(tmp_path / "data", tmp_path / "tiles", "--side", 40)
+    assert done.returncode == 0, done.stderr
+    assert len(open_dataset(tmp_path / "tiles").read("all").records) == 2
+
+
+def test_a_side_without_pixels_is_refused(dataset, tmp_path) -> None:
+    done = run(dataset, tmp_path / "tiles", "--side", 0)
+    assert done.returncode == 2
+    assert "--side" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_folder_without_a_dataset_is_named(tmp_path) -> None:
